@@ -1,0 +1,33 @@
+# A fresh machine needs nothing but Python 3.11 or newer: `make demo`, `make test`.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/installed
+
+.PHONY: demo test check format clean
+
+demo: $(INSTALLED)  ## pre-train a small ViT on the built-in photographs
+	$(BIN)/fastmim pretrain --config examples/demo.yaml --out runs/demo
+
+test: $(INSTALLED)  ## the test suite
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+check: $(INSTALLED)  ## style, types, import layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# constraints.txt holds a torch and a torchvision that match; pip alone may pair ones that do not.
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -c "import torch, torchvision; torchvision.ops.nms(torch.zeros(1, 4), torch.zeros(1), 0.5)"
+	touch $@
+
+clean:
+	rm -rf .venv build dist *.egg-info src/*.egg-info

@@ -1,0 +1,46 @@
+"""Pre-train any timm backbone on your own images: masked image modeling at low resolution (FastMIM).
+
+import fastmim
+
+model = fastmim.MIM("swin_tiny_patch4_window7_224", img_size=128, target=fastmim.HOG())
+model(images)["loss"].backward()
+
+run = fastmim.pretrain(data="photos/", backbone="swin_tiny_patch4_window7_224", out="runs/photos")
+backbone = fastmim.load_backbone("runs/photos")        # a plain timm model
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from fastmim.config import RequestError, RunError
+
+if TYPE_CHECKING:
+    from fastmim.backbone import Backbone
+    from fastmim.mim import MIM
+    from fastmim.pretraining import pretrain
+    from fastmim.targets import HOG, Pixels
+    from fastmim.weights import load_backbone
+
+# Imported at first use, so that `fastmim --help` need not wait for torch.
+_HOMES = {
+    "Backbone": "fastmim.backbone",
+    "HOG": "fastmim.targets",
+    "MIM": "fastmim.mim",
+    "Pixels": "fastmim.targets",
+    "load_backbone": "fastmim.weights",
+    "pretrain": "fastmim.pretraining",
+}
+
+__all__ = ["HOG", "MIM", "Backbone", "Pixels", "RequestError", "RunError", "load_backbone", "pretrain"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'fastmim' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

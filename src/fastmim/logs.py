@@ -1,0 +1,220 @@
+"""What a run says while it runs: metrics.jsonl always, a live bar or plain lines, trackers by choice."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+
+from fastmim.config import RequestError
+
+PLAIN_LINE_SECONDS = 10.0
+
+
+class Tracker(Protocol):
+    """Somewhere that metrics are sent to."""
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        """Record the metrics of a step."""
+
+    def close(self) -> None:
+        """Flush and leave."""
+
+
+class TensorBoard:
+    """Event files in `<out>/tensorboard`."""
+
+    def __init__(self, out: Path, settings: dict[str, Any], step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        # purge_step: what an interrupted run logged after its last checkpoint is not shown twice.
+        self._writer = SummaryWriter(out / "tensorboard", purge_step=step or None)
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        for name, value in metrics.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class WandB:
+    """A Weights & Biases run that a resumed run goes on with (its id is the run directory's)."""
+
+    def __init__(self, out: Path, settings: dict[str, Any], step: int) -> None:
+        import wandb
+
+        name = out.resolve().name
+        identity = out / "wandb_id.txt"
+        if not identity.exists():
+            identity.write_text(wandb.util.generate_id())
+        self._run = wandb.init(
+            project="fastmim", name=name, id=identity.read_text(), resume="allow", dir=out, config=settings
+        )
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        self._run.log(metrics, step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class MLflow:
+    """An MLflow run that a resumed run goes on with."""
+
+    def __init__(self, out: Path, settings: dict[str, Any], step: int) -> None:
+        import mlflow
+
+        self._mlflow = mlflow
+        identity = out / "mlflow_id.txt"
+        if identity.exists():
+            mlflow.start_run(run_id=identity.read_text())
+        else:
+            identity.write_text(mlflow.start_run(run_name=out.resolve().name).info.run_id)
+            mlflow.log_params(settings)
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        self._mlflow.log_metrics(metrics, step=step)
+
+    def close(self) -> None:
+        self._mlflow.end_run()
+
+
+TRACKERS: dict[str, type[Any]] = {"tensorboard": TensorBoard, "wandb": WandB, "mlflow": MLflow}
+
+
+def open_trackers(
+    names: tuple[str, ...], *, auto: bool, out: Path, settings: dict[str, Any], step: int
+) -> list[Tracker]:
+    """The named trackers; with `auto`, TensorBoard where it is installed.
+
+    Raises:
+        RequestError: a tracker that was asked for by name is not installed.
+    """
+    if auto and find_spec("tensorboard"):
+        names = ("tensorboard",)
+    for name in names:
+        if find_spec(name) is None:
+            raise RequestError(f"trackers names {name}, which is not installed; run: pip install 'fastmim[{name}]'")
+    return [TRACKERS[name](out, settings, step) for name in names]
+
+
+class _Facts(ProgressColumn):
+    """The numbers beside the bar."""
+
+    def render(self, task: Any) -> str:
+        return str(task.fields["facts"])
+
+
+class Logs:
+    """Writes each log step to metrics.jsonl, the console and the trackers.
+
+    Args:
+        out: The run directory.
+        total_steps: Steps of the whole run.
+        step: The step the run goes on from; later lines of metrics.jsonl (from after the last checkpoint)
+            are dropped, for they will be written again.
+        trackers: From `open_trackers`.
+        console: Where progress is shown; a live bar on a terminal, else a line every ten seconds.
+    """
+
+    def __init__(
+        self,
+        out: Path,
+        *,
+        total_steps: int,
+        step: int = 0,
+        trackers: list[Tracker] | None = None,
+        console: Console | None = None,
+    ) -> None:
+        self.console = console or Console(stderr=False, highlight=False)
+        self._path = out / "metrics.jsonl"
+        self._total = total_steps
+        self._trackers = trackers or []
+        _drop_after(self._path, step)
+        self._file = self._path.open("a", buffering=1)
+        self._said = 0.0
+        self._bar = Progress(
+            TextColumn("step {task.completed}/{task.total}"),
+            BarColumn(),
+            _Facts(),
+            TimeRemainingColumn(),
+            console=self.console,
+        )
+        self._task = self._bar.add_task("train", total=total_steps, completed=step, facts="starting")
+        self._live = self.console.is_terminal
+        if self._live:
+            self._bar.start()
+
+    def advance(self, step: int) -> None:
+        """Move the bar; cheap enough for every step."""
+        if self._live:
+            self._bar.update(self._task, completed=step)
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        """Record a log step. Keys are those of DESIGN's run directory; others are passed through."""
+        # JSON has no NaN: a line without any finite step says null.
+        line = {"step": step} | {k: v if math.isfinite(v) else None for k, v in metrics.items()}
+        self._file.write(json.dumps(line) + "\n")
+        for tracker in self._trackers:
+            tracker.log(step, metrics)
+        if "loss" not in metrics:
+            return
+        facts = describe(metrics)
+        self._bar.update(self._task, completed=step, facts=facts)
+        due = time.monotonic() - self._said > PLAIN_LINE_SECONDS
+        if not self._live and (due or step == self._total):
+            self._said = time.monotonic()
+            self.console.print(
+                f"step {step}/{self._total}  {facts}  {_left(metrics, self._total - step)}", soft_wrap=True
+            )
+
+    def say(self, message: str) -> None:
+        """A line for the reader, above the bar."""
+        self._bar.console.print(message, soft_wrap=True, markup=False)
+
+    def close(self) -> None:
+        """Stop the bar and flush everything to the disk."""
+        if self._live:
+            self._bar.stop()
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        for tracker in self._trackers:
+            tracker.close()
+
+
+def describe(metrics: dict[str, float]) -> str:
+    """The numbers of a log step that people watch, in one short line."""
+    rate, wait = metrics["images_per_s"], metrics["data_wait_share"]
+    return (
+        f"epoch {metrics['epoch']:.1f}  loss {metrics['loss']:.4f}  {rate:,.0f} images/s  waiting for data {wait:.0%}"
+    )
+
+
+def _left(metrics: dict[str, float], steps: int) -> str:
+    seconds = round(steps * metrics["seconds_per_step"])
+    return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d} left"
+
+
+def _drop_after(path: Path, step: int) -> None:
+    """Rewrite metrics.jsonl without lines of later steps and without a half-written last line."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+        except (ValueError, KeyError):
+            continue
+    partial = path.with_suffix(".tmp")
+    partial.write_text("".join(f"{line}\n" for line in kept))
+    partial.replace(path)

@@ -1,0 +1,76 @@
+"""Random numbers as pure functions of (seed, epoch, image): the same on every device, worker and rank.
+
+Nothing about randomness is ever stored. An image's *key* names its appearance in one epoch; crop, flip
+and mask are read from the key, so neither the number of workers, nor the order in which they answer,
+nor an interruption can change them. The mixing function is SplitMix64 (Steele, Lea and Flood, "Fast
+splittable pseudorandom number generators", OOPSLA 2014), written in wrapping int64 arithmetic, which
+gives the same bits in eager and compiled code on CPU and GPU.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_GAMMA = 0x9E3779B97F4A7C15 - (1 << 64)
+_MIX_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
+_MIX_2 = 0x94D049BB133111EB - (1 << 64)
+_64_BITS = (1 << 64) - 1
+
+
+def _mix(x: Tensor) -> Tensor:
+    """SplitMix64's finaliser: int64 -> int64, a bijection whose output bits all depend on all input bits."""
+    # `>>` on int64 copies the sign bit; the masks make it the logical shift that the function needs.
+    x = (x ^ ((x >> 30) & ((1 << 34) - 1))) * _MIX_1
+    x = (x ^ ((x >> 27) & ((1 << 37) - 1))) * _MIX_2
+    return x ^ ((x >> 31) & ((1 << 33) - 1))
+
+
+def image_keys(seed: int, epoch: int, indices: Tensor) -> Tensor:
+    """One key for each image's appearance in an epoch.
+
+    Args:
+        seed: The run's seed, any 63-bit integer.
+        epoch: Pass over the data, from 0.
+        indices: (B,) int64, positions in the source.
+
+    Returns:
+        (B,) int64 keys on the device of `indices`.
+    """
+    stream = step_seed(seed, epoch)
+    return _mix(_mix(indices + stream) + _GAMMA)
+
+
+def step_seed(seed: int, *counters: int) -> int:
+    """A 63-bit generator seed from the run's seed and counters such as (step, rank)."""
+    # Plain integers: torch needs 30 times longer for single numbers, and this runs at every step.
+    x = seed
+    for counter in counters:
+        x = _mix_int((x * 3 + _GAMMA + _mix_int(counter + _MIX_1)) & _64_BITS)
+    return x & (_64_BITS >> 1)
+
+
+def _mix_int(x: int) -> int:
+    """`_mix` for one number, 0 <= result < 2**64."""
+    x &= _64_BITS
+    x = ((x ^ (x >> 30)) * _MIX_1) & _64_BITS
+    x = ((x ^ (x >> 27)) * _MIX_2) & _64_BITS
+    return x ^ (x >> 31)
+
+
+def uniform(keys: Tensor, num: int, *, stream: int = 0) -> Tensor:
+    """`num` uniform numbers for each key.
+
+    Args:
+        keys: (B,) int64 from `image_keys`.
+        num: How many numbers.
+        stream: Independent streams of the same key (one for crops, one for masks, ...).
+
+    Returns:
+        (B, num) float32 in [0, 1), multiples of 2**-24.
+    """
+    counters = torch.arange(1, num + 1, device=keys.device, dtype=torch.int64) + (stream << 32)
+    # xor, not the usual multiply-and-add: the compiler folds arithmetic on `arange` into an index
+    # expression with exact integers and then overflows.
+    bits = _mix(_mix(keys[:, None] ^ counters) + _GAMMA)
+    return ((bits >> 40) & ((1 << 24) - 1)).to(torch.float32) * 2.0**-24

@@ -1,0 +1,101 @@
+"""Learning rate, durations and resolution stages, as pure functions of the step. No torch here."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+_UNITS = {"step": "steps", "steps": "steps", "epoch": "epochs", "epochs": "epochs", "ep": "epochs"}
+_UNITS |= {"image": "images", "images": "images", "%": "%"}
+
+
+def to_steps(duration: str, *, total_steps: int, steps_per_epoch: int, batch_size: int) -> int:
+    """A duration in optimiser steps: the one place where every kind of duration becomes steps.
+
+    Args:
+        duration: `1000` or `1000 steps`, `20 epochs`, `1e6 images`, `5%` (of the run).
+
+    Raises:
+        ValueError: not a duration.
+    """
+    match = re.fullmatch(r"\s*([0-9.]+(?:e[0-9]+)?)\s*([a-z]+|%)?\s*", duration.lower())
+    unit = _UNITS.get(match[2] or "steps") if match else None
+    if match is None or unit is None:
+        raise ValueError("expected a duration such as `20 epochs`, `1000 steps`, `1e6 images` or `5%`")
+    amount = float(match[1])
+    scale = {"steps": 1, "epochs": steps_per_epoch, "images": 1 / batch_size, "%": total_steps / 100}[unit]
+    return round(amount * scale)
+
+
+def learning_rate(step: int, *, peak: float, warmup_steps: int, total_steps: int) -> float:
+    """Linear warm-up to `peak`, then a half cosine to 0 at `total_steps`.
+
+    Args:
+        step: The step about to be made, from 0; the first warm-up step already moves.
+    """
+    if step < warmup_steps:
+        return peak * (step + 1) / warmup_steps
+    progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+    return peak * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Steps `start` to `stop` (exclusive) at one image size."""
+
+    size: int
+    """Image side in pixels."""
+    start: int
+    stop: int
+    accumulation: int
+    """Micro-batches per optimiser step and device."""
+
+
+def parse_stages(text: str) -> tuple[tuple[int, float], ...]:
+    """`128:0.5,160:0.3,192:0.2` as ((128, 0.5), (160, 0.3), (192, 0.2)).
+
+    Raises:
+        ValueError: another form, or shares that do not sum to 1.
+    """
+    pairs = [re.fullmatch(r"\s*(\d+)\s*:\s*([0-9.]+)\s*", part) for part in text.split(",")]
+    stages = tuple((int(pair[1]), float(pair[2])) for pair in pairs if pair)
+    if len(stages) != len(pairs) or any(share <= 0 for _, share in stages):
+        raise ValueError("expected SIZE:SHARE,SIZE:SHARE such as 128:0.5,160:0.3,192:0.2")
+    total = sum(share for _, share in stages)
+    if abs(total - 1) > 1e-6:
+        raise ValueError(f"expected shares that sum to 1, and these sum to {total:g}")
+    return stages
+
+
+def plan_stages(
+    sizes: Sequence[tuple[int, float]], *, total_steps: int, device_batch: int, micro_batch: int | None
+) -> list[Stage]:
+    """Resolution stages in steps, with the accumulation each needs (FastMIM-P, section 3.4 of the paper).
+
+    The global batch never changes. `micro_batch` is what a device holds at the first size; memory grows
+    with the number of pixels, so a later stage holds that many times (first size / size)^2.
+
+    Args:
+        sizes: (image size, share of the run) in order.
+        device_batch: Images per step and device.
+        micro_batch: Most images at once at the first size; None for all of them.
+    """
+    stages: list[Stage] = []
+    done, start = 0.0, 0
+    for size, share in sizes:
+        done += share
+        stop = total_steps if len(stages) == len(sizes) - 1 else round(done * total_steps)
+        limit = device_batch if micro_batch is None else max(1, int(micro_batch * (sizes[0][0] / size) ** 2))
+        accumulation = next(
+            n for n in range(1, device_batch + 1) if device_batch % n == 0 and device_batch // n <= limit
+        )
+        stages.append(Stage(size, start, stop, accumulation))
+        start = stop
+    return [stage for stage in stages if stage.stop > stage.start]
+
+
+def stage_at(stages: Sequence[Stage], step: int) -> Stage:
+    """The stage that makes this step; the last one from the end of the run on."""
+    return next((stage for stage in stages if step < stage.stop), stages[-1])
