@@ -1,0 +1,233 @@
+"""What the decoder learns to predict: HOG features or pixels of the clean image, (B, channels, h, w)."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class HOG(nn.Module):
+    """Histograms of oriented gradients, the target of FastMIM (section 3.2; Dalal and Triggs, CVPR 2005).
+
+    Sobel gradients of each channel with reflect padding; each pixel adds its magnitude to the bin of its
+    unsigned orientation, floor(atan2(gx, gy) / pi * num_bins) mod num_bins; sums over cells; each cell's
+    histogram is scaled to L2 norm 1 over its bins. No Gaussian window, no gradient, always float32.
+
+    The result is the formula's, to rounding, but the bin is never computed (benchmarks/hog.py has the gain):
+    orientation reaches bin k exactly where gy/gx <= cot(k * pi / num_bins), so the magnitudes on that side of
+    each of the num_bins - 1 lines are summed, and a histogram is the difference of neighbouring sums. No
+    one-hot of the image's size exists, and the compiler fuses what is left.
+
+    Args:
+        cell: Pixels along a cell's side; None means 8, or less where `for_stride` finds a smaller stride.
+        num_bins: Orientation bins over 180 degrees.
+
+    Raises:
+        ValueError: cell below 1, num_bins below 2.
+    """
+
+    name = "hog"
+
+    def __init__(self, cell: int | None = None, num_bins: int = 9) -> None:
+        super().__init__()
+        if num_bins < 2:
+            raise ValueError(f"num_bins is {num_bins}: a histogram needs at least 2 bins; 9 is usual")
+        self._given = _checked_side(cell, "cell")
+        self.cell = cell or 8
+        self.num_bins = num_bins
+        self._edges = [_just_above(1 / math.tan(math.pi * k / num_bins)) for k in range(1, num_bins)]
+
+    def for_stride(self, stride: int) -> HOG:
+        """The target for a backbone of this stride: cells of min(8, stride) pixels unless given.
+
+        Raises:
+            ValueError: The stride is not a multiple of the cell.
+        """
+        return HOG(_divisor(self._given or min(8, stride), stride, "cell"), self.num_bins)
+
+    def num_channels(self, in_chans: int) -> int:
+        """Target channels of one cell: in_chans * num_bins."""
+        return in_chans * self.num_bins
+
+    def forward(self, images: Tensor) -> Tensor:
+        """HOG of a batch.
+
+        Args:
+            images: (B, C, H, W), normalised; H and W multiples of `cell`.
+
+        Returns:
+            (B, C * num_bins, H / cell, W / cell) float32 in [0, 1], channels ordered (image channel, bin).
+
+        Raises:
+            ValueError: H or W is not a multiple of the cell.
+        """
+        _check_divides(images, self.cell, "cell")
+        with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
+            images = images.float()
+            if images.device.type != "cpu" or torch.compiler.is_compiling():
+                return self._histograms(images)
+            # Uncompiled on a CPU every operation is a pass over memory: parts that stay in the cores'
+            # caches (1 MB a tensor and thread) halve the time, and most of the memory is never needed.
+            part = max(1, 2**18 * torch.get_num_threads() // images.shape[1:].numel())
+            return torch.cat([self._histograms(some) for some in images.split(part)])
+
+    def _histograms(self, images: Tensor) -> Tensor:
+        gx, gy = sobel(images)
+        xx, xy = gx * gx, gx * gy
+        magnitude = (xx + gy * gy).sqrt_()
+
+        def sum_rows(values: Tensor) -> Tensor:
+            """(B, C, H, W) -> (B, C, H / cell, W): rows first, which adds whole lines of memory."""
+            return values.unflatten(2, (-1, self.cell)).sum(3)
+
+        # reach[k]: magnitude whose bin is k or more. gy/gx <= cot is gx*gy <= cot*gx*gx; `>` with edges just
+        # above the cotangents says so too, and keeps gx = 0 (0 > 0 is false) in bin 0, where the formula has
+        # it. In-place comparison and product: a float 0/1 mask, which eager CPU code multiplies quickest.
+        reach = [sum_rows(magnitude)]
+        reach += [sum_rows((xx * edge).gt_(xy).mul_(magnitude)) for edge in self._edges]
+        reach.append(torch.zeros_like(reach[0]))
+        cells = torch.stack(reach, 2).unflatten(-1, (-1, self.cell)).sum(-1)  # (B, C, bins + 1, h, w)
+        histograms = cells[:, :, :-1] - cells[:, :, 1:]
+        return F.normalize(histograms, dim=2, eps=1e-12).flatten(1, 2)
+
+    def extra_repr(self) -> str:
+        """What `print` shows."""
+        return f"cell={self.cell}, num_bins={self.num_bins}"
+
+
+class Pixels(nn.Module):
+    """The pixels of each patch, standardised per patch (the reconstruction target of MAE, section 3).
+
+    Args:
+        patch: Pixels along a patch's side; None means 16, or the stride that `for_stride` is given.
+        normalize: Subtract each patch's mean and divide by its standard deviation (over pixels and channels,
+            unbiased variance, eps 1e-6); False keeps the pixels as they are.
+
+    Raises:
+        ValueError: patch below 1.
+    """
+
+    name = "pixels"
+
+    def __init__(self, patch: int | None = None, normalize: bool = True) -> None:
+        super().__init__()
+        self._given = _checked_side(patch, "patch")
+        self.cell = patch or 16
+        self.normalize = normalize
+
+    def for_stride(self, stride: int) -> Pixels:
+        """The target for a backbone of this stride: patches of `stride` pixels unless given.
+
+        Raises:
+            ValueError: The stride is not a multiple of the patch.
+        """
+        return Pixels(_divisor(self._given or stride, stride, "patch"), self.normalize)
+
+    def num_channels(self, in_chans: int) -> int:
+        """Target channels of one patch: in_chans * patch * patch."""
+        return in_chans * self.cell**2
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        """Pixels of a batch, patch by patch.
+
+        Args:
+            images: (B, C, H, W), normalised; H and W multiples of `patch`.
+
+        Returns:
+            (B, C * patch * patch, H / patch, W / patch) float32 without gradient, channels ordered
+            (image channel, row, column) as `pixel_unshuffle` does.
+
+        Raises:
+            ValueError: H or W is not a multiple of the patch; a patch of one value is to be standardised.
+        """
+        _check_divides(images, self.cell, "patch")
+        patches = F.pixel_unshuffle(images.float(), self.cell)
+        if not self.normalize:
+            return patches
+        mean, deviation = self._statistics(patches)
+        return (patches - mean) / deviation
+
+    @torch.no_grad()
+    def to_images(self, values: Tensor, images: Tensor) -> Tensor:
+        """The inverse of `forward`, with the patches' true mean and deviation read from `images`.
+
+        Args:
+            values: (B, C * patch * patch, h, w), a target or a prediction of it.
+            images: (B, C, H, W), the normalised images that it belongs to.
+
+        Returns:
+            (B, C, H, W) float32 in normalised image space.
+        """
+        if self.normalize:
+            mean, deviation = self._statistics(F.pixel_unshuffle(images.float(), self.cell))
+            values = values.float() * deviation + mean
+        return F.pixel_shuffle(values.float(), self.cell)
+
+    def _statistics(self, patches: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, 1, h, w) mean and deviation of each patch of (B, C * patch * patch, h, w)."""
+        if patches.shape[1] < 2:
+            raise ValueError("a patch of 1 value has no variance: expected 2 or more; set normalize=False")
+        variance, mean = torch.var_mean(patches, dim=1, keepdim=True)
+        return mean, (variance + 1e-6).sqrt()
+
+    def extra_repr(self) -> str:
+        """What `print` shows."""
+        return f"patch={self.cell}, normalize={self.normalize}"
+
+
+def sobel(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients (gx, gy) by [[1, 0, -1], [2, 0, -2], [1, 0, -1]] and its transpose, reflect padding.
+
+    Args:
+        images: (B, C, H, W) float.
+
+    Returns:
+        Two (B, C, H, W): left minus right, top minus bottom.
+    """
+    H, W = images.shape[-2:]
+    padded = F.pad(images, (1, 1, 1, 1), mode="reflect")
+
+    def shifted(down: int, right: int) -> Tensor:
+        return padded[..., 1 + down : 1 + down + H, 1 + right : 1 + right + W]
+
+    # Rounding matters where a gradient is 0, since gx = 0 is a bin's edge. gx adds up in the order of a 3x3
+    # convolution, so that such ties fall as they do in the published layer. gy takes differences first, so
+    # that a flat region gives 0 and not 1e-7, which normalisation would blow up to a full histogram.
+    gx = shifted(-1, -1) - shifted(-1, 1)
+    gx.add_(shifted(0, -1), alpha=2).sub_(shifted(0, 1), alpha=2).add_(shifted(1, -1)).sub_(shifted(1, 1))
+    gy = shifted(-1, 0) - shifted(1, 0)
+    gy.mul_(2).add_(shifted(-1, -1) - shifted(1, -1)).add_(shifted(-1, 1) - shifted(1, 1))
+    return gx, gy
+
+
+def _just_above(value: float) -> float:
+    """The next float32 above a number, so that `> x` in float32 also takes the number itself."""
+    return float(np.nextafter(np.float32(value), np.float32(np.inf)))
+
+
+def _checked_side(side: int | None, word: str) -> int | None:
+    if side is not None and side < 1:
+        raise ValueError(f"{word} is {side}: expected at least 1 pixel; leave it out for the default")
+    return side
+
+
+def _divisor(side: int, stride: int, word: str) -> int:
+    if stride % side:
+        raise ValueError(
+            f"{word} is {side}: expected a divisor of the backbone's stride, {stride}; leave it out for the default"
+        )
+    return side
+
+
+def _check_divides(images: Tensor, side: int, word: str) -> None:
+    H, W = images.shape[-2:]
+    if H % side or W % side:
+        raise ValueError(
+            f"images are {H}x{W} pixels: expected multiples of the {word}, {side}; "
+            f"resize the images or choose a {word} that divides both sides"
+        )
