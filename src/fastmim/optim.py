@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +16,6 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 def build(model: nn.Module, *, weight_decay: float, betas: tuple[float, float]) -> AdamW:
     """AdamW with decay on matrices and kernels only: none on vectors (biases, norms) and on
     `model.no_weight_decay()` (tokens, position embeddings, relative-position tables).
-
-    The fused form, because it alone can skip a step on the device (see `loop.fit`).
     """
     ask: Callable[[], set[str]] = getattr(model, "no_weight_decay", set)
     spared = ask()
@@ -25,8 +24,16 @@ def build(model: nn.Module, *, weight_decay: float, betas: tuple[float, float]) 
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             (undecayed if parameter.ndim <= 1 or name in spared else decayed).append(parameter)
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": undecayed, "weight_decay": 0.0}]
-    return AdamW([group for group in groups if group["params"]], lr=0.0, betas=betas, fused=True)
+    decays = ((decayed, weight_decay), (undecayed, 0.0))
+    return adamw([{"params": params, "weight_decay": decay} for params, decay in decays if params], betas=betas)
+
+
+def adamw(groups: list[dict[str, Any]], *, betas: tuple[float, float]) -> AdamW:
+    """AdamW over groups of parameters, which may have an "lr_scale".
+
+    The fused form, because it alone can skip a step on the device (see `loop.fit`).
+    """
+    return AdamW(groups, lr=0.0, betas=betas, fused=True)
 
 
 def named_state(model: nn.Module, optimizer: AdamW) -> dict[str, dict[str, Tensor]]:
@@ -71,12 +78,12 @@ def resize(model: nn.Module, optimizer: AdamW, img_size: int, *, rebuild: Callab
     return resized
 
 
-@torch.no_grad()
 def _resized(model: nn.Module, tensors: dict[str, Tensor], img_size: int) -> dict[str, Tensor]:
     """Tensors in the shape of some of the model's parameters, resampled as the parameters would be."""
     stand_in = copy.deepcopy(model)
-    for name, parameter in stand_in.named_parameters():
-        if name in tensors:
-            parameter.copy_(tensors[name])
+    with torch.no_grad():
+        for name, parameter in stand_in.named_parameters():
+            if name in tensors:
+                parameter.copy_(tensors[name])
     stand_in.set_input_size(img_size)  # type: ignore[operator]
     return {name: p.detach().clone() for name, p in stand_in.named_parameters() if name in tensors}

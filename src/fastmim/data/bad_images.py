@@ -1,0 +1,66 @@
+"""The list of a run's unreadable images, and the point at which there are too many."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+
+from fastmim.config import RunError
+
+_MIN_SEEN = 1000
+
+
+class BadImages:
+    """Collects what the loader reports, keeps `bad_images.txt` current, and stops a run that has too many.
+
+    The file has a line "name<TAB>reason" for each image, sorted. Lines of an earlier start of the same run
+    stay but do not count: the files may have been repaired since.
+    """
+
+    def __init__(self, run_dir: Path, *, num_images: int, max_share: float = 0.05) -> None:
+        self.path = run_dir / "bad_images.txt"
+        self.num_images = num_images
+        self.max_share = max_share
+        self.num_seen = 0
+        self._found: dict[str, str] = {}
+
+    def __len__(self) -> int:
+        """Different images found since this start."""
+        return len(self._found)
+
+    def update(self, bad: Iterable[tuple[str, str]], num_seen: int) -> None:
+        """Take in a batch's "bad" and the number of images that were read for it.
+
+        Raises:
+            RunError: More than `max_share` of the images read so far are bad; of at least 1000, or of the
+                whole source if it is smaller.
+        """
+        self.num_seen += num_seen
+        new = {name: reason for name, reason in bad if name not in self._found}
+        if not new:
+            return
+        self._found |= new
+        self._write()
+        num_tried = min(self.num_images, max(self.num_seen, _MIN_SEEN))
+        if len(self) > self.max_share * num_tried:
+            name, reason = next(iter(self._found.items()))
+            raise RunError(
+                f"{len(self):,} of {num_tried:,} images ({len(self) / num_tried:.1%}) cannot be read, "
+                f"the first is {name} ({reason}): repair or remove those in {self.path}, "
+                f"or raise --max-bad-share above {self.max_share:g}"
+            )
+
+    def _write(self) -> None:
+        lines = {f"{_clean(name)}\t{_clean(reason)}" for name, reason in self._found.items()}
+        with suppress(FileNotFoundError):
+            lines |= set(self.path.read_text(encoding="utf-8").splitlines())
+        partial = self.path.with_suffix(f".{os.getpid()}.tmp")
+        partial.write_text("".join(f"{line}\n" for line in sorted(lines)), encoding="utf-8")
+        partial.replace(self.path)
+
+
+def _clean(text: str) -> str:
+    """One field of one line, in valid UTF-8: file names may hold anything."""
+    return " ".join(text.encode("utf-8", "backslashreplace").decode().split())

@@ -1,0 +1,284 @@
+"""Encoded bytes or an array -> one box of the upright RGB picture at the wanted size, or BadImage.
+
+JPEGs take the fast road: simplejpeg reads the header, the box is chosen, and the decoder's own DCT
+scaling by 1/2, 1/4 or 1/8 does most of the shrinking. Everything else goes through Pillow.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+import simplejpeg
+import torch
+import torch.nn.functional as F
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+MAX_PIXELS = 178_956_970
+"""Largest picture that is decoded, in pixels; the limit at which Pillow itself refuses. 0.5 GB as RGB."""
+
+# Registered with Pillow but no pictures: documents, video, data containers, and formats that Pillow only
+# identifies or hands to another program (EPS runs Ghostscript).
+_NOT_PICTURES = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "PDF", "WMF"}
+
+# EXIF orientation -> (transpose, then flip rows, then flip columns) that turns the stored frame upright.
+_UPRIGHT = {
+    1: (False, False, False),
+    2: (False, False, True),
+    3: (False, True, True),
+    4: (False, True, False),
+    5: (True, False, False),
+    6: (True, False, True),
+    7: (True, True, True),
+    8: (True, True, False),
+}
+_ORIENTATION_TAG = 0x0112
+
+
+class BadImage(ValueError):  # noqa: N818 - it is about an image, not about the program
+    """This one image cannot be used; the message is the reason in one line."""
+
+
+class Box(NamedTuple):
+    """A rectangle in pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+@cache
+def image_formats() -> tuple[str, ...]:
+    """The names of the Pillow formats that count as pictures here."""
+    Image.init()
+    return tuple(name for name in Image.ID if name in Image.OPEN and name not in _NOT_PICTURES)
+
+
+@cache
+def image_extensions() -> frozenset[str]:
+    """The file name endings of those formats, in lower case with the dot."""
+    formats = set(image_formats())
+    return frozenset(end for end, name in Image.registered_extensions().items() if name in formats)
+
+
+def decode_box(
+    data: bytes | np.ndarray,
+    size: int,
+    choose_box: Callable[[int, int], Box],
+    *,
+    max_pixels: int = MAX_PIXELS,
+) -> Tensor:
+    """Cut a box out of a picture and resize it to a square (antialiased bicubic).
+
+    EXIF orientation is honoured. Palettes, CMYK and grey become RGB; transparency is laid on white, as
+    viewers show it; 16-bit greys are scaled by 1/256, 32-bit and float greys from their own range; of an
+    animation the first frame is used.
+
+    Args:
+        data: An encoded file, or uint8 (H, W), (H, W, 1) or (H, W, 3).
+        size: Side of the result in pixels.
+        choose_box: (height, width) of the upright picture -> the box in it. Where a JPEG is decoded at
+            1/f of its size, the box moves to multiples of f: by half a pixel of the result at most.
+        max_pixels: Larger pictures are refused before they are decoded.
+
+    Returns:
+        (3, size, size) uint8.
+
+    Raises:
+        BadImage: The data is no picture, damaged, or too large.
+    """
+    if isinstance(data, np.ndarray):
+        return _crop_array(data, size, choose_box)
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError:
+        colours = "not a JPEG"
+    if colours in ("YCbCr", "RGB", "Gray"):
+        if height * width > max_pixels:
+            raise BadImage(_too_large(max_pixels, f"{width} x {height}"))
+        orientation = jpeg_orientation(data)
+        box = _stored_box(choose_box, height, width, orientation)
+        crop = _crop_jpeg(data, height, width, box, size, "GRAY" if colours == "Gray" else "RGB")
+    else:
+        image, orientation = _open_with_pillow(data, max_pixels)
+        box = _stored_box(choose_box, image.height, image.width, orientation)
+        with _pillow_limit(max_pixels):  # Pillow checks crops too
+            region = image.crop((box.left, box.top, box.left + box.width, box.top + box.height))
+        crop = _resize(np.array(region), size)
+    return _turn_upright(crop, orientation)
+
+
+def jpeg_orientation(data: bytes) -> int:
+    """EXIF orientation, 1 to 8, from a JPEG's header; 1 where there is none or it makes no sense."""
+    position = 2
+    while position + 4 <= len(data) and data[position] == 0xFF and data[position + 1] != 0xDA:
+        if data[position + 1] == 0xFF:  # padding before a marker
+            position += 1
+            continue
+        end = position + 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+        if data[position + 1] == 0xE1 and data[position + 4 : position + 10] == b"Exif\0\0":
+            return _tiff_orientation(data[position + 10 : end])
+        position = end
+    return 1
+
+
+def _tiff_orientation(tiff: bytes) -> int:
+    """The orientation entry of the first directory in an EXIF block (TIFF 6.0, section 2)."""
+    order = "little" if tiff[:2] == b"II" else "big"
+
+    def number(start: int, num_bytes: int) -> int:
+        return int.from_bytes(tiff[start : start + num_bytes], order)  # type: ignore[arg-type]
+
+    directory = number(4, 4)
+    for entry in range(directory + 2, min(directory + 2 + 12 * number(directory, 2), len(tiff) - 11), 12):
+        if number(entry, 2) == _ORIENTATION_TAG:
+            value = number(entry + 8, 2 if number(entry + 2, 2) == 3 else 4)
+            return value if value in _UPRIGHT else 1
+    return 1
+
+
+def reduction(box: Box, size: int) -> int:
+    """The largest f of 8, 4, 2, 1 at which 1/f of the box still has `size` pixels along both sides."""
+    return next(f for f in (8, 4, 2, 1) if f == 1 or min(box.height, box.width) >= f * size)
+
+
+def snap(box: Box, factor: int, height: int, width: int) -> Box:
+    """The box in a (height, width) picture reduced by `factor`, on whole reduced pixels."""
+    num_rows, num_columns = round(box.height / factor), round(box.width / factor)
+    top = min(round(box.top / factor), -(-height // factor) - num_rows)
+    left = min(round(box.left / factor), -(-width // factor) - num_columns)
+    return Box(top, left, num_rows, num_columns)
+
+
+def _crop_jpeg(data: bytes, height: int, width: int, box: Box, size: int, colours: str) -> Tensor:
+    factor = reduction(box, size)
+    try:
+        # strict: a damaged file raises, where libjpeg and Pillow would fill in grey or garbage.
+        pixels = simplejpeg.decode_jpeg(
+            data,
+            colours,
+            fastdct=False,
+            fastupsample=False,
+            min_height=-(-height // factor),
+            min_width=-(-width // factor),
+            strict=True,
+        )
+    except ValueError as error:
+        raise BadImage(one_line(error)) from None
+    box = snap(box, factor, height, width)
+    return _resize(_cut(pixels, box), size)
+
+
+def _crop_array(array: np.ndarray, size: int, choose_box: Callable[[int, int], Box]) -> Tensor:
+    if array.dtype != np.uint8 or array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3)):
+        raise BadImage(f"array of {array.dtype} {array.shape}, not uint8 (H, W), (H, W, 1) or (H, W, 3)")
+    # A copy, since the array may be read-only, which torch does not take.
+    return _resize(_cut(array, choose_box(array.shape[0], array.shape[1])).copy(), size)
+
+
+def _cut(pixels: np.ndarray, box: Box) -> np.ndarray:
+    return pixels[box.top : box.top + box.height, box.left : box.left + box.width]
+
+
+def _resize(pixels: np.ndarray, size: int) -> Tensor:
+    """uint8 (h, w) or (h, w, 1 or 3) -> uint8 (3, size, size)."""
+    image = torch.from_numpy(pixels if pixels.ndim == 3 else pixels[..., None]).permute(2, 0, 1)[None]
+    return F.interpolate(image, size=(size, size), mode="bicubic", antialias=True)[0].expand(3, size, size)
+
+
+def _stored_box(choose_box: Callable[[int, int], Box], height: int, width: int, orientation: int) -> Box:
+    """Choose a box in the upright frame and express it in the (height, width) frame of the file."""
+    transpose, flip_rows, flip_columns = _UPRIGHT[orientation]
+    if transpose:
+        height, width = width, height
+    box = choose_box(height, width)
+    top = height - box.top - box.height if flip_rows else box.top
+    left = width - box.left - box.width if flip_columns else box.left
+    return Box(left, top, box.width, box.height) if transpose else Box(top, left, box.height, box.width)
+
+
+def _turn_upright(image: Tensor, orientation: int) -> Tensor:
+    """(3, size, size) as stored -> upright."""
+    transpose, flip_rows, flip_columns = _UPRIGHT[orientation]
+    if transpose:
+        image = image.transpose(1, 2)
+    axes = [axis for axis, flip in ((1, flip_rows), (2, flip_columns)) if flip]
+    return image.flip(axes) if axes else image
+
+
+def _open_with_pillow(data: bytes, max_pixels: int) -> tuple[Image.Image, int]:
+    """The decoded picture as "L" or "RGB" in the frame of the file, and its orientation."""
+    try:
+        with _pillow_limit(max_pixels):
+            image = Image.open(io.BytesIO(data), formats=image_formats())
+            image.load()
+            orientation = _pillow_orientation(image)
+            return to_rgb(image), orientation
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise BadImage(_too_large(max_pixels)) from None
+    except UnidentifiedImageError:
+        start = f"begins with {data[:16]!r}" if data else "the file is empty"
+        raise BadImage(f"not an image: {start}") from None
+    except Exception as error:
+        # Pillow's plugins meet damage with any exception: OSError, SyntaxError, struct.error, KeyError ...
+        raise BadImage(one_line(error)) from None
+
+
+@contextmanager
+def _pillow_limit(max_pixels: int) -> Iterator[None]:
+    """Make Pillow refuse more than `max_pixels`, also inside containers, and keep its warnings to itself."""
+    before = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = max_pixels
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
+
+
+def _pillow_orientation(image: Image.Image) -> int:
+    try:
+        orientation = image.getexif().get(_ORIENTATION_TAG, 1)
+    except Exception:  # damaged EXIF does not spoil the pixels
+        return 1
+    return orientation if orientation in _UPRIGHT else 1
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Bring a loaded picture of any Pillow mode to 8-bit "RGB", or "L" where it is grey and opaque."""
+    if image.mode[0] in "IF":
+        image = Image.fromarray(_to_8_bits(image))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image if image.mode in ("L", "RGB") else image.convert("L" if image.mode == "1" else "RGB")
+
+
+def _to_8_bits(image: Image.Image) -> np.ndarray:
+    """Grey of more than 8 bits -> uint8, where Pillow's own conversion would clip to white."""
+    values = np.asarray(image)
+    if image.mode.startswith("I;16") or image.format in ("PNG", "PPM"):  # some releases open 16 bits as "I"
+        return (values >> 8).astype(np.uint8)
+    # 32-bit integers and floats have no agreed white.
+    values = np.nan_to_num(values.astype(np.float64), posinf=0.0, neginf=0.0)
+    low, high = values.min(), values.max()
+    return np.rint((values - low) * (255 / max(high - low, 1e-12))).astype(np.uint8)
+
+
+def _too_large(max_pixels: int, size: str = "the picture") -> str:
+    return f"{size} has more than the {max_pixels:,} pixels that are decoded"
+
+
+def one_line(error: Exception) -> str:
+    """An exception's message without line breaks, or its name if it says nothing."""
+    text = " ".join(str(error).split())
+    return text or type(error).__name__

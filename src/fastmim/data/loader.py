@@ -1,0 +1,273 @@
+"""The batch of a step as a pure function of (seed, step, global batch), read ahead by worker processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from fastmim.config import RequestError, RunError
+from fastmim.data.augment import CROP_STREAM, NUM_RANDOMS, decode_crop
+from fastmim.data.decode import MAX_PIXELS, BadImage
+from fastmim.data.sources import Source
+from fastmim.data.workers import obey_parent_only, signals_blocked
+from fastmim.randomness import image_keys, step_seed, uniform
+
+_ORDER_STREAM = 3
+_MAX_TRIES = 100
+
+
+def steps_per_epoch(source: Source, global_batch: int) -> int:
+    """Whole batches in one pass over the source; what is left over waits for another epoch's order.
+
+    Raises:
+        RequestError: There is not even one.
+    """
+    if len(source) < global_batch:
+        raise RequestError(
+            f"{len(source):,} images in {source.origin} are fewer than one batch of {global_batch:,}: "
+            f"lower --batch-size to {len(source)} or less"
+        )
+    return len(source) // global_batch
+
+
+@dataclass(frozen=True)
+class StepSampler:
+    """The images of steps `first_step` to `last_step` - 1, one micro-batch at a time, for one process.
+
+    Step n belongs to epoch n // (num_images // global_batch); the epoch's order is drawn from
+    (seed, epoch). Each process takes its contiguous slice of the global batch, and cuts it into
+    `accumulation` micro-batches. So the world's size, the accumulation, and where a run was interrupted
+    change nothing in what a step sees.
+
+    Raises:
+        ValueError: The global batch does not divide into world_size * accumulation equal parts, or is
+            larger than num_images.
+    """
+
+    num_images: int
+    global_batch: int
+    seed: int
+    first_step: int
+    last_step: int
+    accumulation: int = 1
+    rank: int = 0
+    world_size: int = 1
+
+    def __post_init__(self) -> None:
+        if self.global_batch % (self.world_size * self.accumulation) or self.global_batch > self.num_images:
+            raise ValueError(
+                f"a batch of {self.global_batch} of {self.num_images} images does not divide into "
+                f"{self.world_size} processes x {self.accumulation} micro-batches"
+            )
+
+    def __len__(self) -> int:
+        return (self.last_step - self.first_step) * self.accumulation
+
+    def __iter__(self) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield (epoch, indices), indices int64 (global_batch / world_size / accumulation,)."""
+        num_steps = self.num_images // self.global_batch
+        share = self.global_batch // self.world_size
+        epoch, order = -1, np.empty(0, dtype=np.int64)
+        for step in range(self.first_step, self.last_step):
+            if step // num_steps != epoch:
+                epoch = step // num_steps
+                order = self._order(epoch)
+            start = step % num_steps * self.global_batch + self.rank * share
+            for indices in np.split(order[start : start + share], self.accumulation):
+                yield epoch, indices
+
+    def _order(self, epoch: int) -> np.ndarray:
+        generator = np.random.Generator(np.random.PCG64(step_seed(self.seed, epoch, _ORDER_STREAM)))
+        return generator.permutation(self.num_images)
+
+
+@dataclass(frozen=True, eq=False)
+class _Crops(Dataset[dict[str, Any]]):
+    """The map-style dataset that the workers hold: a micro-batch's indices -> its tensors."""
+
+    source: Source
+    size: int
+    seed: int
+    scale: tuple[float, float]
+    ratio: tuple[float, float]
+    max_pixels: int
+    transform: Callable[[torch.Tensor, int], torch.Tensor] | None = None
+
+    def __getitems__(self, batch: tuple[int, np.ndarray]) -> dict[str, Any]:
+        """Crop one micro-batch.
+
+        A replacement for an unreadable image is cropped with the key of the image that it replaces: the
+        keys of a batch are known without reading it, and an image that comes twice is cropped twice.
+        """
+        epoch, indices = batch
+        keys = image_keys(self.seed, epoch, torch.from_numpy(indices))
+        randoms = uniform(keys, NUM_RANDOMS, stream=CROP_STREAM).tolist()
+        images = torch.empty(len(indices), 3, self.size, self.size, dtype=torch.uint8)
+        bad: dict[int, str] = {}
+        used = []
+        for index, key, numbers, image in zip(indices.tolist(), keys.tolist(), randoms, images, strict=True):
+            readable = self._crop_next_readable(index, numbers, image, bad)
+            if readable is None:  # reported, not raised: an exception would bring the worker's traceback
+                return {"unreadable": self._named(bad)}
+            if self.transform is not None:
+                image.copy_(self.transform(image, key))
+            used.append(readable)
+        result = {"images": images, "keys": keys, "bad": self._named(bad)}
+        if self.source.labels is not None:
+            result["labels"] = torch.from_numpy(self.source.labels[used])
+        return result
+
+    def _named(self, bad: dict[int, str]) -> list[tuple[str, str]]:
+        return [(self.source.name(index), reason) for index, reason in bad.items()]
+
+    def _crop_next_readable(
+        self, index: int, randoms: list[float], out: torch.Tensor, bad: dict[int, str]
+    ) -> int | None:
+        """Fill `out` from the first readable image at or after `index`; its index, or None after 100 tries."""
+        for _ in range(min(_MAX_TRIES, len(self.source))):
+            if index not in bad:
+                try:
+                    data = self.source.read(index)
+                    crop = decode_crop(
+                        data,
+                        self.size,
+                        randoms,
+                        scale=self.scale,
+                        ratio=self.ratio,
+                        max_pixels=self.max_pixels,
+                    )
+                    out.copy_(crop)
+                    return index
+                except BadImage as error:
+                    bad[index] = str(error)
+                except OSError as error:
+                    bad[index] = error.strerror or type(error).__name__
+            index = (index + 1) % len(self.source)
+        return None
+
+
+def load(
+    source: Source,
+    *,
+    size: int,
+    seed: int,
+    global_batch: int,
+    first_step: int,
+    last_step: int,
+    accumulation: int = 1,
+    rank: int = 0,
+    world_size: int = 1,
+    num_workers: int = 0,
+    crop_scale: tuple[float, float] = (0.2, 1.0),
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3),
+    max_pixels: int = MAX_PIXELS,
+    pin_memory: bool = False,
+    start_method: str | None = None,
+    transform: Callable[[torch.Tensor, int], torch.Tensor] | None = None,
+) -> Generator[dict[str, Any], None, None]:
+    """Read the micro-batches of steps `first_step` to `last_step` - 1, in order.
+
+    The same for any number of workers and, put together, of processes. Nothing before `first_step` is
+    read. Workers end when the generator ends or is closed, or with this process, however that ends.
+
+    Args:
+        source: The images.
+        size: Side of the crops, in pixels.
+        seed: The run's seed.
+        global_batch: Images per step over all processes.
+        first_step: From 0, counted over the whole run.
+        last_step: One past the last.
+        accumulation: Micro-batches per step.
+        rank: This process, of `world_size`.
+        world_size: Processes that share the global batch.
+        num_workers: Worker processes; 0 reads in this one.
+        crop_scale: Range of the crop's share of the picture's area.
+        crop_ratio: Range of the crop's width / height.
+        max_pixels: Larger pictures count as unreadable.
+        pin_memory: Put batches into page-locked memory.
+        start_method: "fork", "spawn" or "forkserver"; the platform's default if None.
+        transform: More augmentation in the worker: (crop uint8 (3, size, size), the image's key) -> the same
+            shape; a function of these two only, that can be pickled.
+
+    Yields:
+        "images" uint8 (b, 3, size, size), "keys" int64 (b,), "labels" int64 (b,) if the source has any,
+        and "bad", a list of (name, reason) of the unreadable images met, which are replaced by the next
+        readable ones.
+
+    Raises:
+        RequestError: The source has fewer images than one batch.
+        RunError: Nothing readable within 100 images, or a worker died.
+    """
+    steps_per_epoch(source, global_batch)
+    crops = _Crops(source, size, seed, crop_scale, crop_ratio, max_pixels, transform)
+    sampler = StepSampler(len(source), global_batch, seed, first_step, last_step, accumulation, rank, world_size)
+    return read_ahead(
+        crops, sampler, source.origin, num_workers=num_workers, pin_memory=pin_memory, start_method=start_method
+    )
+
+
+def read_ahead(
+    dataset: Dataset[dict[str, Any]],
+    requests: Iterable[Any],
+    origin: str,
+    *,
+    num_workers: int,
+    pin_memory: bool = False,
+    start_method: str | None = None,
+) -> Generator[dict[str, Any], None, None]:
+    """Have worker processes answer each request by the dataset's `__getitems__`, in order.
+
+    Args:
+        dataset: Small when pickled.
+        requests: What `__getitems__` takes, one a batch.
+        origin: The source's, for messages.
+        num_workers: Worker processes; 0 reads in this one.
+        pin_memory: Put batches into page-locked memory.
+        start_method: "fork", "spawn" or "forkserver"; the platform's default if None.
+
+    Raises:
+        RunError: An answer is {"unreadable": ...}, or a worker died.
+    """
+    loader: DataLoader[dict[str, Any]] = DataLoader(
+        dataset,
+        batch_sampler=requests,  # any requests, for `__getitems__`
+        collate_fn=_as_it_is,
+        num_workers=num_workers,
+        pin_memory=pin_memory,
+        worker_init_fn=obey_parent_only,
+        multiprocessing_context=start_method if num_workers else None,
+        generator=torch.Generator(),  # else starting the workers would draw from the global generator
+    )
+    with signals_blocked():  # from a worker's first moment on
+        batches = iter(loader)
+    return _receive(batches, origin)
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+def _receive(batches: Iterator[dict[str, Any]], origin: str) -> Generator[dict[str, Any], None, None]:
+    try:
+        for batch in batches:
+            if "unreadable" in batch:
+                (name, reason), num = batch["unreadable"][-1], len(batch["unreadable"])
+                raise RunError(
+                    f"no readable image in {origin} after {num} in a row up to {name} ({reason}): "
+                    "check that the files are images and complete"
+                )
+            yield batch
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        raise RunError(
+            f"a data worker died ({str(error).splitlines()[0]}): most often memory or shared memory ran out; "
+            "lower --num-workers, or raise the container's --shm-size"
+        ) from None
+    finally:
+        del batches  # the workers end now, not when the last traceback that holds this frame is forgotten

@@ -1,0 +1,34 @@
+"""A real photograph in any file format, and how near two pictures are."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import skimage
+import torch
+from PIL import Image
+
+PHOTOGRAPHS = Path(skimage.__file__).parent / "data"
+
+
+def photograph() -> Image.Image:
+    """RGB, 600 x 400: a cup of coffee, with no symmetry."""
+    return Image.open(PHOTOGRAPHS / "coffee.png").convert("RGB")
+
+
+def encode(image: Image.Image, file_format: str = "JPEG", **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, file_format, **({"quality": 95} if file_format == "JPEG" else {}) | options)
+    return buffer.getvalue()
+
+
+def psnr(a: torch.Tensor | Image.Image, b: torch.Tensor | Image.Image) -> float:
+    """dB, of uint8 (3, S, S) tensors or Pillow pictures."""
+    a, b = (
+        np.moveaxis(np.asarray(x.convert("RGB")), 2, 0) if isinstance(x, Image.Image) else x.numpy() for x in (a, b)
+    )
+    error = np.mean((a.astype(float) - b.astype(float)) ** 2)
+    return float(10 * np.log10(255**2 / max(error, 1e-9)))

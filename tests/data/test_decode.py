@@ -1,0 +1,325 @@
+"""Every kind of file becomes the upright RGB picture that a viewer shows, or a BadImage with the reason."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import struct
+import tracemalloc
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pictures import encode, photograph, psnr
+from PIL import Image
+
+from fastmim.data.decode import BadImage, Box, decode_box, image_extensions, jpeg_orientation
+
+BOX = Box(top=20, left=150, height=300, width=260)
+REGION = (150, 20, 410, 320)
+
+
+def crop(data: bytes | np.ndarray, size: int = 128, box: Box = BOX, **options: int) -> torch.Tensor:
+    return decode_box(data, size, lambda height, width: box, **options)
+
+
+def reference(image: Image.Image, size: int = 128) -> Image.Image:
+    return image.crop(REGION).resize((size, size), Image.Resampling.BICUBIC)
+
+
+@pytest.mark.parametrize(
+    ("file_format", "options", "decibels"),
+    [
+        ("PNG", {}, 60),
+        ("BMP", {}, 60),
+        ("TIFF", {}, 60),
+        ("PPM", {}, 60),
+        ("WEBP", {"lossless": True}, 60),
+        ("GIF", {}, 35),
+        ("JPEG", {}, 38),
+        ("JPEG", {"progressive": True}, 38),
+        ("JPEG", {"subsampling": 0}, 38),
+    ],
+)
+def test_crops_are_pillows(file_format: str, options: dict[str, object], decibels: float) -> None:
+    ours = crop(encode(photograph(), file_format, **options))
+    assert ours.shape == (3, 128, 128) and ours.dtype == torch.uint8
+    assert psnr(ours, reference(photograph())) > decibels
+
+
+def test_an_unreduced_jpeg_crop_is_pillows_of_the_same_file() -> None:
+    data = encode(photograph())
+    assert psnr(crop(data, size=160), reference(Image.open(io.BytesIO(data)), size=160)) > 55
+
+
+@pytest.mark.parametrize(("size", "factor", "decibels"), [(140, 1, 55), (130, 2, 38), (65, 4, 36), (16, 8, 40)])
+def test_jpeg_crops_keep_their_place_at_every_reduction(size: int, factor: int, decibels: float) -> None:
+    """Against a full decode, whose box is moved to whole reduced pixels as the docstring says."""
+    data = encode(photograph().crop((0, 0, 597, 395)))  # sides that no reduction divides
+    box = Box(47, 101, 261, 303)
+    left, top, width, height = (factor * round(x / factor) for x in (box.left, box.top, box.width, box.height))
+    ours, full = crop(data, size=size, box=box), Image.open(io.BytesIO(data))
+
+    def likeness(right: int, down: int) -> float:
+        region = (left + right, top + down, left + right + width, top + down + height)
+        return psnr(ours, full.crop(region).resize((size, size), Image.Resampling.BICUBIC))
+
+    assert likeness(0, 0) > decibels
+    assert likeness(0, 0) > max(likeness(*shift) for shift in ((1, 0), (-1, 0), (0, 1), (0, -1)))
+
+
+def test_grey_stays_grey() -> None:
+    grey = photograph().convert("L")
+    for file_format in ("JPEG", "PNG"):
+        ours = crop(encode(grey, file_format))
+        assert torch.equal(ours[0], ours[1]) and torch.equal(ours[0], ours[2])
+        assert psnr(ours, reference(grey)) > 38
+
+
+@pytest.mark.parametrize("mode", ["P", "CMYK", "1", "YCbCr", "LAB"])
+def test_other_modes_look_as_pillow_shows_them(mode: str) -> None:
+    if mode == "LAB":  # Pillow converts to LAB only through a colour profile
+        plain = Image.new("L", (600, 400), 128)
+        image = Image.merge("LAB", [photograph().convert("L"), plain, plain])
+    else:
+        image = photograph().convert(mode)
+    data = encode(image, "TIFF")
+    expected = Image.open(io.BytesIO(data)).convert("RGB")
+    assert psnr(crop(data), reference(expected)) > 50
+
+
+def test_cmyk_jpeg_and_a_png_named_jpg_take_the_way_around() -> None:
+    assert psnr(crop(encode(photograph().convert("CMYK"))), reference(photograph())) > 42
+    # Names play no part: the bytes decide.
+    assert psnr(crop(encode(photograph(), "PNG")), reference(photograph())) > 60
+
+
+def grey_levels(image_format: str, values: np.ndarray) -> torch.Tensor:
+    return crop(encode(Image.fromarray(values), image_format))
+
+
+@pytest.mark.parametrize("image_format", ["PNG", "TIFF"])
+def test_16_bits_are_scaled_not_clipped(image_format: str) -> None:
+    grey = photograph().convert("L")
+    values = np.asarray(grey).astype(np.uint16) * 257
+    assert psnr(grey_levels(image_format, values), reference(grey)) > 55
+    # A dark picture stays dark: the scale is the format's, not the picture's own.
+    assert grey_levels(image_format, np.full((400, 600), 2560, dtype=np.uint16)).unique().tolist() == [10]
+
+
+@pytest.mark.parametrize("values", [np.int32(-7), np.float32(0.25)])
+def test_32_bit_greys_fill_the_range_from_their_own_extremes(values: np.generic) -> None:
+    grey = photograph().convert("L")
+    pixels = np.asarray(grey).astype(np.float64)
+    expected = Image.fromarray(np.rint((pixels - pixels.min()) * 255 / np.ptp(pixels)).astype(np.uint8))
+    scaled = (pixels * (1000 if values.dtype == np.int32 else 1 / 255) + values).astype(values.dtype)
+    assert psnr(grey_levels("TIFF", scaled), reference(expected)) > 50
+
+
+def test_16_bit_colour_png_is_scaled() -> None:
+    """Written by hand, since Pillow writes no such file."""
+    values = np.asarray(photograph()).astype(">u2") * 257
+    rows = b"".join(b"\0" + row.tobytes() for row in values.astype(">u2"))
+    data = png(600, 400, depth=16, colour=2, pixels=rows)
+    assert psnr(crop(data), reference(photograph())) > 60
+
+
+def png(width: int, height: int, *, depth: int = 8, colour: int = 0, pixels: bytes = b"") -> bytes:
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(pixels)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+def test_transparency_is_laid_on_white() -> None:
+    image = photograph().convert("RGBA")
+    image.putalpha(Image.new("L", image.size, 0))
+    assert (crop(encode(image, "PNG")) == 255).all()
+    image.putalpha(Image.new("L", image.size, 255))
+    assert psnr(crop(encode(image, "PNG")), reference(photograph())) > 60
+    image.putalpha(Image.new("L", image.size, 127))
+    half = Image.blend(Image.new("RGB", image.size, "white"), photograph(), 127 / 255)
+    assert psnr(crop(encode(image, "PNG")), reference(half)) > 45
+
+
+def test_palette_with_transparency() -> None:
+    image = Image.new("P", (600, 400), 1)
+    image.putpalette([255, 0, 0, 0, 0, 255])
+    assert crop(encode(image, "PNG"))[:, 0, 0].tolist() == [0, 0, 255]
+    assert (crop(encode(image, "PNG", transparency=1)) == 255).all()
+    assert (crop(encode(image, "PNG", transparency=bytes([255, 0]))) == 255).all()
+
+
+@pytest.mark.parametrize("file_format", ["GIF", "WEBP", "PNG", "TIFF"])
+def test_an_animation_gives_its_first_frame(file_format: str) -> None:
+    first, second = Image.new("RGB", (600, 400), (200, 30, 30)), Image.new("RGB", (600, 400), (0, 0, 200))
+    data = encode(first, file_format, save_all=True, append_images=[second])
+    assert (crop(data).float().mean((1, 2)) - torch.tensor([200.0, 30, 30])).abs().max() < 6
+
+
+# How each orientation stores the upright picture (EXIF 2.3, table of tag 0x0112), as Pillow operations.
+STORED = {
+    1: None,
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
+
+
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "TIFF", "WEBP"])
+@pytest.mark.parametrize("orientation", STORED)
+def test_exif_orientation_is_honoured(file_format: str, orientation: int) -> None:
+    operation = STORED[orientation]
+    stored = photograph() if operation is None else photograph().transpose(operation)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encode(stored, file_format, exif=exif.tobytes())
+    seen = []
+    ours = decode_box(data, 128, lambda height, width: seen.append((height, width)) or BOX)
+    assert seen == [(400, 600)]
+    assert psnr(ours, reference(photograph())) > 38
+
+
+def exif_block(order: str, entries: list[tuple[int, int, int]]) -> bytes:
+    mark, end = (b"II", "<") if order == "little" else (b"MM", ">")
+    body = struct.pack(f"{end}H", len(entries))
+    for tag, kind, value in entries:
+        field = struct.pack(f"{end}HH", value, 0) if kind == 3 else struct.pack(f"{end}I", value)
+        body += struct.pack(f"{end}HHI", tag, kind, 1) + field
+    return b"Exif\0\0" + mark + struct.pack(f"{end}HI", 42, 8) + body + bytes(4)
+
+
+def with_segment(content: bytes) -> bytes:
+    jpeg = encode(Image.new("L", (8, 8)))
+    return jpeg[:2] + b"\xff\xff\xe1" + struct.pack(">H", len(content) + 2) + content + jpeg[2:]
+
+
+@pytest.mark.parametrize("order", ["little", "big"])
+@pytest.mark.parametrize("kind", [3, 4])
+def test_orientation_is_found_in_any_byte_order(order: str, kind: int) -> None:
+    entries = [(0x010F, 4, 0), (0x0112, kind, 6), (0x0128, 3, 2)]
+    assert jpeg_orientation(with_segment(exif_block(order, entries))) == 6
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        exif_block("big", [(0x0112, 3, 9)]),
+        exif_block("big", [(0x0128, 3, 6)]),
+        exif_block("big", [(0x0112, 3, 6)])[:20],
+        b"Exif\0\0garbage",
+        b"Exif\0\0",
+        b"http://ns.adobe.com/xap/1.0/\0<x/>",
+    ],
+)
+def test_senseless_exif_means_upright(content: bytes) -> None:
+    data = with_segment(content)
+    assert jpeg_orientation(data) == 1
+    assert crop(data, size=8, box=Box(0, 0, 8, 8)).shape == (3, 8, 8)
+
+
+def test_arrays_are_taken_as_they_are() -> None:
+    pixels = np.asarray(photograph())
+    pixels.setflags(write=False)
+    assert psnr(crop(pixels), reference(photograph())) > 60
+    grey = np.asarray(photograph().convert("L"))
+    assert torch.equal(crop(grey), crop(grey[..., None]))
+
+
+def damaged() -> dict[str, tuple[bytes, str]]:
+    jpeg, picture = encode(photograph()), encode(photograph(), "PNG")
+    flipped = bytearray(jpeg)
+    flipped[53_959] ^= 0x5A
+    return {
+        "truncated JPEG": (jpeg[: len(jpeg) // 2], "Premature end of JPEG file"),
+        "damaged JPEG": (bytes(flipped), "Corrupt JPEG data"),
+        "truncated CMYK": (encode(photograph().convert("CMYK"))[:30_000], "truncated"),
+        "truncated PNG": (picture[: len(picture) // 2], "truncated"),
+        "zero bytes": (b"", "not an image: the file is empty"),
+        "HTML": (b"<!DOCTYPE html><html></html>", "not an image: begins with b'<!DOCTYPE html>"),
+        "PostScript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image"),
+        "header only": (jpeg[:200], "."),
+    }
+
+
+@pytest.mark.parametrize("kind", damaged())
+def test_damage_is_named(kind: str) -> None:
+    data, reason = damaged()[kind]
+    with pytest.raises(BadImage, match=reason) as caught:
+        crop(data)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("array", [np.zeros((4, 4)), np.zeros((4, 4, 2), np.uint8), np.zeros(4, np.uint8)])
+def test_arrays_of_other_kinds_are_refused(array: np.ndarray) -> None:
+    with pytest.raises(BadImage, match=r"array of .*, not uint8 \(H, W\), \(H, W, 1\) or \(H, W, 3\)"):
+        crop(array)
+
+
+def bombs() -> list[bytes]:
+    """Small files whose headers claim 65,000 x 65,000 pixels."""
+    jpeg = bytearray(encode(Image.new("L", (8, 8))))
+    frame = jpeg.index(b"\xff\xc0")
+    jpeg[frame + 5 : frame + 9] = struct.pack(">HH", 65_000, 65_000)
+    return [bytes(jpeg), png(65_000, 65_000, pixels=bytes(10_000_000))]
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_bombs_are_refused_before_they_are_decoded(number: int) -> None:
+    data = bombs()[number]
+    assert len(data) < 20_000
+    tracemalloc.start()
+    try:
+        with pytest.raises(BadImage, match="more than the 178,956,970 pixels that are decoded"):
+            crop(data)
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_the_pixel_limit_is_the_callers() -> None:
+    for file_format in ("JPEG", "PNG"):
+        data = encode(photograph(), file_format)
+        assert crop(data, max_pixels=240_000).shape == (3, 128, 128)
+        with pytest.raises(BadImage, match="more than the 239,999 pixels"):
+            crop(data, max_pixels=239_999)
+
+
+def test_pillows_own_limit_is_left_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = encode(photograph(), "PNG")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)  # where Pillow would refuse
+    assert crop(data).shape == (3, 128, 128)
+    assert Image.MAX_IMAGE_PIXELS == 1000
+
+
+SMALL = photograph().resize((64, 48))
+
+
+@given(
+    data=st.sampled_from([encode(SMALL), encode(SMALL, "PNG"), encode(SMALL, "GIF"), encode(SMALL, "TIFF"), b""]),
+    edits=st.lists(st.tuples(st.integers(0, 4000), st.binary(max_size=4)), max_size=4),
+    length=st.integers(0, 10_000),
+)
+@settings(max_examples=150, deadline=None)
+def test_no_bytes_break_it(data: bytes, edits: list[tuple[int, bytes]], length: int) -> None:
+    broken = bytearray(data[:length])
+    for position, content in edits:
+        broken[position : position + len(content)] = content
+    with contextlib.suppress(BadImage):
+        result = decode_box(bytes(broken), 16, lambda h, w: Box(0, 0, h, w), max_pixels=10**6)
+        assert result.shape == (3, 16, 16) and result.dtype == torch.uint8
+
+
+def test_which_endings_are_pictures() -> None:
+    endings = image_extensions()
+    assert {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".jp2", ".ppm"} <= endings
+    assert not endings & {".pdf", ".eps", ".ps", ".mpg", ".h5", ".txt", ".wmf"}

@@ -1,0 +1,195 @@
+"""Data workers: deaf to stop requests that are not their parent's, and never left behind."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch.utils.data._utils as data_utils
+
+from fastmim.config import RunError
+from fastmim.data import load, open_source
+
+pytestmark = pytest.mark.skipif(not hasattr(signal, "sigtimedwait"), reason="this platform cannot see a sender")
+
+OPTIONS = {"size": 16, "seed": 0, "global_batch": 8, "first_step": 0, "last_step": 500}
+
+
+class Plain:
+    """Twenty grey images."""
+
+    origin, labels, classes = "plain", None, None
+
+    def __len__(self) -> int:
+        return 20
+
+    def read(self, index: int) -> np.ndarray:
+        return np.zeros((20, 20), np.uint8)
+
+    def name(self, index: int) -> str:
+        return str(index)
+
+
+class Stuck(Plain):
+    """Reading never ends, as on a network disk that went away."""
+
+    def read(self, index: int) -> np.ndarray:
+        time.sleep(600)
+        raise AssertionError
+
+
+class Deadly(Plain):
+    """The system kills the worker, as it does when memory runs out."""
+
+    def read(self, index: int) -> np.ndarray:
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError
+
+
+def workers() -> list[int]:
+    return [child.pid for child in multiprocessing.active_children() if child.pid is not None]
+
+
+def alive(pid: int) -> bool:
+    try:
+        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+
+
+def wait_until_gone(pids: list[int], seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while any(map(alive, pids)):
+        assert time.monotonic() < end, "processes were left behind"
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
+def test_signals_from_elsewhere_are_not_obeyed(name: str) -> None:
+    batches = load(open_source("samples"), num_workers=2, **OPTIONS)
+    pids = workers()
+    assert len(pids) == 2
+    subprocess.run(["kill", f"-{name.removeprefix('SIG')}", *map(str, pids)], check=True)  # at once
+    next(batches)
+    subprocess.run(["kill", f"-{name.removeprefix('SIG')}", *map(str, pids)], check=True)  # and in full swing
+    time.sleep(0.2)
+    for _ in range(10):
+        next(batches)
+    assert all(map(alive, pids))
+    del batches
+    wait_until_gone(pids, 5)
+
+
+def test_this_process_still_hears_its_signals() -> None:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    batches = load(open_source("samples"), num_workers=1, **OPTIONS)
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before
+    del batches
+
+
+def test_an_iterator_that_is_given_up_takes_its_workers_along() -> None:
+    batches = load(open_source("samples"), num_workers=2, **OPTIONS)
+    next(batches)
+    pids = workers()
+    batches.close()
+    wait_until_gone(pids, 0)
+
+
+def test_a_finished_iterator_takes_its_workers_along() -> None:
+    batches = load(Plain(), num_workers=1, **OPTIONS | {"last_step": 2})
+    pids = workers()
+    assert len(list(batches)) == 2
+    wait_until_gone(pids, 5)
+
+
+def test_a_stuck_worker_obeys_its_parent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data_utils, "MP_STATUS_CHECK_INTERVAL", 0.5)
+    batches = load(Stuck(), num_workers=1, **OPTIONS)
+    pids = workers()
+    time.sleep(0.3)
+    del batches
+    wait_until_gone(pids, 5)
+
+
+def test_a_worker_that_dies_is_named_in_one_line() -> None:
+    message = r"a data worker died \(DataLoader worker .*\): most often memory or shared memory ran out; lower --num"
+    with pytest.raises(RunError, match=message) as caught:
+        next(load(Deadly(), num_workers=1, **OPTIONS))
+    assert "\n" not in str(caught.value)
+
+
+def test_an_error_ends_the_workers_while_its_traceback_lives() -> None:
+    class Unreadable(Plain):
+        def read(self, index: int) -> np.ndarray:
+            raise OSError("gone")
+
+    batches = load(Unreadable(), num_workers=2, **OPTIONS)
+    pids = workers()
+    with pytest.raises(RunError) as caught:
+        next(batches)
+    wait_until_gone(pids, 5)
+    assert caught.tb is not None
+
+
+TRAINER = """
+import multiprocessing, signal, sys, time
+from fastmim.data import load, open_source
+from test_workers import OPTIONS, Stuck
+
+def main():
+    batches = load({source}, num_workers=1, start_method={method!r}, **OPTIONS)
+    time.sleep(0.3)
+    print(*[child.pid for child in multiprocessing.active_children()], flush=True)
+    {then}
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+def run_trainer(tmp_path: Path, *, source: str, method: str, then: str) -> subprocess.Popen[str]:
+    script = tmp_path / "trainer.py"
+    script.write_text(TRAINER.format(source=source, method=method, then=then))
+    return subprocess.Popen(
+        [sys.executable, "-W", "error", str(script)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parent)},
+    )
+
+
+@pytest.mark.parametrize(
+    ("source", "method"),
+    [
+        ("Stuck()", "fork"),
+        pytest.param("open_source('samples')", "fork", marks=pytest.mark.slow),
+        pytest.param("Stuck()", "spawn", marks=pytest.mark.slow),
+        pytest.param("Stuck()", "forkserver", marks=pytest.mark.slow),
+    ],
+)
+def test_workers_end_when_their_parent_is_killed(tmp_path: Path, source: str, method: str) -> None:
+    with run_trainer(tmp_path, source=source, method=method, then="time.sleep(600)") as trainer:
+        assert trainer.stdout is not None
+        pids = [int(pid) for pid in trainer.stdout.readline().split()]
+        assert len(pids) == 1
+        trainer.kill()
+        wait_until_gone(pids, 10)
+
+
+@pytest.mark.parametrize("source", ["Stuck()", pytest.param("open_source('samples')", marks=pytest.mark.slow)])
+def test_a_program_that_ends_leaves_nothing_and_says_nothing(tmp_path: Path, source: str) -> None:
+    """The iterator is alive at the end of `main`, and held by a global afterwards."""
+    then = "globals().update(kept=batches)"
+    with run_trainer(tmp_path, source=source, method="fork", then=then) as trainer:
+        output, errors = trainer.communicate(timeout=20)
+    assert trainer.returncode == 0
+    assert errors == ""
+    wait_until_gone([int(pid) for pid in output.split()], 1)
