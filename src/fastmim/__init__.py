@@ -18,9 +18,14 @@ from fastmim.config import RequestError, RunError
 
 if TYPE_CHECKING:
     from fastmim.backbone import Backbone
+    from fastmim.converting import convert
+    from fastmim.exporting import export
     from fastmim.mim import MIM
     from fastmim.pretraining import pretrain
     from fastmim.targets import HOG, Pixels
+    from fastmim.transfer.embed import embed
+    from fastmim.transfer.finetune import finetune
+    from fastmim.transfer.probe import probe
     from fastmim.weights import load_backbone
 
 # Imported at first use, so that `fastmim --help` need not wait for torch.
@@ -29,11 +34,30 @@ _HOMES = {
     "HOG": "fastmim.targets",
     "MIM": "fastmim.mim",
     "Pixels": "fastmim.targets",
+    "convert": "fastmim.converting",
+    "embed": "fastmim.transfer.embed",
+    "export": "fastmim.exporting",
+    "finetune": "fastmim.transfer.finetune",
     "load_backbone": "fastmim.weights",
     "pretrain": "fastmim.pretraining",
+    "probe": "fastmim.transfer.probe",
 }
 
-__all__ = ["HOG", "MIM", "Backbone", "Pixels", "RequestError", "RunError", "load_backbone", "pretrain"]
+__all__ = [
+    "HOG",
+    "MIM",
+    "Backbone",
+    "Pixels",
+    "RequestError",
+    "RunError",
+    "convert",
+    "embed",
+    "export",
+    "finetune",
+    "load_backbone",
+    "pretrain",
+    "probe",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -174,6 +174,13 @@ class PretrainConfig(TrainConfig):
     picture_every: str = "10%"
     """How often a reconstruction picture is drawn: `500 steps`, `10 epochs`, `10%`, or `never`."""
 
+    probe: str | None = None
+    """Labelled images to probe with during the run: held-out MIM loss (it follows fine-tuning accuracy well, see
+    arXiv 2206.04664), kNN (low by nature for MIM: see whether it rises) and effective rank of the features."""
+
+    probe_every: str = "10%"
+    """How often --probe is measured: `500 steps`, `10 epochs` or `10%`."""
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 < self.mask_ratio < 1:
@@ -190,6 +197,7 @@ class PretrainConfig(TrainConfig):
             self.decoder_size()
         if self.picture_every != "never":
             check_duration("picture_every", self.picture_every)
+        check_duration("probe_every", self.probe_every)
         self.sizes()
 
     def sizes(self) -> tuple[tuple[int, float], ...]:
@@ -225,11 +233,13 @@ RESUMABLE = frozenset(
         "log_every",
         "trackers",
         "picture_every",
+        "probe",
+        "probe_every",
     }
     | {"max_bad_share", "out"}
 )
 
-Config = TypeVar("Config", bound=TrainConfig)
+Config = TypeVar("Config", bound=Any)  # any of the frozen dataclasses of settings
 
 
 def check_duration(name: str, value: str) -> None:
@@ -294,10 +304,15 @@ def _coerce(key: str, value: Any, hint: Any) -> Any:
     raise RequestError(f"{key} is {value!r}; expected {expected}")
 
 
-def to_mapping(config: TrainConfig) -> dict[str, Any]:
+def to_mapping(config: Any) -> dict[str, Any]:
     """The config as plain YAML types."""
     plain = dataclasses.asdict(config)
     return {k: str(v) if isinstance(v, Path) else list(v) if isinstance(v, tuple) else v for k, v in plain.items()}
+
+
+def to_yaml(config: TrainConfig) -> str:
+    """The config as `config.yaml` has it."""
+    return yaml.safe_dump(to_mapping(config), sort_keys=False)
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,7 +62,7 @@ def fit(
     model: nn.Module,
     *,
     stages: Sequence[Stage],
-    batches: Callable[[Stage, int], Iterator[Batch]],
+    batches: Callable[[Stage, int], Generator[Batch]],
     prepare: Callable[[Batch], Batch],
     build_optimizer: Callable[[nn.Module], AdamW],
     learning_rate: Callable[[int], float],
@@ -157,6 +157,7 @@ def fit(
                             about=run.about,
                             keep_every=run.keep_every,
                         )
+            stream.close()  # ends its data workers now, not when the garbage collector comes by
     return step
 
 

@@ -1,0 +1,148 @@
+"""What pre-training is worth with few labels: Fashion-MNIST, fine-tuned on 600 and 6,000 labels, against from scratch.
+
+    OMP_NUM_THREADS=1 python benchmarks/fashion_mnist.py
+    OMP_NUM_THREADS=1 python benchmarks/fashion_mnist.py --targets hog pixels --labels 600 --seeds 1
+
+A ViT (28 px, patch 4, width 96, depth 4) is pre-trained on the 60,000 training images without their labels, then
+fine-tuned on some of them with labels, chosen by a hash, the same number of each class. The untrained network has
+the same labels, steps, augmentation and peak learning rate; each has the layer decay that is usual for it, none
+from scratch. The 10,000 test images are looked at once, after the last step. Runs that are there are not repeated,
+and one that was interrupted goes on: start the same command again. Needs the data (Debian: dataset-fashion-mnist).
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import fastmim
+import record
+
+DATA = "torchvision://FashionMNIST"
+NETWORK: dict[str, Any] = {"patch_size": 4, "embed_dim": 96, "depth": 4, "num_heads": 3}
+COMMON: dict[str, Any] = {"img_size": 28, "trackers": "none", "log_every": 50}
+AUGMENTATION: dict[str, Any] = {
+    "crop_scale": (0.5, 1.0),
+    "randaugment": "none",
+    "mixup": 0.0,
+    "cutmix": 0.0,
+    "reprob": 0.0,
+}
+SCRATCH = "scratch"
+
+
+def pretrain(target: str, seed: int, options: argparse.Namespace) -> Path:
+    """Pre-train on the images alone; the run directory."""
+    out = options.runs / f"pretrain-{target}-{options.steps}-{seed}"
+    fastmim.pretrain(
+        **COMMON,
+        data=f"{DATA}?split=train",
+        backbone="vit_tiny_patch16_224",
+        backbone_args=NETWORK,
+        target=target,
+        steps=options.steps,
+        batch_size=256,
+        lr=options.pretrain_lr,
+        seed=seed,
+        device=options.device,
+        num_workers=options.num_workers,
+        out=out,
+    )
+    return out
+
+
+def finetune(start: str, num_labels: int, seed: int, options: argparse.Namespace) -> dict[str, float]:
+    """Train a classifier from pre-trained weights or from nothing; its accuracy on the test images."""
+    name = f"{start}-{options.steps}" if start != SCRATCH else start
+    weights: dict[str, Any] = {"backbone": "vit_tiny_patch16_224", "backbone_args": NETWORK}
+    if start != SCRATCH:
+        weights |= {"weights": str(pretrain(start, seed, options))}
+    began = time.perf_counter()
+    result = fastmim.finetune(
+        **COMMON,
+        **AUGMENTATION,
+        **weights,
+        data=DATA,
+        num_labels=num_labels,
+        steps=options.finetune_steps,
+        batch_size=min(options.batch_size, num_labels),
+        lr=options.lr,
+        layer_decay=1.0 if start == SCRATCH else options.layer_decay,
+        eval_every="100%",
+        seed=seed,
+        device=options.device,
+        num_workers=options.num_workers,
+        out=options.runs / f"finetune-{name}-{num_labels}-{options.finetune_steps}-{seed}",
+    )
+    assert result.top1 is not None, "interrupted: start the same command again"
+    return {"top1": result.top1, "seconds": time.perf_counter() - began}
+
+
+def summarise(raw: dict[str, dict[str, list[dict[str, float]]]]) -> dict[str, Any]:
+    """Accuracy in % (mean, deviation and every seed), and what pre-training adds, paired by seed."""
+    summary: dict[str, Any] = {}
+    for num_labels, starts in raw.items():
+        found = {start: [100 * run["top1"] for run in seeds] for start, seeds in starts.items()}
+        rows: dict[str, Any] = {
+            start: {
+                "mean": round(statistics.mean(top1), 2),
+                "deviation": round(statistics.stdev(top1), 2) if len(top1) > 1 else None,
+                "seeds": [round(value, 2) for value in top1],
+            }
+            for start, top1 in found.items()
+        }
+        for start, top1 in found.items():
+            if start != SCRATCH:
+                gains = [a - b for a, b in zip(top1, found[SCRATCH], strict=True)]
+                rows[start]["gain"] = {"mean": round(statistics.mean(gains), 2), "min": round(min(gains), 2)}
+        summary[f"{num_labels} labels"] = rows
+    return summary
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=2000, help="of pre-training, of 256 images")
+    parser.add_argument("--finetune-steps", type=int, default=400)
+    parser.add_argument("--batch-size", type=int, default=128, help="of fine-tuning")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--labels", type=int, nargs="+", default=[600, 6000])
+    parser.add_argument("--targets", nargs="+", choices=["hog", "pixels"], default=["hog"])
+    parser.add_argument("--pretrain-lr", type=float, default=1e-3, help="per 256 images")
+    parser.add_argument("--lr", type=float, default=2e-3, help="of fine-tuning, per 256 images")
+    parser.add_argument("--layer-decay", type=float, default=0.75, help="after pre-training")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--num-workers", type=int, default=0)
+    parser.add_argument("--runs", type=Path, default=Path("runs/fashion-mnist"), help="where the runs are kept")
+    parser.add_argument("--no-record", action="store_true", help="print the summary only")
+    options = parser.parse_args()
+    if options.device == "cpu":
+        torch.set_num_threads(1)
+
+    raw: dict[str, dict[str, list[dict[str, float]]]] = {}
+    starts = [SCRATCH, *options.targets]
+    for num_labels in options.labels:
+        raw[str(num_labels)] = {
+            start: [finetune(start, num_labels, seed, options) for seed in range(options.seeds)] for start in starts
+        }
+    summary = summarise(raw)
+    if options.no_record:
+        print(summary)
+        return
+    record.write(
+        "fashion-mnist",
+        claim="Pre-training on the unlabelled images adds at least 5 points at 600 labels.",
+        config={k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items()}
+        | {"network": NETWORK, "augmentation": AUGMENTATION},
+        raw=raw,
+        summary=summary,
+        device="cuda" if options.device == "auto" and torch.cuda.is_available() else options.device,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""Feature extraction against the bare forward pass: the same model and batches, real files against tensors at hand.
+
+    python benchmarks/features.py [--backbone vit_small_patch16_224 --img-size 224 --workers 1 --rounds 5]
+
+The claim is about what extraction adds (reading, decoding, copying, pooling), not about the data path's own
+speed, so the model must be heavy enough that the data is not the limit on this machine; the record holds both
+rates, that of reading alone among them. With workers the clock is the wall's, as on a user's machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+import record
+from fastmim import Backbone
+from fastmim.data.centers import load_centers
+from fastmim.data.sources import open_source
+from fastmim.runs import resolve_bf16, resolve_device
+from fastmim.transfer.features import Encoder, extract
+
+
+def write_photographs(folder: Path, number: int, size: int = 500) -> None:
+    """JPEGs of about 100 KB from the built-in photographs."""
+    samples = open_source("samples")
+    for index in range(number):
+        picture = Image.fromarray(samples.read(index * len(samples) // number)).convert("RGB")
+        picture.resize((size, size)).save(folder / f"{index:05d}.jpg", quality=92)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--backbone", default="vit_small_patch16_224")
+    parser.add_argument("--img-size", type=int, default=224)
+    parser.add_argument("--images", type=int, default=128)
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--device", default="auto")
+    options = parser.parse_args()
+    device = resolve_device(options.device)
+    bf16 = resolve_bf16("auto", device)
+    encoder = Encoder(Backbone(options.backbone, img_size=options.img_size).to(device)).eval()
+    tensors = torch.randn(options.batch_size, 3, options.img_size, options.img_size, device=device)
+
+    with tempfile.TemporaryDirectory() as folder:
+        write_photographs(Path(folder), options.images)
+        source = open_source(folder, cache_dir=Path(folder) / ".cache")
+
+        def bare() -> None:
+            with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                for _ in range(options.images // options.batch_size):
+                    encoder.backbone.model(tensors).cpu()
+
+        def extracting() -> None:
+            stream = extract(encoder, source, batch_size=options.batch_size, num_workers=options.workers, bf16=bf16)
+            assert sum(len(found.features) for found in stream) == options.images
+
+        def reading() -> None:
+            for _ in load_centers(
+                source, size=options.img_size, batch_size=options.batch_size, num_workers=options.workers
+            ):
+                pass
+
+        bare(), extracting()
+        sides = {"bare forward": bare, "extract": extracting, "reading alone": reading}
+        seconds = record.alternate(sides, rounds=options.rounds, clock=time.perf_counter)
+
+    ratio = record.ratios(seconds, baseline="bare forward", side="extract")
+    rates = {name: options.images / statistics.median(took) for name, took in seconds.items()}
+    record.write(
+        "features",
+        claim="feature extraction runs at 90 % or more of the bare forward pass's images/s",
+        config=vars(options) | {"bf16": bf16, "threads": torch.get_num_threads()},
+        raw={"seconds": seconds},
+        summary={"images_per_s": rates, "extract over bare forward": ratio},
+        device=str(device),
+    )
+
+
+if __name__ == "__main__":
+    main()

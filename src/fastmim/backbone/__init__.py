@@ -1,0 +1,11 @@
+"""The one place that knows timm: any of its models as a map of features, at any image size it can take.
+
+What a model can do is found by asking it, never by its name. Questions of shape are answered by a run on
+PyTorch's meta device, which computes shapes and no values: a fraction of a second even for a large model.
+"""
+
+from fastmim.backbone.classifier import Classifier
+from fastmim.backbone.module import Backbone
+from fastmim.backbone.names import describe, find, published_input, resolve
+
+__all__ = ["Backbone", "Classifier", "describe", "find", "published_input", "resolve"]

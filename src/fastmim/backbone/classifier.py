@@ -1,0 +1,152 @@
+"""A backbone with a classifier, begun from trained weights of any image size or from nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from timm.layers import trunc_normal_
+from timm.models import get_model_args
+from timm.optim import param_groups_layer_decay
+from torch import Tensor, nn
+
+from fastmim.backbone.features import list_blocks, resample, start_from_sincos
+from fastmim.backbone.names import resolve
+from fastmim.backbone.source import Source
+from fastmim.config import RequestError
+
+# What depends on the image size or on the classifier, so no part of what was asked for.
+_FOLLOWS = ("img_size", "num_classes", "in_chans", "global_pool", "fc_norm")
+_DROP_PATH = 0.1
+
+
+class Classifier(nn.Module):
+    """A timm model with a new classifier: images -> logits.
+
+    ViTs whose classifier would read the class token read the mean of the other tokens after the final norm
+    instead: masked image modeling trains these, and the class token not at all.
+
+    Args:
+        name: One of `timm.list_models()`.
+        num_classes: C.
+        img_size: Side of the square images in pixels; they are resampled where the model needs another size, as
+            in `Backbone`.
+        args: Further arguments of the timm model. Those of a weights file's metadata will do: what follows from
+            the image size or the classifier is ignored.
+        drop_path: Stochastic depth's rate in the last block, rising linearly; 0.1 where the model has it if None.
+        pretrained: Start from timm's published weights.
+        own_pooling: Let the classifier read what timm's does.
+
+    Raises:
+        RequestError: an unknown name or argument, a size that the model cannot take, drop path where it has none.
+        RunError: the published weights could not be loaded.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        num_classes: int,
+        img_size: int = 224,
+        args: Mapping[str, Any] | None = None,
+        drop_path: float | None = None,
+        pretrained: bool = False,
+        own_pooling: bool = False,
+    ) -> None:
+        super().__init__()
+        given = {k: v for k, v in (args or {}).items() if k not in _FOLLOWS}
+        self._in_chans = (args or {}).get("in_chans", 3)
+        self._source = Source(resolve(name), given, self._in_chans)
+        if _side((args or {}).get("img_size")) not in (None, img_size):
+            # Windows that timm recorded for one size; at another they keep their share of the map.
+            given = {k: v for k, v in given.items() if k != "window_size"}
+        source = Source(self._source.name, given, self._in_chans)
+        self.img_size, self.num_classes = img_size, num_classes
+        self.input_size = source.nearest(img_size).size
+        self.drop_path = self._drop_path(source, drop_path)
+        rate = {"drop_path_rate": self.drop_path} if self.drop_path else {}
+        self.model = source.create(self.input_size, pretrained=pretrained, num_classes=num_classes, **rate)
+        model: Any = self.model
+        if not pretrained:
+            start_from_sincos(model)
+        if not own_pooling and hasattr(model, "fc_norm") and get_model_args(model).get("global_pool") == "token":
+            model.reset_classifier(num_classes, "avg")
+        head = model.get_classifier()
+        if isinstance(head, nn.Linear):
+            trunc_normal_(head.weight, std=0.02)
+            nn.init.zeros_(head.bias)
+
+    @property
+    def name(self) -> str:
+        """timm's name of the model."""
+        return self._source.name
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, C, S, S) normalised images, S = `img_size` -> (B, num_classes) logits."""
+        return self.model(resample(images, self.input_size))
+
+    def load(self, state: Mapping[str, Tensor], *, fresh: Sequence[str] = ()) -> None:
+        """Take the weights of the same model without classifier, under timm's names, for `input_size`.
+
+        Args:
+            state: All that the model has but its classifier.
+            fresh: Names of blocks that keep the values they have here.
+
+        Raises:
+            RequestError: they are not this model's.
+        """
+        begun = tuple(f"{block}." for block in fresh)
+        trained = {name: tensor for name, tensor in state.items() if not name.startswith(begun)}
+        bare = self._source.bare.state_dict().keys()
+        try:
+            missing, wrong = self.model.load_state_dict(trained, strict=False)
+            wrong += [name for name in missing if name in bare and not name.startswith(begun)]
+            if wrong:
+                raise RuntimeError(f"{', '.join(wrong[:3])} on one side only")
+        except RuntimeError as error:
+            raise RequestError(
+                f"these weights are not those of {self.name} at {self.input_size} px "
+                f"({' '.join(str(error).split())[:200]}): expected the same model and arguments; take other weights"
+            ) from error
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks over all stages; 0 where the model does not list them."""
+        return len(list_blocks(self.model))
+
+    def arguments(self) -> dict[str, Any]:
+        """The arguments with which `timm.create_model(name, **arguments)` makes this model again."""
+        now = get_model_args(self.model)
+        native = get_model_args(self._source.bare)
+        same = {"global_pool", "in_chans"} & {key for key in now if now[key] == native.get(key)}
+        return {**self._source.args, **{key: value for key, value in now.items() if key not in same}}
+
+    def parameter_groups(self, *, weight_decay: float, layer_decay: float) -> list[dict[str, Any]]:
+        """timm's groups for AdamW: "lr_scale" 1 for the classifier, `layer_decay` times less for each block below.
+
+        Biases, norms and what the model names (tokens, position embeddings) are not decayed.
+
+        Raises:
+            RequestError: timm knows no layers of this model.
+        """
+        spared: set[str] = getattr(self.model, "no_weight_decay", set)()
+        groups = param_groups_layer_decay(
+            self.model, weight_decay, no_weight_decay_list=spared, layer_decay=layer_decay
+        )
+        if layer_decay < 1 and len({group["lr_scale"] for group in groups}) == 1:
+            raise RequestError(
+                f"layer_decay is {layer_decay:g}, and timm does not tell the layers of {self.name} apart; set it to 1"
+            )
+        return groups
+
+    def _drop_path(self, source: Source, rate: float | None) -> float:
+        if rate == 0 or source.accepts(drop_path_rate=_DROP_PATH):
+            return _DROP_PATH if rate is None else rate
+        if rate is None:
+            return 0.0
+        raise RequestError(f"drop_path is {rate:g}, and {self.name} has no drop path; set it to 0")
+
+
+def _side(img_size: Any) -> int | None:
+    """timm's img_size, a number or a pair, as the side of a square."""
+    return img_size[0] if isinstance(img_size, list | tuple) else img_size

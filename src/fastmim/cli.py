@@ -1,0 +1,312 @@
+"""The commands. Flags and help come from the config dataclasses; torch is imported only when work begins."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import yaml
+from cyclopts import App, ArgumentCollection, CycloptsError, Parameter
+
+from fastmim import config as configs
+from fastmim.config import PretrainConfig, RequestError, RunError
+from fastmim.transfer.feature_settings import EmbedConfig, ProbeConfig
+from fastmim.transfer.settings import FinetuneConfig
+
+DONE, FAILED, REFUSED, STOPPED = 0, 1, 2, 75
+
+_NO_NEGATIVE = Parameter(negative="")
+
+app = App(
+    name="fastmim",
+    help="Pre-train any vision backbone on your own images: masked image modeling, made fast.",
+    default_parameter=Parameter(negative_iterable=()),
+)
+
+# Names of the settings that were given on the command line, noted while cyclopts binds the arguments.
+_given: set[str] = set()
+
+
+def _note_given(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
+    _given.clear()
+    _given.update(
+        argument.name.removeprefix("--").partition(".")[0].replace("-", "_")
+        for argument in arguments
+        if argument.tokens
+    )
+
+
+app.config = (_note_given,)
+
+
+@app.command
+def pretrain(
+    settings: Annotated[PretrainConfig, Parameter(name="*")] | None = None,
+    *,
+    config: Path | None = None,
+    overwrite: Annotated[bool, _NO_NEGATIVE] = False,
+    dry_run: Annotated[bool, _NO_NEGATIVE] = False,
+) -> int:
+    """Pre-train a backbone by masked image modeling. The same command again resumes.
+
+    Parameters
+    ----------
+    config
+        YAML file of settings; flags override it. A run's own config.yaml will do.
+    overwrite
+        Delete the run that --out holds and start anew.
+    dry_run
+        Print the resolved settings and the plan, and stop.
+    """
+    given = _settings(settings, config)
+    from fastmim import pretraining
+
+    result = pretraining.pretrain(overwrite=overwrite, dry_run=dry_run, **given)
+    if dry_run or result.finished:
+        return DONE
+    print(
+        f"stopped and saved at step {result.step} of {result.total_steps}; run the same command to resume",
+        file=sys.stderr,
+    )
+    return STOPPED
+
+
+@app.command
+def finetune(
+    settings: Annotated[FinetuneConfig, Parameter(name="*")] | None = None,
+    *,
+    config: Path | None = None,
+    overwrite: Annotated[bool, _NO_NEGATIVE] = False,
+    dry_run: Annotated[bool, _NO_NEGATIVE] = False,
+) -> int:
+    """Train a classifier end to end from pre-trained weights, or from none. The same command again resumes.
+
+    Parameters
+    ----------
+    config
+        YAML file of settings; flags override it. A run's own config.yaml will do.
+    overwrite
+        Delete the run that --out holds and start anew.
+    dry_run
+        Print the resolved settings and the plan, and stop.
+    """
+    given = _settings(settings, config)
+    from fastmim.transfer import finetune as finetuning
+
+    result = finetuning.finetune(overwrite=overwrite, dry_run=dry_run, **given)
+    if dry_run or result.finished:
+        return DONE
+    print(
+        f"stopped and saved at step {result.step} of {result.total_steps}; run the same command to resume",
+        file=sys.stderr,
+    )
+    return STOPPED
+
+
+@app.command
+def backbones(
+    pattern: str = "*",
+    *,
+    check: Annotated[bool, _NO_NEGATIVE] = False,
+    max_parameters: float = 150,
+    img_size: int = 128,
+    out: Path = Path("docs/backbones.md"),
+) -> int:
+    """List the backbones that can be pre-trained, with stride, width and parameters.
+
+    Parameters
+    ----------
+    pattern
+        Names to list, such as 'swin*'.
+    check
+        Really build each one and make one training step; writes a table of what passed and why the rest did not.
+    max_parameters
+        Leave larger models out, in millions of parameters.
+    img_size
+        Image side in pixels.
+    out
+        Where --check writes its table.
+    """
+    from fastmim import survey
+
+    if check:
+        return survey.check(pattern, max_parameters=max_parameters * 1e6, img_size=img_size, out=out)
+    return survey.table(pattern, max_parameters=max_parameters * 1e6, img_size=img_size)
+
+
+@app.command
+def visualise(
+    run: Path,
+    *,
+    images: str | None = None,
+    out: Path = Path("reconstructions.png"),
+    num_images: int = 8,
+    seed: int = 0,
+) -> int:
+    """Draw what a run has learnt to see: image, masked image, target, prediction.
+
+    Parameters
+    ----------
+    run
+        Run directory.
+    images
+        Images to draw, anything that --data takes. [default: the run's own]
+    out
+        PNG file to write.
+    num_images
+        How many images, spread evenly over the source.
+    seed
+        Decides the masks.
+    """
+    from fastmim import pretraining
+
+    pretraining.visualise_run(run, images=images, out=out, num_images=num_images, seed=seed)
+    print(f"wrote {out}")
+    return DONE
+
+
+@app.command
+def probe(
+    settings: Annotated[ProbeConfig, Parameter(name="*")] | None = None,
+    *,
+    config: Path | None = None,
+    dry_run: Annotated[bool, _NO_NEGATIVE] = False,
+) -> int:
+    """Measure frozen features of weights on labelled images, by kNN or a linear probe.
+
+    Parameters
+    ----------
+    config
+        YAML file of settings; flags override it.
+    dry_run
+        Print what would be probed, and stop.
+    """
+    given = _settings(settings, config)
+    from fastmim.transfer import probe as probing
+
+    probing.probe(dry_run=dry_run, **given)
+    return DONE
+
+
+@app.command
+def embed(
+    settings: Annotated[EmbedConfig, Parameter(name="*")] | None = None,
+    *,
+    config: Path | None = None,
+    overwrite: Annotated[bool, _NO_NEGATIVE] = False,
+    dry_run: Annotated[bool, _NO_NEGATIVE] = False,
+) -> int:
+    """Write the features of any number of images to a file. The same command again resumes.
+
+    Parameters
+    ----------
+    config
+        YAML file of settings; flags override it.
+    overwrite
+        Replace the file that --out names, and anything that an interrupted embedding left.
+    dry_run
+        Print what would be embedded, and stop.
+    """
+    given = _settings(settings, config)
+    from fastmim.transfer import embed as embedding
+
+    result = embedding.embed(overwrite=overwrite, dry_run=dry_run, **given)
+    if dry_run or result.finished:
+        return DONE
+    print(
+        f"stopped and saved after {result.num_read} of {result.num_images} images; run the same command to resume",
+        file=sys.stderr,
+    )
+    return STOPPED
+
+
+@app.command
+def export(
+    run: Path,
+    *,
+    to: str,
+    out: Path,
+    img_size: int | None = None,
+    overwrite: Annotated[bool, _NO_NEGATIVE] = False,
+) -> int:
+    """Write a run's backbone for other tools, load it again and compare.
+
+    Parameters
+    ----------
+    run
+        Run directory or weights file.
+    to
+        timm (a directory that timm and transformers load, or one .safetensors file), state-dict (.safetensors),
+        onnx or torch-export (.pt2).
+    out
+        The directory or file to write.
+    img_size
+        Image side in pixels. [default: the architecture's own]
+    overwrite
+        Replace an earlier export.
+    """
+    from fastmim import exporting
+
+    print(exporting.export(run, to=to, out=out, img_size=img_size, overwrite=overwrite).describe())
+    return DONE
+
+
+@app.command
+def convert(
+    file: Path,
+    *,
+    out: Path,
+    backbone: str | None = None,
+    backbone_args: dict[str, Any] | None = None,
+    overwrite: Annotated[bool, _NO_NEGATIVE] = False,
+) -> int:
+    """Turn another project's checkpoint (FastMIM, MAE, SimMIM, timm) into a weights file. Nothing in it is run.
+
+    Parameters
+    ----------
+    file
+        The checkpoint: a PyTorch pickle or safetensors.
+    out
+        The .safetensors file to write; `pretrain --init`, `finetune --weights` and the others take it.
+    backbone
+        Any timm model. [default: found from the tensors]
+    backbone_args
+        Arguments for timm.create_model, such as --backbone-args.depth 4.
+    overwrite
+        Replace the file that is there.
+    """
+    from fastmim import converting
+
+    given = {name: yaml.safe_load(str(value)) for name, value in (backbone_args or {}).items()}
+    print(converting.convert(file, out=out, backbone=backbone, backbone_args=given, overwrite=overwrite).describe())
+    return DONE
+
+
+def _settings(settings: Any, file: Path | None) -> dict[str, Any]:
+    """What was asked for, by file and by flag, and nothing that is merely a default."""
+    names = {f.name for f in dataclasses.fields(settings)} & _given if settings else ()
+    flags = {name: getattr(settings, name) for name in names}
+    return (configs.read(file) if file else {}) | flags
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Run a command and exit with its status: 0 done, 1 failed, 2 the request is wrong, 75 stopped after saving."""
+    try:
+        status = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+    except CycloptsError as error:
+        status = _complain(str(error), REFUSED)
+    except RequestError as error:
+        status = _complain(str(error), REFUSED)
+    except RunError as error:
+        status = _complain(str(error), FAILED)
+    except BrokenPipeError:  # `fastmim backbones | head`
+        sys.stderr.close()
+        status = DONE
+    sys.exit(status)
+
+
+def _complain(message: str, status: int) -> int:
+    print(f"fastmim: {' '.join(message.split())}", file=sys.stderr)
+    return status

@@ -1,0 +1,128 @@
+"""Augmentation of labelled batches on the device: random erasing, mixup and cutmix as functions of the keys."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from scipy.special import betaincinv
+from torch import Tensor
+from torch.nn import functional as F
+
+from fastmim.randomness import uniform
+
+_ERASE_STREAM, _MIX_STREAM = 8, 9
+_ERASED_AREA, _ERASED_ASPECT = (0.02, 1 / 3), (0.3, 1 / 0.3)
+_QUANTILES = 4096
+
+
+def erase(images: Tensor, keys: Tensor, share: float) -> Tensor:
+    """Replace a random rectangle of some images by noise (random erasing, Zhong et al., arXiv 1708.04896).
+
+    The rectangle has 2 to 33 % of the image's area and an aspect of 0.3 to 3.3, as in timm. Which images and
+    where is read from the keys; the noise is drawn from the global generator, which the loop seeds at each step.
+
+    Args:
+        images: (B, C, H, W) normalised.
+        keys: (B,) int64.
+        share: Probability that an image is erased.
+
+    Returns:
+        (B, C, H, W).
+    """
+    if share == 0:
+        return images
+    height, width = images.shape[-2:]
+    draws = uniform(keys, 5, stream=_ERASE_STREAM).unbind(1)  # 5 x (B,)
+    area = height * width * (_ERASED_AREA[0] + draws[1] * (_ERASED_AREA[1] - _ERASED_AREA[0]))
+    low, high = (math.log(aspect) / 2 for aspect in _ERASED_ASPECT)
+    root = torch.exp(low + draws[2] * (high - low))  # of height / width
+    tall = (area.sqrt() * root).round().clamp(1, height - 1)
+    wide = (area.sqrt() / root).round().clamp(1, width - 1)
+    top = (draws[3] * (height - tall + 1)).floor()
+    left = (draws[4] * (width - wide + 1)).floor()
+    inside = _box(top, left, tall, wide, height, width) & (draws[0] < share)[:, None, None, None]
+    return torch.where(inside, torch.randn_like(images), images)
+
+
+class Mix:
+    """Mixup (arXiv 1710.09412) and cutmix (arXiv 1905.04899), each pair of images its own way.
+
+    Neighbours in the batch are a pair: both become a mixture, of weights w and 1 - w. With mixup and cutmix both
+    on, half of the pairs get either. A pair's w, box and choice are read from the key of its first image. So they
+    do not depend on how a step is cut into micro-batches, as long as these have an even number of images.
+
+    Args:
+        mixup: Alpha of mixup's Beta(alpha, alpha) weights; 0 for none.
+        cutmix: Alpha of cutmix's; 0 for none.
+        smoothing: Label smoothing: this share of each target is spread over all classes.
+        num_classes: C.
+    """
+
+    def __init__(self, *, mixup: float, cutmix: float, smoothing: float, num_classes: int) -> None:
+        self.smoothing, self.num_classes = smoothing, num_classes
+        self._tables = [_beta_quantiles(alpha) if alpha else None for alpha in (mixup, cutmix)]
+
+    def __call__(self, images: Tensor, labels: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+        """Mix a batch.
+
+        Args:
+            images: (B, 3, H, W) normalised.
+            labels: (B,) int64.
+            keys: (B,) int64.
+
+        Returns:
+            Images (B, 3, H, W) and targets (B, C), each row summing to 1.
+        """
+        targets = F.one_hot(labels, self.num_classes).to(images.dtype)
+        targets = targets * (1 - self.smoothing) + self.smoothing / self.num_classes
+        mixup, cutmix = (None if table is None else table.to(images.device) for table in self._tables)
+        if mixup is None and cutmix is None:
+            return images, targets
+        place = torch.arange(len(images), device=images.device)
+        partner = (place ^ 1).clamp(max=len(images) - 1)  # the last of an odd number is its own
+        draws = uniform(keys[place & ~1], 4, stream=_MIX_STREAM)  # (B, 4), the same for both of a pair
+        other = images[partner]
+        if mixup is not None:
+            weight = _lookup(mixup, draws[:, 0])
+            mixed = other.lerp(images, weight[:, None, None, None])
+        if cutmix is not None:
+            cut, cut_weight = _cut(images, other, _lookup(cutmix, draws[:, 0]), draws[:, 1:3])
+            if mixup is None:
+                mixed, weight = cut, cut_weight
+            else:
+                is_cut = draws[:, 3] < 0.5
+                mixed = torch.where(is_cut[:, None, None, None], cut, mixed)
+                weight = torch.where(is_cut, cut_weight, weight)
+        return mixed, targets[partner].lerp(targets, weight[:, None])
+
+
+def _cut(images: Tensor, other: Tensor, weight: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
+    """Paste a box of 1 - weight of the area, cut off at the borders, and the weights that are left: (B,)."""
+    height, width = images.shape[-2:]
+    half = (1 - weight).sqrt() / 2
+    y, x = (centre[:, 0] * height).floor(), (centre[:, 1] * width).floor()
+    top, bottom = ((y - half * height).round().clamp(0, height), (y + half * height).round().clamp(0, height))
+    left, right = ((x - half * width).round().clamp(0, width), (x + half * width).round().clamp(0, width))
+    inside = _box(top, left, bottom - top, right - left, height, width)
+    return torch.where(inside, other, images), 1 - (bottom - top) * (right - left) / (height * width)
+
+
+def _box(top: Tensor, left: Tensor, tall: Tensor, wide: Tensor, height: int, width: int) -> Tensor:
+    """(B,) each -> (B, 1, height, width) bool, True inside."""
+    rows = torch.arange(height, device=top.device)[None, :, None]  # (1, H, 1)
+    columns = torch.arange(width, device=top.device)[None, None, :]
+    top, left, tall, wide = (x[:, None, None] for x in (top, left, tall, wide))
+    return ((rows >= top) & (rows < top + tall) & (columns >= left) & (columns < left + wide))[:, None]
+
+
+def _beta_quantiles(alpha: float) -> Tensor:
+    """The quantile function of Beta(alpha, alpha) at 0, 1/n, ..., 1."""
+    return torch.from_numpy(betaincinv(alpha, alpha, torch.linspace(0, 1, _QUANTILES + 1).double().numpy())).float()
+
+
+def _lookup(table: Tensor, uniforms: Tensor) -> Tensor:
+    """Interpolate a quantile function: uniform numbers in [0, 1) -> numbers of its distribution."""
+    position = uniforms * _QUANTILES
+    below = position.long()
+    return table[below].lerp(table[below + 1], position - below)

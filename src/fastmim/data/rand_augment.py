@@ -1,0 +1,83 @@
+"""RandAugment (Cubuk et al., arXiv 1909.13719) as a function of the image's key."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from fastmim.config import RequestError
+from fastmim.randomness import step_seed
+
+_STREAM = 7
+_POLICY = re.compile(r"rand(-((m|n|p|mstd|mmax|inc)[0-9.]+|t[a-z0-9]+))+")
+
+
+class RandAugment:
+    """timm's RandAugment on uint8 crops, for `loader.load(transform=...)`.
+
+    Args:
+        policy: As timm writes it: "rand-m9-mstd0.5-inc1" is magnitude 9 of 10 with a deviation of 0.5, two
+            operations, each harder at a higher magnitude.
+        fill: RGB in [0, 1] of what a rotation or a shift uncovers.
+
+    Raises:
+        RequestError: not such a policy.
+    """
+
+    def __init__(self, policy: str, *, fill: Sequence[float]) -> None:
+        self.policy, self.fill = policy, tuple(fill)
+        try:
+            if not _POLICY.fullmatch(policy):  # timm passes over what it does not understand
+                raise ValueError("not RandAugment")
+            _ = self._transform
+        except (ValueError, AssertionError) as error:
+            raise RequestError(
+                f"randaugment is {policy!r}; expected a policy as timm writes it, such as rand-m9-mstd0.5-inc1, or none"
+            ) from error
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"policy": self.policy, "fill": self.fill}
+
+    @cached_property
+    def _transform(self) -> Any:
+        from timm.data.auto_augment import rand_augment_transform
+
+        fill = tuple(min(255, round(255 * value)) for value in self.fill)
+        transform = rand_augment_transform(self.policy, {"translate_pct": 0.45, "img_mean": fill})
+        for operation in transform.ops:
+            if operation.name.startswith("Posterize"):
+                operation.level_fn = _at_least_one_bit(operation.level_fn)
+        return transform
+
+    def __call__(self, image: Tensor, key: int) -> Tensor:
+        """uint8 (3, S, S) -> uint8 (3, S, S)."""
+        with _seeded(step_seed(key, _STREAM)):
+            changed = self._transform(Image.fromarray(image.permute(1, 2, 0).numpy()))
+        return torch.from_numpy(np.array(changed)).permute(2, 0, 1)
+
+
+def _at_least_one_bit(level_fn: Callable[..., tuple[int, ...]]) -> Callable[..., tuple[int, ...]]:
+    """timm keeps 0 bits at the highest level, which Pillow refuses."""
+    return lambda level, hparams: (max(1, level_fn(level, hparams)[0]),)
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Python's and NumPy's global generators, which timm draws from, begin at a seed and are left as they were."""
+    python, numpy = random.getstate(), np.random.get_state()
+    random.seed(seed)
+    np.random.seed(seed & 0xFFFFFFFF)
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)

@@ -1,0 +1,378 @@
+"""From a config to a trained backbone: builds data, model and optimiser, and hands them to the loop."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+from collections.abc import Generator
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from rich.console import Console
+from torch import Tensor
+
+from fastmim import checkpoint, loop, optim, runs, schedule, visualise, weights
+from fastmim import config as configs
+from fastmim.config import IMAGENET_MEAN, IMAGENET_STD, PretrainConfig, RequestError, RunError
+from fastmim.data import augment, loader, sources
+from fastmim.data.bad_images import BadImages
+from fastmim.data.decode import BadImage
+from fastmim.data.labelled import Labelled, open_labelled
+from fastmim.logs import Logs, open_trackers
+from fastmim.mim import MIM, TARGETS
+from fastmim.randomness import image_keys
+from fastmim.recipes import RECIPES
+from fastmim.schedule import Stage
+from fastmim.transfer import online
+
+PICTURED = 6
+DEFAULT_EPOCHS = 200.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a config comes to on these images and this machine."""
+
+    num_images: int
+    steps_per_epoch: int
+    total_steps: int
+    warmup_steps: int
+    picture_every: int | None
+    """Steps between reconstruction pictures; None for never."""
+    probe_every: int
+    peak_lr: float
+    stages: list[Stage]
+    device: torch.device
+    bf16: bool
+    compile: bool
+    num_workers: int
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a run ended."""
+
+    out: Path
+    step: int
+    total_steps: int
+
+    @property
+    def finished(self) -> bool:
+        """False if a signal stopped it; the same call resumes."""
+        return self.step == self.total_steps
+
+    @property
+    def weights(self) -> Path:
+        """The backbone, once finished."""
+        return self.out / weights.FILE
+
+
+def pretrain(*, overwrite: bool = False, dry_run: bool = False, **settings: Any) -> Result:
+    """Pre-train a backbone by masked image modeling (FastMIM).
+
+    The same call with the same `out` resumes an interrupted run.
+
+    Args:
+        overwrite: Delete the run that `out` holds and start anew.
+        dry_run: Print the resolved config and the plan, and stop.
+        settings: Fields of `PretrainConfig` (`fastmim pretrain --help` lists them).
+
+    Raises:
+        RequestError: the request is wrong.
+        RunError: the run failed.
+    """
+    config = runs.resolve(PretrainConfig, settings, recipes=RECIPES, overwrite=overwrite)
+    console = Console(highlight=False)
+    source = sources.open_source(config.data)
+    labelled = open_labelled(config.probe) if config.probe else None
+    plan = make_plan(config, source)
+    torch.manual_seed(config.seed)
+    model = build_model(config).to(plan.device)
+    if dry_run:
+        console.print(configs.to_yaml(config), markup=False, soft_wrap=True)
+    describe(config, plan, model, console)
+    if dry_run:
+        return Result(config.out, 0, plan.total_steps)
+    found = None if overwrite else runs.resume_point(config, num_images=plan.num_images)
+    if config.init and config.init != "timm" and not found:
+        weights.load_into(model.backbone, config.init)
+    runs.prepare(config, overwrite=overwrite)
+    if found:
+        console.print(f"resuming at step {found.step} of {plan.total_steps}")
+    step = _fit(config, plan, source, labelled, model, found, console)
+    if step == plan.total_steps:
+        about = {
+            "recipe": config.recipe,
+            "data": config.data,
+            "steps": step,
+            "mean": IMAGENET_MEAN,
+            "std": IMAGENET_STD,
+        }
+        weights.save(config.out / weights.FILE, model.backbone, about=about)
+        console.print(f"done: {config.out / weights.FILE}", soft_wrap=True)
+    return Result(config.out, step, plan.total_steps)
+
+
+def make_plan(config: PretrainConfig, source: sources.Source) -> Plan:
+    """Turn every duration into steps and every `auto` into a decision.
+
+    Raises:
+        RequestError: fewer images than one batch, a device that is not there.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise RequestError("WORLD_SIZE is above 1; several processes are not supported yet: start one process")
+    steps_per_epoch = loader.steps_per_epoch(source, config.batch_size)
+    total = config.steps or max(1, round((config.epochs or DEFAULT_EPOCHS) * steps_per_epoch))
+    steps = functools.partial(
+        schedule.to_steps, total_steps=total, steps_per_epoch=steps_per_epoch, batch_size=config.batch_size
+    )
+    device = runs.resolve_device(config.device)
+    return Plan(
+        num_images=len(source),
+        steps_per_epoch=steps_per_epoch,
+        total_steps=total,
+        warmup_steps=min(total, steps(config.warmup)),
+        picture_every=None if config.picture_every == "never" else max(1, steps(config.picture_every)),
+        probe_every=max(1, steps(config.probe_every)),
+        peak_lr=config.lr * config.batch_size / 256,
+        stages=schedule.plan_stages(
+            config.sizes(), total_steps=total, device_batch=config.batch_size, micro_batch=config.micro_batch
+        ),
+        device=device,
+        bf16=runs.resolve_bf16(config.precision, device),
+        compile=device.type == "cuda" if config.compile is None else config.compile,
+        num_workers=runs.resolve_workers(config.num_workers),
+    )
+
+
+def build_model(config: PretrainConfig) -> MIM:
+    """The MIM that a config describes, at the first stage's size; every stage's size is tried.
+
+    Raises:
+        RequestError: an unknown backbone, or a size that it cannot take.
+    """
+    sizes = [size for size, _ in config.sizes()]
+    build = functools.partial(
+        MIM,
+        config.backbone,
+        img_size=sizes[0],
+        target=TARGETS[config.target](),
+        mask_ratio=config.mask_ratio,
+        block=config.block,
+        decoder=config.decoder_size() or "auto",
+        encoder_depth=config.encoder_depth,
+        pretrained=config.init == "timm",
+        backbone_args=config.backbone_args,
+    )
+    if len(sizes) > 1:  # better now than at the boundary, days into the run
+        trial = build()
+        for size in sizes[1:]:
+            trial.set_input_size(size)
+        torch.manual_seed(config.seed)
+    return build()
+
+
+def describe(config: PretrainConfig, plan: Plan, model: MIM, console: Console) -> None:
+    """Say what will happen, in a few lines."""
+    backbone, blocks = model.backbone, (model.backbone.img_size // model.block) ** 2
+    millions = sum(p.numel() for p in backbone.parameters()) / 1e6
+    depth = f", first {backbone.trained_blocks} of {backbone.num_blocks} blocks" if config.encoder_depth < 1 else ""
+    chosen = " (auto)" if config.decoder == "auto" else ""
+    stages = ", ".join(f"{s.size} px for {s.stop - s.start} steps" for s in plan.stages)
+    micro = ", ".join(str(config.batch_size // s.accumulation) for s in plan.stages)
+    lines = [
+        f"data      {config.data}: {plan.num_images:,} images, {plan.steps_per_epoch} steps an epoch",
+        f"backbone  {config.backbone}: {millions:.1f} M parameters, stride {backbone.stride}, width {backbone.width}"
+        + depth,
+        f"masking   blocks of {model.block} px, {blocks} an image, {config.mask_ratio:.0%} hidden",
+        f"target    {config.target}, decoder {model.decoder.width}x{model.decoder.depth}{chosen}",
+        f"length    {plan.total_steps} steps ({plan.total_steps / plan.steps_per_epoch:.1f} epochs): {stages}",
+        f"batch     {config.batch_size} images, {micro} at once; peak learning rate {plan.peak_lr:.2e}",
+        f"device    {plan.device}, {'bf16' if plan.bf16 else 'float32'}, {'compiled' if plan.compile else 'eager'}, "
+        f"{plan.num_workers} data workers",
+    ]
+    if config.probe:
+        lines.append(f"probe     {config.probe}, every {plan.probe_every} steps")
+    console.print("\n".join([*lines, f"out       {config.out}"]), soft_wrap=True)
+
+
+def _fit(
+    config: PretrainConfig,
+    plan: Plan,
+    source: sources.Source,
+    labelled: Labelled | None,
+    model: MIM,
+    found: checkpoint.Checkpoint | None,
+    console: Console,
+) -> int:
+    """Wire data, optimiser, logs and pictures to the loop; returns the step reached."""
+    bad_images = BadImages(config.out, num_images=plan.num_images, max_share=config.max_bad_share)
+
+    def batches(stage: Stage, first_step: int) -> Generator[loop.Batch]:
+        stream = loader.load(
+            source,
+            size=stage.size,
+            seed=config.seed,
+            global_batch=config.batch_size,
+            first_step=first_step,
+            last_step=stage.stop,
+            accumulation=stage.accumulation,
+            num_workers=plan.num_workers,
+            crop_scale=config.crop_scale,
+            pin_memory=plan.device.type == "cuda",
+        )
+        with closing(stream):
+            for batch in stream:
+                bad_images.update(batch["bad"], num_seen=len(batch["keys"]))
+                yield {"images": batch["images"], "keys": batch["keys"]}
+
+    step = found.step if found else 0
+    trackers = open_trackers(
+        config.tracker_names(),
+        auto=config.trackers == "auto",
+        out=config.out,
+        settings=configs.to_mapping(config),
+        step=step,
+    )
+    logs = Logs(config.out, total_steps=plan.total_steps, step=step, trackers=trackers, console=console)
+    periodic = []
+    if plan.picture_every:
+        periodic.append((plan.picture_every, functools.partial(draw_sample, config, source, model)))
+    if labelled:
+        periodic.append((plan.probe_every, functools.partial(probe, config, plan, labelled, model, logs)))
+    mean, std = (torch.tensor(values, device=plan.device) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    about = {
+        "seed": config.seed,
+        "global_batch": config.batch_size,
+        "world_size": 1,
+        "num_images": plan.num_images,
+        "stages": [dataclasses.asdict(stage) for stage in plan.stages],
+    }
+    try:
+        return loop.fit(
+            model,
+            stages=plan.stages,
+            batches=batches,
+            prepare=functools.partial(augment.prepare, mean=mean, std=std),
+            build_optimizer=functools.partial(optim.build, weight_decay=config.weight_decay, betas=config.betas),
+            learning_rate=functools.partial(
+                schedule.learning_rate,
+                peak=plan.peak_lr,
+                warmup_steps=plan.warmup_steps,
+                total_steps=plan.total_steps,
+            ),
+            logs=logs,
+            run=loop.Run(
+                out=config.out,
+                seed=config.seed,
+                batch_size=config.batch_size,
+                steps_per_epoch=plan.steps_per_epoch,
+                device=plan.device,
+                bf16=plan.bf16,
+                compile=plan.compile,
+                clip=config.clip,
+                save_every=config.save_every,
+                keep_every=config.keep_every,
+                log_every=config.log_every,
+                about=about | {"config": configs.to_mapping(config)},
+            ),
+            resume_from=found,
+            periodic=periodic,
+        )
+    finally:
+        logs.close()
+
+
+def probe(
+    config: PretrainConfig, plan: Plan, labelled: Labelled, model: MIM, logs: Logs, step: int
+) -> dict[str, float]:
+    """Measure held-out loss, kNN and effective rank of the model as it is now, and say them."""
+    metrics = online.measure(
+        model,
+        labelled,
+        seed=config.seed,
+        batch_size=min(256, config.micro_batch or config.batch_size),
+        num_workers=plan.num_workers,
+        bf16=plan.bf16,
+    )
+    logs.say(f"probe at step {step}: {online.describe(metrics)}")
+    return metrics
+
+
+def draw_sample(config: PretrainConfig, source: sources.Source, model: MIM, step: int) -> dict[str, float]:
+    """Draw `samples/step_N.png`: the same few images and masks every time, as the model sees them now."""
+    picture = draw(model, source, num_images=PICTURED, seed=config.seed, caption=f"step {step}")
+    folder = config.out / "samples"
+    folder.mkdir(exist_ok=True)
+    picture.save(folder / f"step_{step:09d}.png")
+    return {}
+
+
+def draw(model: MIM, source: sources.Source, *, num_images: int, seed: int, caption: str = "") -> Image.Image:
+    """A picture of what a model makes of images spread evenly over a source (unreadable ones are left out).
+
+    Args:
+        seed: Decides the masks.
+    """
+    spread = torch.linspace(0, len(source) - 1, min(num_images, len(source))).round().long().tolist()
+    crops: dict[int, Tensor] = {}
+    for index in spread:
+        with suppress(BadImage, OSError):
+            crops[index] = augment.decode_center(source.read(index), model.backbone.img_size)
+    if not crops:
+        raise RunError(f"none of {len(spread)} images of {source.origin} can be read; expected images: check the files")
+    device = model.mask_token.device
+    mean, std = (torch.tensor(values) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    images = augment.normalise(torch.stack(list(crops.values())), mean, std).to(device)
+    output = visualise.reconstruct(model, images, image_keys(seed, 0, torch.tensor(list(crops))).to(device))
+    return visualise.picture(
+        images, output, model.target, mean=IMAGENET_MEAN, std=IMAGENET_STD, caption=caption, max_rows=num_images
+    )
+
+
+def visualise_run(run: Path, *, images: str | None = None, out: Path, num_images: int = 8, seed: int = 0) -> None:
+    """Draw what a run's model (its newest checkpoint) makes of images, as a PNG.
+
+    Args:
+        run: Run directory.
+        images: Anything that `data` takes; the run's own images if None.
+        out: The file to write.
+
+    Raises:
+        RequestError: no run, no checkpoint, no images, or an unwritable file.
+    """
+    config = runs.read_config(PretrainConfig, run)
+    found = checkpoint.newest(run / "checkpoints")
+    if found is None:
+        raise RequestError(f"run is {run}, which has no checkpoint yet; expected one: let the run come to its first")
+    model = load_checkpointed(config, found)
+    picture = draw(
+        model,
+        sources.open_source(images or config.data),
+        num_images=num_images,
+        seed=seed,
+        caption=f"{run.resolve().name}, step {found.step}",
+    )
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(out)
+    except (OSError, ValueError) as error:
+        raise RequestError(
+            f"out is {out}: {error}; expected a picture file that can be written, such as x.png"
+        ) from None
+
+
+def load_checkpointed(config: PretrainConfig, found: checkpoint.Checkpoint) -> MIM:
+    """The whole model of a checkpoint, at the image size that it was saved at."""
+    model = build_model(config)
+    stages = [schedule.Stage(**stage) for stage in found.manifest["stages"]]
+    size = schedule.stage_at(stages, found.step - 1).size
+    if size != model.backbone.img_size:
+        model.set_input_size(size)
+    checkpoint.load(found, model)
+    return model

@@ -1,0 +1,145 @@
+"""A run directory: the config that it holds, whether a request resumes it or is refused, and what it may delete."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import yaml
+
+from fastmim import checkpoint
+from fastmim import config as configs
+from fastmim.config import RequestError, TrainConfig
+
+Config = TypeVar("Config", bound=TrainConfig)
+
+# What runs write; `--overwrite` removes these and nothing else.
+FILES = (
+    "config.yaml",
+    "metrics.jsonl",
+    "weights.safetensors",
+    "weights_best.safetensors",
+    "evaluation.json",
+    "bad_images.txt",
+    "nonfinite_batch.safetensors",
+    "wandb_id.txt",
+    "mlflow_id.txt",
+    "checkpoints",
+    "samples",
+    "tensorboard",
+)
+
+
+def resolve(
+    cls: type[Config],
+    settings: Mapping[str, Any],
+    *,
+    recipes: Mapping[str, Callable[[], dict[str, Any]]],
+    overwrite: bool = False,
+) -> Config:
+    """The run's config: a stored run's settings, else a recipe's, and over them those given.
+
+    Raises:
+        RequestError: unknown or wrong settings, or settings that differ from the run that `out` holds.
+    """
+    given = configs.build(cls, settings)
+    path = given.out / "config.yaml"
+    if path.exists() and not overwrite:
+        stored = configs.read(path)
+        config = configs.build(cls, stored, settings)
+        if differing := configs.differences(stored, config):
+            raise RequestError(
+                f"out is {given.out}, which holds another run ({'; '.join(differing)}): take another --out, "
+                f"drop these settings to resume it, or delete it with --overwrite"
+            )
+        return config
+    recipe = settings.get("recipe")
+    if recipe is None:
+        return given
+    if recipe not in recipes:
+        raise RequestError(
+            f"recipe is {recipe!r}; expected one of {', '.join(recipes)}{configs.nearest(recipe, recipes)}"
+        )
+    return configs.build(cls, recipes[recipe](), settings)
+
+
+def prepare(config: TrainConfig, *, overwrite: bool) -> None:
+    """Make the run directory and write its config.yaml.
+
+    Raises:
+        RequestError: it cannot be written.
+    """
+    try:
+        config.out.mkdir(parents=True, exist_ok=True)
+        if overwrite:
+            for name in FILES:
+                path = config.out / name
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        versions = {p: version(p) for p in ("fastmim", "torch", "timm")} | {"python": platform.python_version()}
+        partial = config.out / ".config.tmp"
+        partial.write_text(configs.to_yaml(config) + yaml.safe_dump({"versions": versions}))
+        partial.replace(config.out / "config.yaml")
+    except OSError as error:
+        raise RequestError(f"out is {config.out}: {error.strerror}; expected a directory that can be written") from None
+
+
+def resume_point(config: TrainConfig, *, num_images: int) -> checkpoint.Checkpoint | None:
+    """The checkpoint to go on from, if the run has one.
+
+    Raises:
+        RequestError: the data has changed since, so the steps left would not be the run's.
+    """
+    found = checkpoint.newest(config.out / "checkpoints")
+    if found and found.manifest["num_images"] != num_images:
+        raise RequestError(
+            f"data is {config.data} with {num_images} images; expected the {found.manifest['num_images']} that the run in "
+            f"{config.out} began with: give it the same images, another --out, or --overwrite"
+        )
+    return found
+
+
+def read_config(cls: type[Config], out: Path) -> Config:
+    """The config of the run in a directory.
+
+    Raises:
+        RequestError: the directory holds no run.
+    """
+    path = out / "config.yaml"
+    if not path.exists():
+        raise RequestError(f"run is {out}; expected a run directory with a config.yaml, as `fastmim pretrain` makes")
+    return configs.build(cls, configs.read(path))
+
+
+def resolve_device(name: str) -> torch.device:
+    """The torch device; `auto` is the accelerator if there is one.
+
+    Raises:
+        RequestError: no such device here.
+    """
+    if name == "auto":
+        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise RequestError(
+            f"device is {name!r}; expected one that this machine has ({reason}); try --device auto"
+        ) from None
+    return device
+
+
+def resolve_workers(num_workers: int | None) -> int:
+    """How many data processes: what was asked for, else one for each core but one."""
+    return max(1, min(16, len(os.sched_getaffinity(0)) - 1)) if num_workers is None else num_workers
+
+
+def resolve_bf16(precision: str, device: torch.device) -> bool:
+    """Whether to autocast to bfloat16; `auto` does where a CUDA device has it."""
+    return precision == "bf16" or (precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported())

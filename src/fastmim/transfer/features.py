@@ -1,0 +1,193 @@
+"""Features of a frozen backbone: images of any source, in order -> one vector each."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from fastmim.backbone import Backbone
+from fastmim.config import IMAGENET_MEAN, IMAGENET_STD, RequestError, RunError
+from fastmim.data.augment import normalise
+from fastmim.data.centers import Indices, load_centers
+from fastmim.data.sources import Source
+
+Pool = Literal["avg", "cls", "both"]
+
+
+class Encoder(nn.Module):
+    """A backbone and a pooling: images -> one vector each. It shares the backbone's weights and changes nothing.
+
+    Args:
+        backbone: At the size of the images.
+        pool: "avg", the mean over the map; "cls", the class token; "both", one after the other.
+        block: Whose output to take, negative from the end: a block of a ViT, a stage of a hierarchical backbone.
+            Blocks that `encoder_depth` leaves out pass their input on, so -1 is the last one that was trained.
+        mean: Of each channel, for pixels in [0, 1].
+        std: Likewise.
+        crop_pct: Side of the evaluation crop as a share of the picture's shorter side.
+
+    Raises:
+        RequestError: no such block, or no class token.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        pool: Pool = "avg",
+        block: int = -1,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+        crop_pct: float = 1.0,
+    ) -> None:
+        super().__init__()
+        num_maps = backbone.num_maps
+        if not -num_maps <= block < num_maps:
+            raise RequestError(
+                f"block is {block}; expected {-num_maps} to {num_maps - 1}, as {backbone.name} has {num_maps} "
+                f"blocks or stages: -1 is the last"
+            )
+        self.backbone, self.pool, self.block, self.crop_pct = backbone, pool, block % num_maps, crop_pct
+        device = next(backbone.parameters()).device
+        self.mean: Tensor
+        self.std: Tensor
+        self.register_buffer("mean", torch.tensor(mean, device=device))
+        self.register_buffer("std", torch.tensor(std, device=device))
+        size = backbone.img_size
+        with evaluating(self):
+            feature_map, token = backbone.inner_map(
+                torch.zeros(1, backbone.in_chans, size, size, device=device), self.block
+            )
+        if pool != "avg" and token is None:
+            raise RequestError(f"pool is {pool!r}, but {backbone.name} gives no class token; expected avg: --pool avg")
+        self.width: int = feature_map.shape[1] * (2 if pool == "both" else 1)
+        """Length of the vectors."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, S, S) uint8, S = `backbone.img_size` -> (B, `width`) float32."""
+        feature_map, token = self.backbone.inner_map(normalise(images, self.mean, self.std), self.block)
+        parts = []
+        if self.pool != "cls":
+            parts.append(feature_map.float().mean(dim=(2, 3)))
+        if token is not None and self.pool != "avg":
+            parts.append(token.float())
+        return torch.cat(parts, dim=1)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """No gradients and evaluation mode inside; each module's own mode is restored afterwards."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+@dataclass(frozen=True)
+class Extracted:
+    """Features of one batch."""
+
+    features: Tensor
+    """(b, D) float32 on the CPU; b may be 0."""
+    indices: Tensor
+    """(b,) int64, positions in the source."""
+    bad: list[tuple[str, str]]
+    """(name, reason) of the batch's unreadable images, which have no features."""
+
+
+def extract(
+    encoder: Encoder,
+    source: Source,
+    *,
+    indices: Indices | None = None,
+    batch_size: int = 256,
+    num_workers: int = 0,
+    bf16: bool = False,
+) -> Generator[Extracted, None, None]:
+    """Encode images in the order of the source by the central crop, as a stream: memory stays that of a few batches.
+
+    Args:
+        encoder: On the device that is to do the work.
+        source: The images; labels are not looked at.
+        indices: Which images, in this order; all if None.
+        batch_size: Images at once.
+        num_workers: Worker processes that read and crop; 0 does it here.
+        bf16: Autocast to bfloat16.
+
+    Raises:
+        RunError: a data worker died.
+    """
+    device = encoder.mean.device
+    batches = load_centers(
+        source,
+        size=encoder.backbone.img_size,
+        batch_size=batch_size,
+        indices=indices,
+        num_workers=num_workers,
+        crop_pct=encoder.crop_pct,
+        pin_memory=device.type == "cuda",
+    )
+    # A batch is given out after the next one has been started, so that the device never waits for the reader.
+    started: tuple[Extracted, torch.Event | None] | None = None
+    for batch in batches:
+        with evaluating(encoder), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            images = batch["images"].to(device, non_blocking=True)
+            vectors = encoder(images) if len(images) else torch.empty(0, encoder.width)
+            found = Extracted(vectors.to("cpu", non_blocking=True), batch["indices"], batch["bad"])
+        event = _record(device)
+        if started:
+            yield _finished(*started)
+        started = found, event
+    if started:
+        yield _finished(*started)
+
+
+def _record(device: torch.device) -> torch.Event | None:
+    """A mark in the device's work so far; None on the CPU, which does everything at once."""
+    if device.type == "cpu":
+        return None
+    event = torch.Event(device)
+    event.record()
+    return event
+
+
+def _finished(found: Extracted, event: torch.Event | None) -> Extracted:
+    if event is not None:
+        event.synchronize()
+    return found
+
+
+def gather(
+    encoder: Encoder,
+    source: Source,
+    *,
+    indices: Indices | None = None,
+    batch_size: int = 256,
+    num_workers: int = 0,
+    bf16: bool = False,
+    max_bad_share: float = 1.0,
+) -> Extracted:
+    """All of `extract` in memory.
+
+    Raises:
+        RunError: a data worker died, nothing is readable, or more than `max_bad_share` of the images are not.
+    """
+    parts = list(extract(encoder, source, indices=indices, batch_size=batch_size, num_workers=num_workers, bf16=bf16))
+    bad = [each for part in parts for each in part.bad]
+    num_images = len(source) if indices is None else len(indices)
+    if bad and (len(bad) == num_images or len(bad) > max_bad_share * num_images):
+        name, reason = bad[0]
+        raise RunError(
+            f"{len(bad):,} of {num_images:,} images of {source.origin} ({len(bad) / num_images:.1%}) cannot be read, "
+            f"the first is {name} ({reason}): repair or remove them, or raise --max-bad-share above {max_bad_share:g}"
+        )
+    return Extracted(torch.cat([p.features for p in parts]), torch.cat([p.indices for p in parts]), bad)

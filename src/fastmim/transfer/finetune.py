@@ -1,0 +1,389 @@
+"""From labelled images and pre-trained weights to a classifier: builds them, and hands them to the loop."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import os
+from collections.abc import Generator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from torch.optim import AdamW
+
+from fastmim import checkpoint, loop, optim, runs, schedule, weights
+from fastmim import config as configs
+from fastmim.config import RequestError
+from fastmim.data import loader
+from fastmim.data.bad_images import BadImages
+from fastmim.data.labelled import Labelled, limit_labels, open_labelled
+from fastmim.data.mixing import Mix
+from fastmim.data.rand_augment import RandAugment
+from fastmim.logs import Logs, open_trackers
+from fastmim.recipes import FINETUNE_RECIPES
+from fastmim.schedule import Stage
+from fastmim.transfer.evaluation import MOST_DRAWN, Scores, draw_confusion, evaluate
+from fastmim.transfer.settings import FinetuneConfig
+from fastmim.transfer.start import Start, build, find_start
+from fastmim.transfer.training import Finetuner, Preparation
+
+BEST_FILE = "weights_best.safetensors"
+SCORES_FILE = "evaluation.json"
+DEFAULT_EPOCHS = 100.0
+_NAMED = 5
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a config comes to on these images and this machine."""
+
+    steps_per_epoch: int
+    total_steps: int
+    warmup_steps: int
+    eval_every: int
+    """Steps between evaluations."""
+    peak_lr: float
+    stage: Stage
+    device: torch.device
+    bf16: bool
+    compile: bool
+    num_workers: int
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a run ended."""
+
+    out: Path
+    step: int
+    total_steps: int
+    top1: float | None = None
+    """Share of the validation images that the final weights classify rightly; None before the end."""
+    best_top1: float | None = None
+    """The same of the best weights so far."""
+
+    @property
+    def finished(self) -> bool:
+        """False if a signal stopped it; the same call resumes."""
+        return self.step == self.total_steps
+
+    @property
+    def weights(self) -> Path:
+        """The final classifier, once finished."""
+        return self.out / weights.FILE
+
+    @property
+    def best_weights(self) -> Path:
+        """The classifier with the best top-1 so far."""
+        return self.out / BEST_FILE
+
+
+def finetune(*, overwrite: bool = False, dry_run: bool = False, **settings: Any) -> Result:
+    """Train a classifier end to end, from pre-trained weights or from nothing.
+
+    The same call with the same `out` resumes an interrupted run.
+
+    Args:
+        overwrite: Delete the run that `out` holds and start anew.
+        dry_run: Print the resolved config and the plan, and stop.
+        settings: Fields of `FinetuneConfig` (`fastmim finetune --help` lists them).
+
+    Raises:
+        RequestError: the request is wrong.
+        RunError: the run failed.
+    """
+    config = runs.resolve(FinetuneConfig, settings, recipes=FINETUNE_RECIPES, overwrite=overwrite)
+    console = Console(highlight=False)
+    data = _open_data(config)
+    plan = make_plan(config, len(data.train))
+    found = None if overwrite else _resume_point(config, data)
+    start = Start(**found.manifest["start"]) if found else find_start(config)
+    torch.manual_seed(config.seed)
+    classifier = build(config, start, num_classes=len(data.classes), resuming=bool(found))
+    run = _Finetuning(config, plan, data, start, Finetuner(classifier, ema=config.ema).to(plan.device), console)
+    run.describe()
+    if dry_run:
+        return Result(config.out, 0, plan.total_steps)
+    runs.prepare(config, overwrite=overwrite)
+    if found:
+        console.print(f"resuming at step {found.step} of {plan.total_steps}")
+    return run.train(found)
+
+
+def make_plan(config: FinetuneConfig, num_images: int) -> Plan:
+    """Turn every duration into steps and every `auto` into a decision.
+
+    Raises:
+        RequestError: fewer images than one batch, a device that is not there.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise RequestError("WORLD_SIZE is above 1; fine-tuning runs in one process: start it without torchrun")
+    if num_images < config.batch_size:
+        raise RequestError(
+            f"{num_images:,} training images are fewer than one batch of {config.batch_size:,}: "
+            f"lower --batch-size to {num_images} or less"
+        )
+    steps_per_epoch = num_images // config.batch_size
+    total = config.steps or max(1, round((config.epochs or DEFAULT_EPOCHS) * steps_per_epoch))
+    steps = functools.partial(
+        schedule.to_steps, total_steps=total, steps_per_epoch=steps_per_epoch, batch_size=config.batch_size
+    )
+    device = runs.resolve_device(config.device)
+    [stage] = schedule.plan_stages(
+        ((config.img_size, 1.0),), total_steps=total, device_batch=config.batch_size, micro_batch=config.micro_batch
+    )
+    return Plan(
+        steps_per_epoch=steps_per_epoch,
+        total_steps=total,
+        warmup_steps=min(total, steps(config.warmup)),
+        eval_every=max(1, steps(config.eval_every)),
+        peak_lr=config.lr * config.batch_size / 256,
+        stage=stage,
+        device=device,
+        bf16=runs.resolve_bf16(config.precision, device),
+        compile=device.type == "cuda" if config.compile is None else config.compile,
+        num_workers=runs.resolve_workers(config.num_workers),
+    )
+
+
+def _open_data(config: FinetuneConfig) -> Labelled:
+    if not config.data:
+        raise RequestError("data is not given; expected labelled images: --data labelled/")
+    data = open_labelled(config.data, val_data=config.val_data, val_share=config.val_share)
+    if config.num_labels is not None:
+        few = limit_labels(data.train, config.num_labels, seed=config.seed)
+        data = dataclasses.replace(data, train=few)
+    return data
+
+
+def _resume_point(config: FinetuneConfig, data: Labelled) -> checkpoint.Checkpoint | None:
+    found = runs.resume_point(config, num_images=len(data.train))
+    if found and found.manifest["classes"] != data.classes:
+        raise RequestError(
+            f"data is {config.data} with classes {', '.join(data.classes[:_NAMED])}...; expected those that the run in "
+            f"{config.out} began with, {', '.join(found.manifest['classes'][:_NAMED])}...: take another --out"
+        )
+    return found
+
+
+class _Finetuning:
+    """One run: what `finetune` has built, wired to the loop."""
+
+    def __init__(
+        self, config: FinetuneConfig, plan: Plan, data: Labelled, start: Start, model: Finetuner, console: Console
+    ) -> None:
+        self.config, self.plan, self.data, self.start, self.model = config, plan, data, start, model
+        self.console = console
+        num_images = len(data.train) + len(data.val)
+        self.bad_images = BadImages(config.out, num_images=num_images, max_share=config.max_bad_share)
+        self.mean, self.std = config.mean or tuple(start.mean), config.std or tuple(start.std)
+        self.randaugment = None if config.randaugment == "none" else RandAugment(config.randaugment, fill=self.mean)
+        self.optimizer(model)  # refuses layers that timm cannot tell apart before there is a run directory
+        self.best = -1.0
+        self.scores: Scores | None = None
+
+    def describe(self) -> None:
+        """Say what will happen, in a few lines."""
+        config, plan, data, classifier = self.config, self.plan, self.data, self.model.classifier
+        millions = sum(p.numel() for p in classifier.parameters()) / 1e6
+        counts = np.bincount(data.train.labels if data.train.labels is not None else [], minlength=len(data.classes))
+        missing = len(data.classes) - len(np.unique(data.val.labels if data.val.labels is not None else []))
+        lines = [
+            f"data      {data.train.origin}: {len(data.train):,} images, {len(data.classes)} classes of "
+            f"{counts.min():,} to {counts.max():,}; {plan.steps_per_epoch} steps an epoch",
+            f"validate  {data.val.origin}: {len(data.val):,} images"
+            + (f", none of {missing} of the classes" if missing else ""),
+            f"weights   {self.start.origin}",
+            f"network   {classifier.name}: {millions:.1f} M parameters at {config.img_size} px, "
+            f"drop path {classifier.drop_path:g}",
+            f"length    {plan.total_steps} steps ({plan.total_steps / plan.steps_per_epoch:.1f} epochs), "
+            f"validated every {plan.eval_every}",
+            f"batch     {config.batch_size} images, {config.batch_size // plan.stage.accumulation} at once; peak "
+            f"learning rate {plan.peak_lr:.2e}, {config.layer_decay:g} times that for each block below",
+            f"device    {plan.device}, {'bf16' if plan.bf16 else 'float32'}, "
+            f"{'compiled' if plan.compile else 'eager'}, {plan.num_workers} data workers",
+            f"out       {config.out}",
+        ]
+        if self.start.fresh:
+            lines.insert(
+                3, f"fresh     {', '.join(self.start.fresh)}: left out of pre-training, so they start untrained"
+            )
+        self.console.print("\n".join(lines), soft_wrap=True, markup=False)
+
+    def train(self, found: checkpoint.Checkpoint | None) -> Result:
+        """Train from a checkpoint or the start; write the final weights at the end."""
+        config, plan = self.config, self.plan
+        trackers = open_trackers(
+            config.tracker_names(),
+            auto=config.trackers == "auto",
+            out=config.out,
+            settings=configs.to_mapping(config),
+            step=found.step if found else 0,
+        )
+        step = found.step if found else 0
+        logs = Logs(config.out, total_steps=plan.total_steps, step=step, trackers=trackers, console=self.console)
+        self.best = _best_so_far(config.out)
+        try:
+            step = self._fit(found, logs)
+        finally:
+            logs.close()
+        if step < plan.total_steps:
+            return Result(config.out, step, plan.total_steps, best_top1=self.best if self.best >= 0 else None)
+        self._save(weights.FILE, step)
+        final = json.loads((config.out / SCORES_FILE).read_text())
+        self._summarise(final)
+        return Result(config.out, step, plan.total_steps, top1=final["val_top1"], best_top1=self.best)
+
+    def _fit(self, found: checkpoint.Checkpoint | None, logs: Logs) -> int:
+        config, plan = self.config, self.plan
+        mean, std = (torch.tensor(values, device=plan.device) for values in (self.mean, self.std))
+        validate = functools.partial(self.validate, mean=mean, std=std, logs=logs)
+        periodic: list[Any] = [(1, self.model.average)] if config.ema else []
+        mix = Mix(
+            mixup=config.mixup,
+            cutmix=config.cutmix,
+            smoothing=config.smoothing,
+            num_classes=len(self.data.classes),
+        )
+        return loop.fit(
+            self.model,
+            stages=[plan.stage],
+            batches=self.batches,
+            prepare=Preparation(mean=mean, std=std, flip=config.flip, reprob=config.reprob, mix=mix),
+            build_optimizer=self.optimizer,
+            learning_rate=functools.partial(
+                schedule.learning_rate, peak=plan.peak_lr, warmup_steps=plan.warmup_steps, total_steps=plan.total_steps
+            ),
+            logs=logs,
+            run=loop.Run(
+                out=config.out,
+                seed=config.seed,
+                batch_size=config.batch_size,
+                steps_per_epoch=plan.steps_per_epoch,
+                device=plan.device,
+                bf16=plan.bf16,
+                compile=plan.compile,
+                clip=config.clip,
+                save_every=config.save_every,
+                keep_every=config.keep_every,
+                log_every=config.log_every,
+                about={
+                    "seed": config.seed,
+                    "global_batch": config.batch_size,
+                    "world_size": 1,
+                    "num_images": len(self.data.train),
+                    "classes": self.data.classes,
+                    "start": dataclasses.asdict(self.start),
+                    "stages": [dataclasses.asdict(plan.stage)],
+                    "config": configs.to_mapping(config),
+                },
+            ),
+            resume_from=found,
+            periodic=[*periodic, (plan.eval_every, validate)],
+        )
+
+    def batches(self, stage: Stage, first_step: int) -> Generator[loop.Batch]:
+        """The training batches from a step on."""
+        stream = loader.load(
+            self.data.train,
+            size=stage.size,
+            seed=self.config.seed,
+            global_batch=self.config.batch_size,
+            first_step=first_step,
+            last_step=stage.stop,
+            accumulation=stage.accumulation,
+            num_workers=self.plan.num_workers,
+            crop_scale=self.config.crop_scale,
+            pin_memory=self.plan.device.type == "cuda",
+            transform=self.randaugment,
+        )
+        for batch in stream:
+            self.bad_images.update(batch.pop("bad"), num_seen=len(batch["keys"]))
+            yield {key: batch[key] for key in ("images", "keys", "labels")}
+
+    def optimizer(self, model: torch.nn.Module) -> AdamW:
+        """AdamW with a learning rate for each block."""
+        assert isinstance(model, Finetuner)
+        groups = model.classifier.parameter_groups(
+            weight_decay=self.config.weight_decay, layer_decay=self.config.layer_decay
+        )
+        return optim.adamw(groups, betas=self.config.betas)
+
+    def validate(self, step: int, *, mean: torch.Tensor, std: torch.Tensor, logs: Logs) -> dict[str, float]:
+        """Evaluate, draw the confusion matrix, keep the weights if they are the best; the numbers to log."""
+        config, plan = self.config, self.plan
+        scores = evaluate(
+            self.model.result,
+            self.data.val,
+            size=config.img_size,
+            mean=mean,
+            std=std,
+            batch_size=2 * config.batch_size // plan.stage.accumulation,
+            num_workers=plan.num_workers,
+            bf16=plan.bf16,
+            crop_pct=config.eval_crop,
+            found_bad=lambda bad, num_seen: self.bad_images.update(bad, num_seen=num_seen),
+        )
+        self.scores = scores
+        is_best = scores.top1 > self.best
+        logs.say(f"step {step}/{plan.total_steps}  validation: {scores.describe()}{'  (best)' if is_best else ''}")
+        partial = config.out / f".{SCORES_FILE}.tmp"
+        partial.write_text(json.dumps({"step": step} | scores.to_mapping(), indent=1, ensure_ascii=False) + "\n")
+        partial.replace(config.out / SCORES_FILE)
+        if len(scores.classes) <= MOST_DRAWN:
+            folder = config.out / "samples"
+            folder.mkdir(exist_ok=True)
+            draw_confusion(scores, caption=f"step {step}").save(folder / f"confusion_{step:09d}.png")
+        if is_best:
+            self.best = scores.top1
+            self._save(BEST_FILE, step, scores=scores.to_mapping())
+        return scores.metrics()
+
+    def _save(self, name: str, step: int, **more: Any) -> None:
+        """Write the classifier as `timm.create_model(architecture, **arguments, checkpoint_path=...)` loads it."""
+        classifier, config = self.model.result, self.config
+        facts = {
+            "architecture": classifier.name,
+            "arguments": classifier.arguments(),
+            "img_size": config.img_size,
+            "num_blocks": classifier.num_blocks,
+            "trained_blocks": classifier.num_blocks,
+            "untrained": [],
+            "classes": self.data.classes,
+            "recipe": config.recipe,
+            "data": config.data,
+            "steps": step,
+            "mean": self.mean,
+            "std": self.std,
+            "eval_crop": config.eval_crop,
+        }
+        state = {name: tensor.detach().cpu() for name, tensor in classifier.model.state_dict().items()}
+        weights.write(config.out / name, state, facts | more)
+
+    def _summarise(self, final: dict[str, Any]) -> None:
+        """The outcome in plain words."""
+        per_class = final["per_class"]
+        known = sorted((c["accuracy"], name) for name, c in per_class.items() if c["accuracy"] is not None)
+        absent = [name for name, c in per_class.items() if c["accuracy"] is None]
+        hardest = ", ".join(f"{name} {accuracy:.1%}" for accuracy, name in known[:_NAMED])
+        top5 = f", {final['val_top5']:.1%} within its five best guesses" if "val_top5" in final else ""
+        lines = [
+            f"final     {final['val_top1']:.1%} of {final['images']:,} validation images right{top5}; "
+            f"{final['val_mean_class']:.1%} as the mean over classes; best {self.best:.1%}",
+            f"hardest   {hardest}",
+            f"n/a       no validation images of {', '.join(absent)}" if absent else "",
+            f"done: {self.config.out / weights.FILE} (best: {BEST_FILE}, each class: {SCORES_FILE})",
+        ]
+        self.console.print("\n".join(line for line in lines if line), soft_wrap=True, markup=False)
+
+
+def _best_so_far(out: Path) -> float:
+    """The best top-1 in metrics.jsonl, of the steps up to where the run goes on; -1 if there is none."""
+    path = out / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return max((line["val_top1"] for line in map(json.loads, lines) if "val_top1" in line), default=-1.0)

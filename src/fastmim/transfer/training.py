@@ -1,0 +1,87 @@
+"""What fine-tuning adds to a classifier: the augmentation on the device, the loss, and averaged weights."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastmim.backbone import Classifier
+from fastmim.data import augment
+from fastmim.data.mixing import Mix, erase
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preparation:
+    """The device's half of the augmentation: uint8 crops -> normalised, erased and mixed images with soft targets."""
+
+    mean: Tensor
+    std: Tensor
+    flip: bool
+    reprob: float
+    mix: Mix
+
+    def __call__(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Take "images", "labels" and "keys" of `loader.load`; give the arguments of `Finetuner.forward`."""
+        if self.flip:
+            images = augment.prepare(batch, self.mean, self.std)["images"]
+        else:
+            images = augment.normalise(batch["images"], self.mean, self.std)
+        images = erase(images, batch["keys"], self.reprob)
+        images, targets = self.mix(images, batch["labels"], batch["keys"])
+        return {"images": images, "targets": targets}
+
+
+class Finetuner(nn.Module):
+    """A classifier with its loss and, if asked for, the exponential moving average of its weights.
+
+    The average is part of the module, so checkpoints hold it and a resumed run goes on with it.
+
+    Args:
+        classifier: What is trained.
+        ema: Decay per step; None for no average.
+    """
+
+    def __init__(self, classifier: Classifier, *, ema: float | None = None) -> None:
+        super().__init__()
+        self.classifier = classifier
+        self.ema = ema
+        self.averaged = copy.deepcopy(classifier).requires_grad_(False) if ema else None
+
+    @property
+    def result(self) -> Classifier:
+        """What is evaluated and exported: the average if there is one."""
+        return self.averaged or self.classifier
+
+    def forward(self, images: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """Cross entropy with soft targets.
+
+        Args:
+            images: (B, 3, S, S) normalised.
+            targets: (B, C), rows summing to 1.
+
+        Returns:
+            "loss": float32 scalar.
+        """
+        logits = self.classifier(images).float()
+        return {"loss": -(targets * logits.log_softmax(dim=1)).sum(dim=1).mean()}
+
+    @torch.no_grad()
+    def average(self, step: int) -> dict[str, float]:
+        """Move the average towards the weights, after each step (from 1 on).
+
+        Young averages forget faster, so that they are not those of the first values: the decay is at most
+        (1 + step) / (10 + step), as in TensorFlow's ExponentialMovingAverage.
+        """
+        assert self.averaged is not None and self.ema is not None
+        decay = min(self.ema, (1 + step) / (10 + step))
+        own, averaged = self.classifier.state_dict(), self.averaged.state_dict()
+        floats = [name for name, tensor in own.items() if tensor.is_floating_point()]
+        torch._foreach_lerp_([averaged[name] for name in floats], [own[name] for name in floats], 1 - decay)
+        for name in own.keys() - set(floats):
+            averaged[name].copy_(own[name])
+        return {}

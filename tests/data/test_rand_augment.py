@@ -1,0 +1,62 @@
+"""RandAugment as a function of the key, in any process, leaving the global generators alone."""
+
+from __future__ import annotations
+
+import pickle
+import random
+
+import numpy as np
+import pytest
+import torch
+from pictures import encode, photograph
+
+from fastmim.config import RequestError
+from fastmim.data.decode import Box, decode_box
+from fastmim.data.rand_augment import RandAugment
+
+POLICY = "rand-m9-mstd0.5-inc1"
+
+
+@pytest.fixture(scope="module")
+def image() -> torch.Tensor:
+    return decode_box(encode(photograph()), 64, lambda height, width: Box(0, 0, height, width))
+
+
+def test_the_key_decides_and_nothing_else(image: torch.Tensor) -> None:
+    augment: RandAugment = RandAugment(POLICY, fill=(0.5, 0.5, 0.5))
+    first = [augment(image, key) for key in range(20)]
+    other: RandAugment = pickle.loads(pickle.dumps(augment))  # noqa: S301 - our own
+    random.seed(5)
+    np.random.seed(5)
+    again = [other(image, key) for key in range(20)]
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert all(a.shape == (3, 64, 64) and a.dtype == torch.uint8 for a in first)
+    changed = sum(not torch.equal(a, image) for a in first)
+    assert changed >= 10
+    assert len({a.numpy().tobytes() for a in first}) >= 10
+
+
+def test_the_global_generators_are_left_as_they_were(image: torch.Tensor) -> None:
+    random.seed(1)
+    np.random.seed(1)
+    expected = random.random(), np.random.rand()
+    random.seed(1)
+    np.random.seed(1)
+    RandAugment(POLICY, fill=(0.5, 0.5, 0.5))(image, 7)
+    assert (random.random(), np.random.rand()) == expected
+
+
+@pytest.mark.parametrize("policy", [POLICY, "rand-m10-n3-mstd0.5-inc1", "rand-m1-mstd101", "rand-m9"])
+def test_every_level_is_one_that_pillow_takes(image: torch.Tensor, policy: str) -> None:
+    augment = RandAugment(policy, fill=(0.5, 0.5, 0.5))
+    small = image[:, ::4, ::4].contiguous()
+    for key in range(300):
+        augment(small, key)
+
+
+@pytest.mark.parametrize("policy", ["augmix-m3", "rand-x3", "9", "rand-m", "rand-mstdx"])
+def test_other_policies_are_refused(policy: str) -> None:
+    with pytest.raises(
+        RequestError, match=r"randaugment is '.*'; expected a policy as timm writes it, such as rand-m9"
+    ):
+        RandAugment(policy, fill=(0.5, 0.5, 0.5))

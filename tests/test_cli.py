@@ -1,0 +1,107 @@
+"""The command line: instant help, nearest names, exit statuses, one line on standard error."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from conftest import SMALL
+from fastmim import cli
+
+
+def run(*words: str) -> int:
+    with pytest.raises(SystemExit) as exit_:
+        cli.main(list(words))
+    return int(exit_.value.code or 0)
+
+
+def settings_file(folder: Path, photos: Path) -> Path:
+    path = folder / "run.yaml"
+    path.write_text(yaml.safe_dump(SMALL | {"data": str(photos), "out": str(folder / "run")}))
+    return path
+
+
+def test_help_does_not_import_torch() -> None:
+    script = "import sys; from fastmim import cli\ntry: cli.main(['{}--help'])\nexcept SystemExit: pass\n"
+    check = "heavy = {'torch', 'timm', 'numpy', 'PIL'} & set(sys.modules); assert not heavy, heavy"
+    for command in ("", "pretrain', '"):
+        subprocess.run([sys.executable, "-c", script.format(command) + check], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_help_shows_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("pretrain", "--help") == 0
+    text = capsys.readouterr().out
+    for (
+        flag
+    ) in ["data", "backbone", "img-size", "stages", "target", "mask-ratio", "block", "encoder-depth", "epochs", "steps", "batch-size", "lr", "seed"]:
+        assert f"--{flag}" in text
+    for flag in ["num-workers", "device", "compile", "no-compile", "save-every", "init", "recipe", "config", "out", "overwrite", "dry-run"]:
+        assert f"--{flag}" in text
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["pretrian"], 'Unknown command "pretrian". Did you mean "pretrain"?'),
+        (["pretrain", "--lrr", "3"], "Unknown option: --lrr. Did you mean --lr?"),
+        (["pretrain", "--lr", "fast"], 'Invalid value for --lr: unable to convert "fast" into float.'),
+        (["pretrain", "--target", "rgb"], 'Invalid value "rgb" for --target. Choose from: "hog", "pixels".'),
+        (["pretrain", "--mask-ratio", "2"], "mask_ratio is 2.0; expected between 0 and 1"),
+        (["pretrain", "--config", "none.yaml"], "config is none.yaml: No such file or directory"),
+        (["pretrain", "--data", "no/such/dir"], "no/such/dir"),
+        (["visualise", "no/such/run"], "run is no/such/run; expected a run directory with a config.yaml"),
+        (["backbones", "vit_tinny*"], "vit_tinny*"),
+    ],
+)
+def test_a_wrong_request_is_one_line_and_exits_2(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(*words) == 2
+    printed = capsys.readouterr()
+    assert message in printed.err
+    assert printed.err.startswith("fastmim: ") and printed.err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_key_that_yaml_mistypes_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("bachsize: 3\n")
+    assert run("pretrain", "--config", str(path)) == 2
+    assert "unknown setting 'bachsize'; did you mean batch_size?" in capsys.readouterr().err
+
+
+def test_flags_override_the_file_and_dry_run_does_nothing(
+    tmp_path: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("pretrain", "--config", str(settings_file(tmp_path, photos)), "--lr", "0.5", "--dry-run") == 0
+    printed = capsys.readouterr().out
+    assert "lr: 0.5" in printed and "batch_size: 8" in printed
+    assert "24 images, 3 steps an epoch" in printed and "12 steps (4.0 epochs)" in printed
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_and_its_pictures(tmp_path: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("pretrain", "--config", str(settings_file(tmp_path, photos)), "--target", "pixels") == 0
+    picture = tmp_path / "pictures/x.png"
+    assert run("visualise", str(tmp_path / "run"), "--images", str(photos), "--out", str(picture)) == 0
+    assert picture.stat().st_size > 10_000
+    (tmp_path / "run/checkpoints").rename(tmp_path / "run/elsewhere")
+    assert run("visualise", str(tmp_path / "run"), "--out", str(picture)) == 2
+    assert "which has no checkpoint yet" in capsys.readouterr().err
+
+
+def test_a_run_that_fails_exits_1(tmp_path: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = settings_file(tmp_path, photos)
+    assert run("pretrain", "--config", str(file), "--lr", "1e38", "--warmup", "0", "--steps", "60") == 1
+    assert "not finite" in capsys.readouterr().err
+
+
+def test_backbones_lists(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("backbones", "vit_tiny_patch16_224") == 0
+    words = capsys.readouterr().out.splitlines()[-1].split()
+    assert words == ["vit_tiny_patch16_224", "16", "192", "5.5"]

@@ -1,0 +1,302 @@
+"""`fastmim pretrain` as users run it: what appears, resume after any kill, stages, refusals."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+import yaml
+from safetensors.torch import load_file
+
+import fastmim
+from conftest import SMALL
+from fastmim import RequestError, RunError
+
+
+def pretrain(out: Path, data: Path, **settings: Any) -> Any:
+    return fastmim.pretrain(**(SMALL | {"data": str(data), "out": out} | settings))
+
+
+def losses(out: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def tensors(out: Path) -> dict[str, torch.Tensor]:
+    """The whole final model: backbone, mask token and decoder."""
+    return load_file(max((out / "checkpoints").iterdir()) / "model.safetensors")
+
+
+def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def command(out: Path, data: Path, **settings: Any) -> list[str]:
+    """The command line of the small run."""
+    words = [sys.executable, "-m", "fastmim", "pretrain", "--data", str(data), "--out", str(out)]
+    for key, value in (SMALL | settings).items():
+        flag = "--" + key.replace("_", "-")
+        if isinstance(value, dict):
+            words += [word for k, v in value.items() for word in (f"{flag}.{k}", str(v))]
+        else:
+            words += [flag, str(value)]
+    return words
+
+
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"}
+
+
+def test_a_run_directory_holds_what_is_promised(tmp_path: Path, photos: Path) -> None:
+    out = tmp_path / "run"
+    result = pretrain(out, photos, steps=60, picture_every="30 steps")
+    assert result.finished and result.weights.exists()
+    assert {p.name for p in out.iterdir()} == {
+        "config.yaml", "metrics.jsonl", "checkpoints", "weights.safetensors", "samples",
+    }  # fmt: skip
+    assert sorted(p.name for p in (out / "samples").iterdir()) == ["step_000000030.png", "step_000000060.png"]
+    assert [p.name for p in sorted((out / "checkpoints").iterdir())] == ["step_000000056", "step_000000060"]
+    stored = yaml.safe_load((out / "config.yaml").read_text())
+    assert stored["steps"] == 60 and stored["versions"]["timm"] == timm.__version__
+    curve = losses(out)
+    assert sum(curve[-5:]) / 5 < 0.8 * curve[0]
+
+
+def test_weights_load_into_timm_and_say_what_they_are(tmp_path: Path, photos: Path) -> None:
+    out = tmp_path / "run"
+    pretrain(out, photos)
+    tensors, facts = fastmim.weights.read(out) if hasattr(fastmim, "weights") else _read(out)
+    model = timm.create_model(
+        facts["architecture"], **facts["arguments"], checkpoint_path=str(out / "weights.safetensors")
+    )
+    assert facts["steps"] == 12 and facts["img_size"] == 32 and facts["trained_blocks"] == 2
+    loaded = fastmim.load_backbone(out, backbone="vit_tiny_patch16_224", backbone_args=SMALL["backbone_args"])
+    images = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(loaded.eval()(images), model.eval()(images))
+    trained = {k.removeprefix("backbone.model."): v for k, v in _model(out).items() if k.startswith("backbone.")}
+    assert equal({k: v for k, v in tensors.items() if k in trained}, trained)
+
+
+def _read(out: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    from fastmim import weights
+
+    return weights.read(out)
+
+
+_model = tensors
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_kill_9_and_the_same_command_give_the_same_weights(tmp_path: Path, photos: Path, workers: int) -> None:
+    """A real process, killed while it trains, more than once; bit-identical to one that was never stopped."""
+    settings = {"steps": 40, "stages": "32:0.5,48:0.5", "save_every": 4, "picture_every": "10 steps"}
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert subprocess.run(command(whole, photos, **settings), env=ENVIRONMENT, capture_output=True).returncode == 0
+    for kills in range(2):
+        process = subprocess.Popen(
+            command(killed, photos, num_workers=workers, **settings), env=ENVIRONMENT, stdout=subprocess.DEVNULL
+        )
+        wait_for(lambda kills=kills: len(lines(killed)) > 4 + 7 * kills, process)
+        process.kill()
+        process.wait()
+    assert not (killed / "weights.safetensors").exists()
+    end = subprocess.run(command(killed, photos, **settings), env=ENVIRONMENT, capture_output=True, text=True)
+    assert end.returncode == 0, end.stderr
+    assert "resuming at step" in end.stdout
+    assert equal(tensors(whole), tensors(killed))
+    assert losses(whole) == losses(killed)
+
+
+def lines(out: Path) -> list[str]:
+    path = out / "metrics.jsonl"
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def wait_for(condition: Any, process: subprocess.Popen[Any], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, "the run ended before it could be interrupted"
+        assert time.monotonic() < deadline, "the run did not come so far"
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_exits_75(tmp_path: Path, photos: Path, number: signal.Signals) -> None:
+    out = tmp_path / "run"
+    process = subprocess.Popen(
+        command(out, photos, steps=2000, save_every=1000, num_workers=1),
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait_for(lambda: len(lines(out)) > 2, process)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 75, errors
+    assert "run the same command to resume" in errors and "Traceback" not in errors
+    step = json.loads(lines(out)[-1])["step"]
+    [saved] = (out / "checkpoints").iterdir()
+    assert step <= int(saved.name.removeprefix("step_")) < 2000
+
+
+def test_the_same_directory_alone_resumes(tmp_path: Path, photos: Path) -> None:
+    out = tmp_path / "run"
+    whole = pretrain(tmp_path / "whole", photos)
+    pretrain(out, photos)
+    shutil.rmtree(out / "checkpoints/step_000000012")
+    (out / "weights.safetensors").unlink()
+    assert fastmim.pretrain(out=out).finished
+    assert equal(tensors(out), tensors(whole.out))
+
+
+def test_order_and_randomness_do_not_depend_on_workers_or_micro_batches(tmp_path: Path, photos: Path) -> None:
+    one, two = (pretrain(tmp_path / str(n), photos, num_workers=n, steps=4).out for n in (0, 2))
+    assert equal(tensors(one), tensors(two))
+    pretrain(tmp_path / "micro", photos, steps=4, micro_batch=4)
+    for name, tensor in tensors(tmp_path / "micro").items():
+        torch.testing.assert_close(tensor, tensors(one)[name], rtol=1e-3, atol=1e-4)
+
+
+def test_stages_change_the_size_and_nothing_else(tmp_path: Path, photos: Path) -> None:
+    out = tmp_path / "run"
+    pretrain(out, photos, stages="32:0.5,48:0.25,64:0.25", steps=16)
+    assert tensors(out)["backbone.model.pos_embed"].shape == (1, 65, 48)
+    rates = [json.loads(line)["lr"] for line in lines(out)]
+    assert rates == [json.loads(line)["lr"] for line in lines(pretrain(tmp_path / "one", photos, steps=16).out)]
+
+
+def test_swin_trains_low_and_loads_high(tmp_path: Path, photos: Path) -> None:
+    out = tmp_path / "run"
+    pretrain(out, photos, backbone="swin_s3_tiny_224", backbone_args={}, img_size=128, steps=1, batch_size=2)
+    model = timm.create_model("swin_s3_tiny_224", checkpoint_path=str(out / "weights.safetensors"))
+    assert model(torch.randn(1, 3, 224, 224)).shape == (1, 1000)
+
+
+def test_encoder_depth_trains_the_first_blocks_only(tmp_path: Path, photos: Path) -> None:
+    pretrain(tmp_path / "run", photos, encoder_depth=0.5)
+    facts = _read(tmp_path / "run")[1]
+    assert (facts["trained_blocks"], facts["num_blocks"], facts["untrained"]) == (1, 2, ["blocks.1"])
+
+
+def test_init_goes_on_from_weights_and_refuses_others(tmp_path: Path, photos: Path) -> None:
+    first = pretrain(tmp_path / "first", photos)
+    second = pretrain(tmp_path / "second", photos, init=str(first.out), steps=1, lr=1e-9)
+    a, b = tensors(first.out), tensors(second.out)
+    torch.testing.assert_close(
+        a["backbone.model.blocks.0.attn.qkv.weight"], b["backbone.model.blocks.0.attn.qkv.weight"]
+    )
+    other_heads = SMALL["backbone_args"] | {"num_heads": 6}
+    with pytest.raises(RequestError, match="the weights hold num_heads 3, not 6"):
+        pretrain(tmp_path / "third", photos, init=str(first.out), backbone_args=other_heads)
+    with pytest.raises(RequestError, match="the weights hold backbone vit_tiny_patch16_224, not vit_small"):
+        pretrain(tmp_path / "third", photos, init=str(first.out), backbone="vit_small_patch16_224")
+
+
+def test_a_different_run_in_the_same_place_is_refused(tmp_path: Path, photos: Path) -> None:
+    out = tmp_path / "run"
+    pretrain(out, photos, steps=4)
+    with pytest.raises(RequestError, match=r"holds another run \(steps 4 -> 8; mask_ratio 0.75 -> 0.5\).*--overwrite"):
+        pretrain(out, photos, steps=8, mask_ratio=0.5)
+    assert pretrain(out, photos, steps=8, mask_ratio=0.5, overwrite=True).finished
+    assert len(lines(out)) == 4
+
+
+def test_data_that_changed_under_a_run_is_refused(tmp_path: Path, photos: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(photos, data)
+    pretrain(tmp_path / "run", data)
+    (data / "00.jpg").unlink()
+    with pytest.raises(RequestError, match="with 23 images; expected the 24 that the run in"):
+        pretrain(tmp_path / "run", data)
+
+
+def test_bad_images_are_skipped_and_named(tmp_path: Path, photos: Path) -> None:
+    data, out = tmp_path / "data", tmp_path / "run"
+    shutil.copytree(photos, data)
+    (data / "03.jpg").write_bytes(b"<html>not found</html>")
+    (data / "07.jpg").write_bytes((photos / "07.jpg").read_bytes()[:300])
+    pretrain(out, data, max_bad_share=0.1)
+    named = (out / "bad_images.txt").read_text().splitlines()
+    assert [Path(line.split("\t")[0]).name for line in named] == ["03.jpg", "07.jpg"]
+    with pytest.raises(RunError, match=r"cannot be read.*raise --max-bad-share above 0.05"):
+        pretrain(tmp_path / "strict", data)
+
+
+def test_nan_images_stop_the_run(tmp_path: Path, photos: Path) -> None:
+    with pytest.raises(RunError, match="the loss was not finite in .* steps in a row"):
+        pretrain(tmp_path / "run", photos, lr=1e38, steps=60, warmup="0")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"data": "no/such/photos"}, "no/such/photos"),
+        ({"batch_size": 25}, "24 images in .* are fewer than one batch of 25: lower --batch-size to 24 or less"),
+        ({"img_size": 36}, "img_size is 36; expected whole HOG cells of 8 pixels under .* about 4 x 4: take 32 or 64"),
+        ({"block": 12}, "img_size is 32; expected a multiple of the block of 12 pixels: take 24 or 36, or set block"),
+        ({"img_size": 48, "block": 32}, "img_size is 48; expected a multiple of the block of 32 pixels: take 32 or 64, or set block"),
+        ({"block": 4}, "block is 4; expected a multiple of the backbone's stride of 8 pixels"),
+        ({"mask_ratio": 0.99}, "mask_ratio is 0.99; with 16 blocks of 8 pixels nothing stays visible"),
+        ({"backbone": "vit_tinny_patch16_224", "backbone_args": {}}, "vit_tiny_patch16_224"),
+        ({"backbone": "resnetv2_50x1_bit", "backbone_args": {"depth": 3}}, "depth"),
+        ({"recipe": "vit-bb"}, "recipe is 'vit-bb'; expected one of vit-b, swin-b, pvtv2-b2; did you mean"),
+        ({"device": "cuda:7"}, "device is 'cuda:7'; expected one that this machine has"),
+        ({"device": "gpu"}, "device is 'gpu'; expected one that this machine has"),
+        ({"trackers": "wandb"}, "trackers names wandb, which is not installed; run: pip install"),
+        ({"init": "none.safetensors"}, "weights is none.safetensors; expected a fastmim weights file"),
+    ],
+)  # fmt: skip
+def test_wrong_requests_are_refused(tmp_path: Path, photos: Path, settings: dict[str, Any], message: str) -> None:
+    if settings.get("trackers") == "wandb" and shutil.which("wandb"):
+        pytest.skip("wandb is installed")
+    data = Path(settings.pop("data", photos))
+    with pytest.raises(RequestError, match=message) as error:
+        pretrain(tmp_path / "run", data, **settings)
+    assert "\n" not in str(error.value)
+
+
+def test_a_directory_without_images_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "notes.doc").write_text("x")
+    with pytest.raises(RequestError, match=str(tmp_path)):
+        pretrain(tmp_path / "run", tmp_path)
+
+
+def test_a_size_that_the_backbone_cannot_take_is_refused_before_the_run(tmp_path: Path, photos: Path) -> None:
+    with pytest.raises(RequestError, match="img_size is 52; expected whole HOG cells of 8 pixels"):
+        pretrain(tmp_path / "run", photos, stages="32:0.5,52:0.5")
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_unwritable_directory_is_refused(tmp_path: Path, photos: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(
+        RequestError, match=r"out is .*file/run: Not a directory; expected a directory that can be written"
+    ):
+        pretrain(tmp_path / "file/run", photos)
+
+
+def test_several_processes_are_refused_not_silently_independent(
+    tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(RequestError, match="WORLD_SIZE is above 1; several processes are not supported yet"):
+        pretrain(tmp_path / "run", photos)
+
+
+def test_a_recipe_gives_the_settings_and_flags_override(tmp_path: Path) -> None:
+    from fastmim import runs
+    from fastmim.config import PretrainConfig
+    from fastmim.recipes import RECIPES
+
+    for name in RECIPES:
+        config = runs.resolve(PretrainConfig, {"recipe": name, "out": tmp_path / "x", "steps": 3}, recipes=RECIPES)
+        assert (config.steps, config.epochs, config.recipe, config.img_size) == (3, None, name, 128)
