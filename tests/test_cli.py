@@ -35,11 +35,35 @@ def test_help_does_not_import_torch() -> None:
 def test_help_shows_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("pretrain", "--help") == 0
     text = capsys.readouterr().out
-    for (
-        flag
-    ) in ["data", "backbone", "img-size", "stages", "target", "mask-ratio", "block", "encoder-depth", "epochs", "steps", "batch-size", "lr", "seed"]:
+    for flag in [
+        "data",
+        "backbone",
+        "img-size",
+        "stages",
+        "target",
+        "mask-ratio",
+        "block",
+        "encoder-depth",
+        "epochs",
+        "steps",
+        "batch-size",
+        "lr",
+        "seed",
+    ]:
         assert f"--{flag}" in text
-    for flag in ["num-workers", "device", "compile", "no-compile", "save-every", "init", "recipe", "config", "out", "overwrite", "dry-run"]:
+    for flag in [
+        "num-workers",
+        "device",
+        "compile",
+        "no-compile",
+        "save-every",
+        "init",
+        "recipe",
+        "config",
+        "out",
+        "overwrite",
+        "dry-run",
+    ]:
         assert f"--{flag}" in text
 
 

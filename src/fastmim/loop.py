@@ -263,7 +263,7 @@ class StopSignals:
 
 
 def _in_main_thread() -> bool:
-    # Python takes signal handlers only there; elsewhere (a notebook's thread, a server) a run is not stopped by signals.
+    # Python takes signal handlers only there; in a notebook's thread or a server, signals do not stop a run.
     return threading.current_thread() is threading.main_thread()
 
 

@@ -124,7 +124,8 @@ class MIM(nn.Module):
             low = size // self.block * self.block
             near = " or ".join(str(s) for s in (low, low + self.block) if s)
             raise RequestError(
-                f"img_size is {size}; expected a multiple of the block of {self.block} pixels: take {near}, or set block"
+                f"img_size is {size}; expected a multiple of the block of {self.block} pixels: "
+                f"take {near}, or set block"
             )
         if self.block % stride:
             raise RequestError(
@@ -132,8 +133,8 @@ class MIM(nn.Module):
             )
         if masking.num_visible((size // self.block) ** 2, self.mask_ratio) == 0:
             raise RequestError(
-                f"mask_ratio is {self.mask_ratio}; with {(size // self.block) ** 2} blocks of {self.block} pixels nothing "
-                f"stays visible: lower mask_ratio, or take a smaller block or a larger img_size"
+                f"mask_ratio is {self.mask_ratio}; with {(size // self.block) ** 2} blocks of {self.block} pixels "
+                f"nothing stays visible: lower mask_ratio, or take a smaller block or a larger img_size"
             )
 
     def set_input_size(self, img_size: int) -> None:

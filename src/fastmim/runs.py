@@ -98,8 +98,8 @@ def resume_point(config: TrainConfig, *, num_images: int) -> checkpoint.Checkpoi
     found = checkpoint.newest(config.out / "checkpoints")
     if found and found.manifest["num_images"] != num_images:
         raise RequestError(
-            f"data is {config.data} with {num_images} images; expected the {found.manifest['num_images']} that the run in "
-            f"{config.out} began with: give it the same images, another --out, or --overwrite"
+            f"data is {config.data} with {num_images} images; expected the {found.manifest['num_images']} that "
+            f"the run in {config.out} began with: give it the same images, another --out, or --overwrite"
         )
     return found
 
