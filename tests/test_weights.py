@@ -81,7 +81,6 @@ def test_as_they_are_weights_are_exact_at_their_own_size(tmp_path: Path) -> None
         (VIT, TINY, 48),
         ("swin_tiny_patch4_window7_224", SWIN, 64),
         ("twins_svt_small", {"depths": [1, 1, 1, 1]}, 160),
-        ("pvt_v2_b0", {}, 96),
     ],
 )
 def test_other_sizes_are_resampled_for_every_kind_of_model(tmp_path: Path, name: str, args: Any, size: int) -> None:

@@ -6,6 +6,7 @@ import argparse
 import pickle
 import re
 import tempfile
+import warnings
 import zipfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -167,7 +168,8 @@ def _load_safetensors(file: Path) -> Mapping[str, Any]:
 def _load_pickle(file: Path) -> Mapping[str, Any]:
     """A pickle's tensors and plain values. Nothing that it names is called, `argparse.Namespace` excepted."""
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickles in another protocol: they load, or are refused below
             loaded = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL ([\w.]+)", str(error))

@@ -240,13 +240,9 @@ def _to_timm(subject: Subject, path: Path) -> tuple[Reloaded, str]:
 
 
 def _to_hub_layout(subject: Subject, path: Path) -> tuple[Reloaded, str]:
-    size = (subject.images.shape[1], subject.img_size, subject.img_size)
-    save_for_hf(
-        subject.model,
-        str(path),
-        safe_serialization=True,
-        data_config={**preparation(subject.facts), "input_size": size},
-    )
+    images = {**preparation(subject.facts), "input_size": tuple(subject.images.shape[1:])}
+    labels = {"label_names": subject.facts["classes"]} if "logits" in subject.outputs else {}
+    save_for_hf(subject.model, str(path), model_config=labels, safe_serialization=True, data_config=images)
     config = json.loads((path / "config.json").read_text())
     # transformers gives the number of classes itself and would give it twice; and these weights are not the
     # published ones whose tag and licence timm knows.

@@ -303,6 +303,9 @@ def test_a_finished_run_stays_as_it_is(tmp_path: Path, labelled: Path) -> None:
     before = (first.out / "metrics.jsonl").read_bytes()
     assert fastmim.finetune(out=first.out) == first
     assert (first.out / "metrics.jsonl").read_bytes() == before
+    (first.out / "evaluation.json").unlink()
+    assert fastmim.finetune(out=first.out) == first
+    assert json.loads((first.out / "evaluation.json").read_text())["step"] == 4
 
 
 def test_augmentation_does_not_depend_on_workers_or_micro_batches(tmp_path: Path, labelled: Path) -> None:

@@ -279,6 +279,25 @@ def test_a_dry_run_writes_nothing(tmp_path: Path, labelled: Path, capsys: pytest
     assert not list(tmp_path.iterdir())
 
 
+def test_the_command_takes_flags_over_a_file(
+    tmp_path: Path, labelled: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from fastmim.cli import main
+
+    settings = tmp_path / "probe.yaml"
+    settings.write_text(json.dumps(UNTRAINED | {"data": str(labelled), "block": 7}))
+    words = ["probe", "--config", str(settings), "--out", str(tmp_path / "probe.json")]
+    with pytest.raises(SystemExit) as ended:
+        main([*words, "--block", "-2"])
+    assert ended.value.code == 0
+    assert json.loads((tmp_path / "probe.json").read_text())["settings"]["block"] == -2
+    assert "100.00%" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert ended.value.code == 2
+    assert "fastmim: block is 7; expected -2 to 1" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import build_sincos2d_pos_embed
+from timm.layers import DropPath, build_sincos2d_pos_embed
 from torch import Tensor, nn
 
 from fastmim.config import RequestError
@@ -116,6 +116,13 @@ def leave_out(model: nn.Module, blocks: Sequence[str]) -> None:
     """Have the named blocks return their input. They stay part of the model, so its weights are whole."""
     for name in blocks:
         model.get_submodule(name).forward = _pass_on
+
+
+def drop_no_paths(model: nn.Module) -> None:
+    """Switch drop path off: some of timm's constructors (Swin's) default to 0.1, and pre-training has none."""
+    for module in model.modules():
+        if isinstance(module, DropPath):
+            module.drop_prob = 0.0
 
 
 def _pass_on(x: Any, *args: Any, **kwargs: Any) -> Any:

@@ -8,7 +8,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fastmim.backbone.features import inner_map, last_map, leave_out, resample, start_from_sincos, untrained_head
+from fastmim.backbone.features import (
+    drop_no_paths,
+    inner_map,
+    last_map,
+    leave_out,
+    resample,
+    start_from_sincos,
+    untrained_head,
+)
 from fastmim.backbone.names import resolve
 from fastmim.backbone.source import Source
 from fastmim.config import RequestError
@@ -209,5 +217,7 @@ class Backbone(nn.Module):
     def _settle(self) -> None:
         """Give a newly made or resized timm model this backbone's depth and its frozen parameters."""
         leave_out(self.model, self._fit.left_out)
+        if "drop_path_rate" not in self.args:
+            drop_no_paths(self.model)
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(name not in self._fit.frozen)

@@ -57,11 +57,20 @@ class Mix:
         cutmix: Alpha of cutmix's; 0 for none.
         smoothing: Label smoothing: this share of each target is spread over all classes.
         num_classes: C.
+        device: Of the batches.
     """
 
-    def __init__(self, *, mixup: float, cutmix: float, smoothing: float, num_classes: int) -> None:
+    def __init__(
+        self,
+        *,
+        mixup: float,
+        cutmix: float,
+        smoothing: float,
+        num_classes: int,
+        device: torch.device | str = "cpu",
+    ) -> None:
         self.smoothing, self.num_classes = smoothing, num_classes
-        self._tables = [_beta_quantiles(alpha) if alpha else None for alpha in (mixup, cutmix)]
+        self._mixup, self._cutmix = (_beta_quantiles(alpha).to(device) if alpha else None for alpha in (mixup, cutmix))
 
     def __call__(self, images: Tensor, labels: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
         """Mix a batch.
@@ -76,19 +85,18 @@ class Mix:
         """
         targets = F.one_hot(labels, self.num_classes).to(images.dtype)
         targets = targets * (1 - self.smoothing) + self.smoothing / self.num_classes
-        mixup, cutmix = (None if table is None else table.to(images.device) for table in self._tables)
-        if mixup is None and cutmix is None:
+        if self._mixup is None and self._cutmix is None:
             return images, targets
         place = torch.arange(len(images), device=images.device)
         partner = (place ^ 1).clamp(max=len(images) - 1)  # the last of an odd number is its own
         draws = uniform(keys[place & ~1], 4, stream=_MIX_STREAM)  # (B, 4), the same for both of a pair
         other = images[partner]
-        if mixup is not None:
-            weight = _lookup(mixup, draws[:, 0])
+        if self._mixup is not None:
+            weight = _lookup(self._mixup, draws[:, 0])
             mixed = other.lerp(images, weight[:, None, None, None])
-        if cutmix is not None:
-            cut, cut_weight = _cut(images, other, _lookup(cutmix, draws[:, 0]), draws[:, 1:3])
-            if mixup is None:
+        if self._cutmix is not None:
+            cut, cut_weight = _cut(images, other, _lookup(self._cutmix, draws[:, 0]), draws[:, 1:3])
+            if self._mixup is None:
                 mixed, weight = cut, cut_weight
             else:
                 is_cut = draws[:, 3] < 0.5

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
-import os
 from collections.abc import Generator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,32 +26,13 @@ from fastmim.data.rand_augment import RandAugment
 from fastmim.logs import Logs, open_trackers
 from fastmim.recipes import FINETUNE_RECIPES
 from fastmim.schedule import Stage
-from fastmim.transfer.evaluation import MOST_DRAWN, Scores, draw_confusion, evaluate
+from fastmim.transfer.plan import Plan, make_plan
 from fastmim.transfer.settings import FinetuneConfig
 from fastmim.transfer.start import Start, build, find_start
 from fastmim.transfer.training import Finetuner, Preparation
+from fastmim.transfer.validation import BEST_FILE, Validator, best_so_far
 
-BEST_FILE = "weights_best.safetensors"
-SCORES_FILE = "evaluation.json"
-DEFAULT_EPOCHS = 100.0
 _NAMED = 5
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a config comes to on these images and this machine."""
-
-    steps_per_epoch: int
-    total_steps: int
-    warmup_steps: int
-    eval_every: int
-    """Steps between evaluations."""
-    peak_lr: float
-    stage: Stage
-    device: torch.device
-    bf16: bool
-    compile: bool
-    num_workers: int
 
 
 @dataclass(frozen=True)
@@ -115,42 +95,6 @@ def finetune(*, overwrite: bool = False, dry_run: bool = False, **settings: Any)
     return run.train(found)
 
 
-def make_plan(config: FinetuneConfig, num_images: int) -> Plan:
-    """Turn every duration into steps and every `auto` into a decision.
-
-    Raises:
-        RequestError: fewer images than one batch, a device that is not there.
-    """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise RequestError("WORLD_SIZE is above 1; fine-tuning runs in one process: start it without torchrun")
-    if num_images < config.batch_size:
-        raise RequestError(
-            f"{num_images:,} training images are fewer than one batch of {config.batch_size:,}: "
-            f"lower --batch-size to {num_images} or less"
-        )
-    steps_per_epoch = num_images // config.batch_size
-    total = config.steps or max(1, round((config.epochs or DEFAULT_EPOCHS) * steps_per_epoch))
-    steps = functools.partial(
-        schedule.to_steps, total_steps=total, steps_per_epoch=steps_per_epoch, batch_size=config.batch_size
-    )
-    device = runs.resolve_device(config.device)
-    [stage] = schedule.plan_stages(
-        ((config.img_size, 1.0),), total_steps=total, device_batch=config.batch_size, micro_batch=config.micro_batch
-    )
-    return Plan(
-        steps_per_epoch=steps_per_epoch,
-        total_steps=total,
-        warmup_steps=min(total, steps(config.warmup)),
-        eval_every=max(1, steps(config.eval_every)),
-        peak_lr=config.lr * config.batch_size / 256,
-        stage=stage,
-        device=device,
-        bf16=runs.resolve_bf16(config.precision, device),
-        compile=device.type == "cuda" if config.compile is None else config.compile,
-        num_workers=runs.resolve_workers(config.num_workers),
-    )
-
-
 def _open_data(config: FinetuneConfig) -> Labelled:
     if not config.data:
         raise RequestError("data is not given; expected labelled images: --data labelled/")
@@ -184,8 +128,6 @@ class _Finetuning:
         self.mean, self.std = config.mean or tuple(start.mean), config.std or tuple(start.std)
         self.randaugment = None if config.randaugment == "none" else RandAugment(config.randaugment, fill=self.mean)
         self.optimizer(model)  # refuses layers that timm cannot tell apart before there is a run directory
-        self.best = -1.0
-        self.scores: Scores | None = None
 
     def describe(self) -> None:
         """Say what will happen, in a few lines."""
@@ -218,37 +160,47 @@ class _Finetuning:
     def train(self, found: checkpoint.Checkpoint | None) -> Result:
         """Train from a checkpoint or the start; write the final weights at the end."""
         config, plan = self.config, self.plan
+        step = found.step if found else 0
         trackers = open_trackers(
             config.tracker_names(),
             auto=config.trackers == "auto",
             out=config.out,
             settings=configs.to_mapping(config),
-            step=found.step if found else 0,
+            step=step,
         )
-        step = found.step if found else 0
         logs = Logs(config.out, total_steps=plan.total_steps, step=step, trackers=trackers, console=self.console)
-        self.best = _best_so_far(config.out)
+        validator = Validator(
+            config=config,
+            plan=plan,
+            data=self.data,
+            model=self.model,
+            mean=self.mean,
+            std=self.std,
+            bad_images=self.bad_images,
+            say=logs.say,
+            best=best_so_far(config.out),
+        )
         try:
-            step = self._fit(found, logs)
+            step = self._fit(found, logs, validator)
         finally:
             logs.close()
         if step < plan.total_steps:
-            return Result(config.out, step, plan.total_steps, best_top1=self.best if self.best >= 0 else None)
-        self._save(weights.FILE, step)
-        final = json.loads((config.out / SCORES_FILE).read_text())
-        self._summarise(final)
-        return Result(config.out, step, plan.total_steps, top1=final["val_top1"], best_top1=self.best)
+            return Result(config.out, step, plan.total_steps, best_top1=validator.best if validator.best >= 0 else None)
+        validator.save(weights.FILE, step)
+        final = validator.last_scores(step)
+        self.console.print(validator.summary(final), soft_wrap=True, markup=False)
+        return Result(config.out, step, plan.total_steps, top1=final["val_top1"], best_top1=validator.best)
 
-    def _fit(self, found: checkpoint.Checkpoint | None, logs: Logs) -> int:
+    def _fit(self, found: checkpoint.Checkpoint | None, logs: Logs, validator: Validator) -> int:
         config, plan = self.config, self.plan
         mean, std = (torch.tensor(values, device=plan.device) for values in (self.mean, self.std))
-        validate = functools.partial(self.validate, mean=mean, std=std, logs=logs)
         periodic: list[Any] = [(1, self.model.average)] if config.ema else []
         mix = Mix(
             mixup=config.mixup,
             cutmix=config.cutmix,
             smoothing=config.smoothing,
             num_classes=len(self.data.classes),
+            device=plan.device,
         )
         return loop.fit(
             self.model,
@@ -284,7 +236,7 @@ class _Finetuning:
                 },
             ),
             resume_from=found,
-            periodic=[*periodic, (plan.eval_every, validate)],
+            periodic=[*periodic, (plan.eval_every, validator)],
         )
 
     def batches(self, stage: Stage, first_step: int) -> Generator[loop.Batch]:
@@ -302,9 +254,10 @@ class _Finetuning:
             pin_memory=self.plan.device.type == "cuda",
             transform=self.randaugment,
         )
-        for batch in stream:
-            self.bad_images.update(batch.pop("bad"), num_seen=len(batch["keys"]))
-            yield {key: batch[key] for key in ("images", "keys", "labels")}
+        with closing(stream):
+            for batch in stream:
+                self.bad_images.update(batch.pop("bad"), num_seen=len(batch["keys"]))
+                yield {key: batch[key] for key in ("images", "keys", "labels")}
 
     def optimizer(self, model: torch.nn.Module) -> AdamW:
         """AdamW with a learning rate for each block."""
@@ -313,77 +266,3 @@ class _Finetuning:
             weight_decay=self.config.weight_decay, layer_decay=self.config.layer_decay
         )
         return optim.adamw(groups, betas=self.config.betas)
-
-    def validate(self, step: int, *, mean: torch.Tensor, std: torch.Tensor, logs: Logs) -> dict[str, float]:
-        """Evaluate, draw the confusion matrix, keep the weights if they are the best; the numbers to log."""
-        config, plan = self.config, self.plan
-        scores = evaluate(
-            self.model.result,
-            self.data.val,
-            size=config.img_size,
-            mean=mean,
-            std=std,
-            batch_size=2 * config.batch_size // plan.stage.accumulation,
-            num_workers=plan.num_workers,
-            bf16=plan.bf16,
-            crop_pct=config.eval_crop,
-            found_bad=lambda bad, num_seen: self.bad_images.update(bad, num_seen=num_seen),
-        )
-        self.scores = scores
-        is_best = scores.top1 > self.best
-        logs.say(f"step {step}/{plan.total_steps}  validation: {scores.describe()}{'  (best)' if is_best else ''}")
-        partial = config.out / f".{SCORES_FILE}.tmp"
-        partial.write_text(json.dumps({"step": step} | scores.to_mapping(), indent=1, ensure_ascii=False) + "\n")
-        partial.replace(config.out / SCORES_FILE)
-        if len(scores.classes) <= MOST_DRAWN:
-            folder = config.out / "samples"
-            folder.mkdir(exist_ok=True)
-            draw_confusion(scores, caption=f"step {step}").save(folder / f"confusion_{step:09d}.png")
-        if is_best:
-            self.best = scores.top1
-            self._save(BEST_FILE, step, scores=scores.to_mapping())
-        return scores.metrics()
-
-    def _save(self, name: str, step: int, **more: Any) -> None:
-        """Write the classifier as `timm.create_model(architecture, **arguments, checkpoint_path=...)` loads it."""
-        classifier, config = self.model.result, self.config
-        facts = {
-            "architecture": classifier.name,
-            "arguments": classifier.arguments(),
-            "img_size": config.img_size,
-            "num_blocks": classifier.num_blocks,
-            "trained_blocks": classifier.num_blocks,
-            "untrained": [],
-            "classes": self.data.classes,
-            "recipe": config.recipe,
-            "data": config.data,
-            "steps": step,
-            "mean": self.mean,
-            "std": self.std,
-            "eval_crop": config.eval_crop,
-        }
-        state = {name: tensor.detach().cpu() for name, tensor in classifier.model.state_dict().items()}
-        weights.write(config.out / name, state, facts | more)
-
-    def _summarise(self, final: dict[str, Any]) -> None:
-        """The outcome in plain words."""
-        per_class = final["per_class"]
-        known = sorted((c["accuracy"], name) for name, c in per_class.items() if c["accuracy"] is not None)
-        absent = [name for name, c in per_class.items() if c["accuracy"] is None]
-        hardest = ", ".join(f"{name} {accuracy:.1%}" for accuracy, name in known[:_NAMED])
-        top5 = f", {final['val_top5']:.1%} within its five best guesses" if "val_top5" in final else ""
-        lines = [
-            f"final     {final['val_top1']:.1%} of {final['images']:,} validation images right{top5}; "
-            f"{final['val_mean_class']:.1%} as the mean over classes; best {self.best:.1%}",
-            f"hardest   {hardest}",
-            f"n/a       no validation images of {', '.join(absent)}" if absent else "",
-            f"done: {self.config.out / weights.FILE} (best: {BEST_FILE}, each class: {SCORES_FILE})",
-        ]
-        self.console.print("\n".join(line for line in lines if line), soft_wrap=True, markup=False)
-
-
-def _best_so_far(out: Path) -> float:
-    """The best top-1 in metrics.jsonl, of the steps up to where the run goes on; -1 if there is none."""
-    path = out / "metrics.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    return max((line["val_top1"] for line in map(json.loads, lines) if "val_top1" in line), default=-1.0)
