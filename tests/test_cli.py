@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
 from pathlib import Path
@@ -129,3 +130,16 @@ def test_backbones_lists(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("backbones", "vit_tiny_patch16_224") == 0
     words = capsys.readouterr().out.splitlines()[-1].split()
     assert words == ["vit_tiny_patch16_224", "16", "192", "5.5"]
+
+
+def test_a_full_disk_outside_a_checkpoint_is_one_line(
+    tmp_path: Path, photos: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fastmim import pretraining
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(pretraining, "make_plan", fail)
+    assert run("pretrain", "--config", str(settings_file(tmp_path, photos))) == 1
+    assert "No space left on device; checkpoints are intact: free space" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import sys
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -295,15 +296,17 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     """Run a command and exit with its status: 0 done, 1 failed, 2 the request is wrong, 75 stopped after saving."""
     try:
         status = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
-    except CycloptsError as error:
-        status = _complain(str(error), REFUSED)
-    except RequestError as error:
+    except (CycloptsError, RequestError) as error:
         status = _complain(str(error), REFUSED)
     except RunError as error:
         status = _complain(str(error), FAILED)
     except BrokenPipeError:  # `fastmim backbones | head`
         sys.stderr.close()
         status = DONE
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        status = _complain(f"{error}; checkpoints are intact: free space and run the same command to resume", FAILED)
     sys.exit(status)
 
 
