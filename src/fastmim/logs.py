@@ -6,12 +6,14 @@ import json
 import math
 import os
 import time
+import uuid
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column
 
 from fastmim.config import RequestError
 
@@ -54,7 +56,7 @@ class WandB:
         name = out.resolve().name
         identity = out / "wandb_id.txt"
         if not identity.exists():
-            identity.write_text(wandb.util.generate_id())
+            identity.write_text(uuid.uuid4().hex[:8])
         self._run = wandb.init(
             project="fastmim", name=name, id=identity.read_text(), resume="allow", dir=out, config=settings
         )
@@ -67,12 +69,14 @@ class WandB:
 
 
 class MLflow:
-    """An MLflow run that a resumed run goes on with."""
+    """An MLflow run that a resumed run goes on with; in `<out>/mlflow.db` unless MLFLOW_TRACKING_URI says where."""
 
     def __init__(self, out: Path, settings: dict[str, Any], step: int) -> None:
         import mlflow
 
         self._mlflow = mlflow
+        if "MLFLOW_TRACKING_URI" not in os.environ:
+            mlflow.set_tracking_uri(f"sqlite:///{out.resolve() / 'mlflow.db'}")
         identity = out / "mlflow_id.txt"
         if identity.exists():
             mlflow.start_run(run_id=identity.read_text())
@@ -106,13 +110,6 @@ def open_trackers(
     return [TRACKERS[name](out, settings, step) for name in names]
 
 
-class _Facts(ProgressColumn):
-    """The numbers beside the bar."""
-
-    def render(self, task: Any) -> str:
-        return str(task.fields["facts"])
-
-
 class Logs:
     """Writes each log step to metrics.jsonl, the console and the trackers.
 
@@ -141,10 +138,11 @@ class Logs:
         _drop_after(self._path, step)
         self._file = self._path.open("a", buffering=1)
         self._said = 0.0
+        no_wrap = Column(no_wrap=True)
         self._bar = Progress(
-            TextColumn("step {task.completed}/{task.total}"),
-            BarColumn(),
-            _Facts(),
+            TextColumn("step {task.completed}/{task.total}", table_column=no_wrap),
+            BarColumn(bar_width=20),
+            TextColumn("{task.fields[facts]}", table_column=no_wrap),
             TimeRemainingColumn(),
             console=self.console,
         )
@@ -194,9 +192,7 @@ class Logs:
 def describe(metrics: dict[str, float]) -> str:
     """The numbers of a log step that people watch, in one short line."""
     rate, wait = metrics["images_per_s"], metrics["data_wait_share"]
-    return (
-        f"epoch {metrics['epoch']:.1f}  loss {metrics['loss']:.4f}  {rate:,.0f} images/s  waiting for data {wait:.0%}"
-    )
+    return f"epoch {metrics['epoch']:.1f}  loss {metrics['loss']:.4f}  {rate:,.0f} images/s  data wait {wait:.0%}"
 
 
 def _left(metrics: dict[str, float], steps: int) -> str:

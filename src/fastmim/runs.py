@@ -33,6 +33,8 @@ FILES = (
     "checkpoints",
     "samples",
     "tensorboard",
+    "wandb",
+    "mlflow.db",
 )
 
 
