@@ -6,26 +6,22 @@ import dataclasses
 import functools
 import os
 from collections.abc import Generator
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from rich.console import Console
-from torch import Tensor
 
 from fastmim import checkpoint, loop, optim, runs, schedule, visualise, weights
 from fastmim import config as configs
-from fastmim.config import IMAGENET_MEAN, IMAGENET_STD, PretrainConfig, RequestError, RunError
+from fastmim.config import IMAGENET_MEAN, IMAGENET_STD, PretrainConfig, RequestError
 from fastmim.data import augment, loader, sources
 from fastmim.data.bad_images import BadImages
-from fastmim.data.decode import BadImage
 from fastmim.data.labelled import Labelled, open_labelled
 from fastmim.logs import Logs, open_trackers
 from fastmim.mim import MIM, TARGETS
-from fastmim.randomness import image_keys
 from fastmim.recipes import RECIPES
 from fastmim.schedule import Stage
 from fastmim.transfer import online
@@ -211,26 +207,6 @@ def _fit(
     console: Console,
 ) -> int:
     """Wire data, optimiser, logs and pictures to the loop; returns the step reached."""
-    bad_images = BadImages(config.out, num_images=plan.num_images, max_share=config.max_bad_share)
-
-    def batches(stage: Stage, first_step: int) -> Generator[loop.Batch]:
-        stream = loader.load(
-            source,
-            size=stage.size,
-            seed=config.seed,
-            global_batch=config.batch_size,
-            first_step=first_step,
-            last_step=stage.stop,
-            accumulation=stage.accumulation,
-            num_workers=plan.num_workers,
-            crop_scale=config.crop_scale,
-            pin_memory=plan.device.type == "cuda",
-        )
-        with closing(stream):
-            for batch in stream:
-                bad_images.update(batch["bad"], num_seen=len(batch["keys"]))
-                yield {"images": batch["images"], "keys": batch["keys"]}
-
     step = found.step if found else 0
     trackers = open_trackers(
         config.tracker_names(),
@@ -242,22 +218,18 @@ def _fit(
     logs = Logs(config.out, total_steps=plan.total_steps, step=step, trackers=trackers, console=console)
     periodic = []
     if plan.picture_every:
-        periodic.append((plan.picture_every, functools.partial(draw_sample, config, source, model)))
+        periodic.append(
+            (plan.picture_every, functools.partial(draw_sample, config.out / "samples", source, model, config.seed))
+        )
     if labelled:
         periodic.append((plan.probe_every, functools.partial(probe, config, plan, labelled, model, logs)))
     mean, std = (torch.tensor(values, device=plan.device) for values in (IMAGENET_MEAN, IMAGENET_STD))
-    about = {
-        "seed": config.seed,
-        "global_batch": config.batch_size,
-        "world_size": 1,
-        "num_images": plan.num_images,
-        "stages": [dataclasses.asdict(stage) for stage in plan.stages],
-    }
+    bad_images = BadImages(config.out, num_images=plan.num_images, max_share=config.max_bad_share)
     try:
         return loop.fit(
             model,
             stages=plan.stages,
-            batches=batches,
+            batches=functools.partial(batches, config, plan, source, bad_images),
             prepare=functools.partial(augment.prepare, mean=mean, std=std),
             build_optimizer=functools.partial(optim.build, weight_decay=config.weight_decay, betas=config.betas),
             learning_rate=functools.partial(
@@ -267,25 +239,68 @@ def _fit(
                 total_steps=plan.total_steps,
             ),
             logs=logs,
-            run=loop.Run(
-                out=config.out,
-                seed=config.seed,
-                batch_size=config.batch_size,
-                steps_per_epoch=plan.steps_per_epoch,
-                device=plan.device,
-                bf16=plan.bf16,
-                compile=plan.compile,
-                clip=config.clip,
-                save_every=config.save_every,
-                keep_every=config.keep_every,
-                log_every=config.log_every,
-                about=about | {"config": configs.to_mapping(config)},
-            ),
+            run=loop_run(config, plan),
             resume_from=found,
             periodic=periodic,
         )
     finally:
         logs.close()
+
+
+def batches(
+    config: PretrainConfig, plan: Plan, source: sources.Source, bad_images: BadImages, stage: Stage, first_step: int
+) -> Generator[loop.Batch]:
+    """The micro-batches of a stage from a step on, their unreadable images reported."""
+    stream = loader.load(
+        source,
+        size=stage.size,
+        seed=config.seed,
+        global_batch=config.batch_size,
+        first_step=first_step,
+        last_step=stage.stop,
+        accumulation=stage.accumulation,
+        num_workers=plan.num_workers,
+        crop_scale=config.crop_scale,
+        pin_memory=plan.device.type == "cuda",
+    )
+    with closing(stream):
+        for batch in stream:
+            bad_images.update(batch["bad"], num_seen=len(batch["keys"]))
+            yield {"images": batch["images"], "keys": batch["keys"]}
+
+
+def loop_run(config: PretrainConfig, plan: Plan) -> loop.Run:
+    """What the loop is to know, and what its checkpoints are to say."""
+    about = {
+        "seed": config.seed,
+        "global_batch": config.batch_size,
+        "world_size": 1,
+        "num_images": plan.num_images,
+        "stages": [dataclasses.asdict(stage) for stage in plan.stages],
+        "config": configs.to_mapping(config),
+    }
+    return loop.Run(
+        out=config.out,
+        seed=config.seed,
+        batch_size=config.batch_size,
+        steps_per_epoch=plan.steps_per_epoch,
+        device=plan.device,
+        bf16=plan.bf16,
+        compile=plan.compile,
+        clip=config.clip,
+        save_every=config.save_every,
+        keep_every=config.keep_every,
+        log_every=config.log_every,
+        about=about,
+    )
+
+
+def draw_sample(folder: Path, source: sources.Source, model: MIM, seed: int, step: int) -> dict[str, float]:
+    """Draw `step_N.png`: the same few images and masks every time, as the model sees them now."""
+    picture = visualise.draw(model, source, num_images=PICTURED, seed=seed, caption=f"step {step}")
+    folder.mkdir(exist_ok=True)
+    picture.save(folder / f"step_{step:09d}.png")
+    return {}
 
 
 def probe(
@@ -304,37 +319,6 @@ def probe(
     return metrics
 
 
-def draw_sample(config: PretrainConfig, source: sources.Source, model: MIM, step: int) -> dict[str, float]:
-    """Draw `samples/step_N.png`: the same few images and masks every time, as the model sees them now."""
-    picture = draw(model, source, num_images=PICTURED, seed=config.seed, caption=f"step {step}")
-    folder = config.out / "samples"
-    folder.mkdir(exist_ok=True)
-    picture.save(folder / f"step_{step:09d}.png")
-    return {}
-
-
-def draw(model: MIM, source: sources.Source, *, num_images: int, seed: int, caption: str = "") -> Image.Image:
-    """A picture of what a model makes of images spread evenly over a source (unreadable ones are left out).
-
-    Args:
-        seed: Decides the masks.
-    """
-    spread = torch.linspace(0, len(source) - 1, min(num_images, len(source))).round().long().tolist()
-    crops: dict[int, Tensor] = {}
-    for index in spread:
-        with suppress(BadImage, OSError):
-            crops[index] = augment.decode_center(source.read(index), model.backbone.img_size)
-    if not crops:
-        raise RunError(f"none of {len(spread)} images of {source.origin} can be read; expected images: check the files")
-    device = model.mask_token.device
-    mean, std = (torch.tensor(values) for values in (IMAGENET_MEAN, IMAGENET_STD))
-    images = augment.normalise(torch.stack(list(crops.values())), mean, std).to(device)
-    output = visualise.reconstruct(model, images, image_keys(seed, 0, torch.tensor(list(crops))).to(device))
-    return visualise.picture(
-        images, output, model.target, mean=IMAGENET_MEAN, std=IMAGENET_STD, caption=caption, max_rows=num_images
-    )
-
-
 def visualise_run(run: Path, *, images: str | None = None, out: Path, num_images: int = 8, seed: int = 0) -> None:
     """Draw what a run's model (its newest checkpoint) makes of images, as a PNG.
 
@@ -351,7 +335,7 @@ def visualise_run(run: Path, *, images: str | None = None, out: Path, num_images
     if found is None:
         raise RequestError(f"run is {run}, which has no checkpoint yet; expected one: let the run come to its first")
     model = load_checkpointed(config, found)
-    picture = draw(
+    picture = visualise.draw(
         model,
         sources.open_source(images or config.data),
         num_images=num_images,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -13,7 +14,12 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
+from fastmim.config import IMAGENET_MEAN, IMAGENET_STD, RunError
+from fastmim.data import Source, augment
+from fastmim.data.decode import BadImage
 from fastmim.masking import expand
+from fastmim.mim import MIM
+from fastmim.randomness import image_keys
 from fastmim.targets import HOG, Pixels
 
 _PANEL, _MAX_PANEL = 224, 768  # a panel's side in the picture, where the image allows
@@ -32,6 +38,28 @@ class _Panel:
     title: str
     note: str
     pixels: Tensor
+
+
+def draw(model: MIM, source: Source, *, num_images: int, seed: int, caption: str = "") -> Image.Image:
+    """A picture of what a model makes of images spread evenly over a source (unreadable ones are left out).
+
+    Args:
+        seed: Decides the masks.
+    """
+    spread = torch.linspace(0, len(source) - 1, min(num_images, len(source))).round().long().tolist()
+    crops: dict[int, Tensor] = {}
+    for index in spread:
+        with suppress(BadImage, OSError):
+            crops[index] = augment.decode_center(source.read(index), model.backbone.img_size)
+    if not crops:
+        raise RunError(f"none of {len(spread)} images of {source.origin} can be read; expected images: check the files")
+    device = model.mask_token.device
+    mean, std = (torch.tensor(values) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    images = augment.normalise(torch.stack(list(crops.values())), mean, std).to(device)
+    output = reconstruct(model, images, image_keys(seed, 0, torch.tensor(list(crops))).to(device))
+    return picture(
+        images, output, model.target, mean=IMAGENET_MEAN, std=IMAGENET_STD, caption=caption, max_rows=num_images
+    )
 
 
 def reconstruct(model: nn.Module, images: Tensor, keys: Tensor | None = None) -> dict[str, Tensor]:
