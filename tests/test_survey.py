@@ -55,3 +55,17 @@ def test_report_says_why_some_do_not_pass():
     assert "| halo | 12.0 | takes 256 / 512 px only |" in text
     assert "| vit | 16 | 192 | 5.5 | resized |" in text
     assert "| mixer | 32 | 512 | 18.0 | as is |" in text
+
+
+def test_a_sweep_that_is_stopped_leaves_its_table(tmp_path, monkeypatch):
+    def run(worker, name, *_):
+        if name != "resnet10t":
+            raise KeyboardInterrupt
+        return Row(name, "resnet", 5_000_000, 32, 512)
+
+    monkeypatch.setattr(survey._Worker, "run", run)
+    out = tmp_path / "backbones.md"
+    with pytest.raises(KeyboardInterrupt):
+        survey.check("resnet1[04]*", out=out, journal=tmp_path / "backbones.jsonl")
+    assert "**1 of 1 pass (100.0%).**" in out.read_text()
+    assert "**Unfinished:** 1 more names, of any size, were not tried yet" in out.read_text()

@@ -128,12 +128,13 @@ def backbones(
     img_size
         Image side in pixels.
     out
-        Where --check writes its table.
+        Where --check writes its table; a .jsonl beside it keeps each outcome, so that what passed is not tried again.
     """
     from fastmim import survey
 
     if check:
-        return survey.check(pattern, max_parameters=max_parameters * 1e6, img_size=img_size, out=out)
+        journal = out.with_suffix(".jsonl")
+        return survey.check(pattern, max_parameters=max_parameters * 1e6, img_size=img_size, out=out, journal=journal)
     return survey.table(pattern, max_parameters=max_parameters * 1e6, img_size=img_size)
 
 

@@ -75,24 +75,26 @@ def check(
     """
     names = find(pattern)
     rows = _passed(journal, names)
-    with _Worker() as worker:
-        for name in names:
-            if name in rows:
-                continue
-            rows[name] = row = worker.run(name, max_parameters, img_size)
-            print(f"{len(rows)}/{len(names)}  {name}  {row.problem or 'ok'}", flush=True)
-            if journal is not None:
-                with journal.open("a") as file:
-                    file.write(json.dumps(asdict(row)) + "\n")
-    tried = [rows[name] for name in names if rows[name].parameters <= max_parameters]
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(markdown(tried, pattern, max_parameters, img_size))
+    try:
+        with _Worker() as worker:
+            for name in names:
+                if name in rows:
+                    continue
+                rows[name] = row = worker.run(name, max_parameters, img_size)
+                print(f"{len(rows)}/{len(names)}  {name}  {row.problem or 'ok'}", flush=True)
+                if journal is not None:
+                    with journal.open("a") as file:
+                        file.write(json.dumps(asdict(row)) + "\n")
+    finally:  # a sweep takes hours: one that is stopped has its table too
+        tried = [rows[name] for name in names if name in rows and rows[name].parameters <= max_parameters]
+        out.write_text(markdown(tried, pattern, max_parameters, img_size, num_untried=len(names) - len(rows)))
     failed = sum(bool(row.problem) for row in tried)
     print(f"{len(tried) - failed} of {len(tried)} pass: {out}")
     return 0
 
 
-def markdown(rows: list[Row], pattern: str, max_parameters: float, img_size: int) -> str:
+def markdown(rows: list[Row], pattern: str, max_parameters: float, img_size: int, *, num_untried: int = 0) -> str:
     """The report of a sweep: how many pass, why the others do not, and a table for each family."""
     passed, failed = [row for row in rows if not row.problem], [row for row in rows if row.problem]
     lines = [
@@ -106,6 +108,7 @@ def markdown(rows: list[Row], pattern: str, max_parameters: float, img_size: int
         f'of the map at {img_size} px. Weights "resized" go on to other image sizes and load in timm at its own; '
         f'"as is" ones stay at the size they were trained at, since timm cannot resample them.',
         "",
+        *_unfinished(num_untried),
         *_reasons(failed),
     ]
     families = defaultdict(list)
@@ -118,6 +121,12 @@ def markdown(rows: list[Row], pattern: str, max_parameters: float, img_size: int
             lines.append(f"| {row.name} | {row.stride} | {row.width} | {row.parameters / 1e6:.1f} | {weights} |")
         lines.append("")
     return "\n".join(lines)
+
+
+def _unfinished(num_untried: int) -> Iterator[str]:
+    if num_untried:
+        yield f"**Unfinished:** {num_untried} more names, of any size, were not tried yet; the same command goes on."
+        yield ""
 
 
 def _reasons(failed: list[Row]) -> Iterator[str]:
