@@ -68,4 +68,4 @@ def test_a_sweep_that_is_stopped_leaves_its_table(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         survey.check("resnet1[04]*", out=out, journal=tmp_path / "backbones.jsonl")
     assert "**1 of 1 pass (100.0%).**" in out.read_text()
-    assert "**Unfinished:** 1 more names, of any size, were not tried yet" in out.read_text()
+    assert "**Unfinished:** 7 more names, of any size, were not tried yet" in out.read_text()
