@@ -290,7 +290,8 @@ def _coerce(key: str, value: Any, hint: Any) -> Any:
         if origin is tuple and not isinstance(value, str) and len(value) == len(args):
             return tuple(_coerce(key, item, arg) for item, arg in zip(value, args, strict=True))
         if origin is dict and isinstance(value, Mapping):
-            return {name: yaml.safe_load(v) if isinstance(v, str) else v for name, v in value.items()}
+            # Python's names have underscores; on the command line people write dashes.
+            return {k.replace("-", "_"): yaml.safe_load(v) if isinstance(v, str) else v for k, v in value.items()}
         if origin is bool and isinstance(value, bool):
             return value
         if origin is int and not isinstance(value, bool) and int(value) == float(value):
