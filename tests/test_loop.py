@@ -6,6 +6,7 @@ import functools
 import json
 import math
 import os
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -230,6 +231,7 @@ def test_periodic_numbers_are_logged_and_the_end_is_always_included(tmp_path: Pa
     assert [line["knn"] for line in metrics(tmp_path / "run") if "knn" in line] == [8.0, 16.0, 20.0]
 
 
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler on the CPU")
 def test_compiled_is_eager(tmp_path: Path) -> None:
     eager, compiled = (
         fit(tmp_path / str(compile), stages=STAGED[:1], run={"compile": compile}, model=without_dropout())
