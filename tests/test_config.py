@@ -49,7 +49,10 @@ def test_command_line_numbers_reach_backbone_args_as_numbers() -> None:
         ({"steps": 3, "epochs": 3}, "expected one of them"),
         ({"batch_size": 0}, "batch_size is 0; expected at least 1"),
         ({"compile": "yes"}, "compile is 'yes'; expected bool"),
-        ({"target": "rgb"}, "target is 'rgb'; expected"),
+        ({"target": "colour"}, "target is 'colour'; expected"),
+        ({"micro_batch": "most"}, "micro_batch is 'most'; expected"),
+        ({"micro_batch": 0}, "micro_batch is 0; expected at least 1"),
+        ({"masking": "drops"}, "masking is 'drops'; expected"),
         ({"betas": [0.9]}, "betas is .0.9.; expected"),
         ({"crop_scale": [0.5, 0.2]}, "expected 0 < smallest <= largest <= 1"),
         ({"num_workers": -1}, "num_workers is -1; expected 0"),
@@ -62,7 +65,7 @@ def test_command_line_numbers_reach_backbone_args_as_numbers() -> None:
         ({"img_size": 0}, "img_size is 0; expected a number of pixels"),
         ({"stages": "128"}, "stages is '128'; expected SIZE:SHARE"),
         ({"stages": "128:0.5,160:0.4"}, "shares that sum to 1, and these sum to 0.9"),
-        ({"decoder": "250x1"}, "decoder is '250x1'; expected auto or WIDTHxDEPTH"),
+        ({"decoder": "250x1"}, "decoder is '250x1'; expected auto, linear or WIDTHxDEPTH"),
     ],
 )
 def test_wrong_settings_are_refused_in_one_line(settings: dict[str, object], message: str) -> None:

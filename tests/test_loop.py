@@ -8,6 +8,7 @@ import math
 import os
 import shutil
 import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -248,3 +249,19 @@ def test_metrics_say_what_the_run_directory_promises(tmp_path: Path) -> None:
     assert promised <= line.keys()
     assert (line["step"], line["images"], line["epoch"]) == (20, 160, 2.0)
     assert 0 <= line["data_wait_share"] <= 1
+
+
+@pytest.mark.parametrize(("seconds", "advice"), [(0.01, "pack it"), (0.0, "pack it"), (0.01, "")])
+def test_a_device_that_waits_for_data_is_pointed_out_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, seconds: float, advice: str
+) -> None:
+    def slow(stage: Stage, first_step: int) -> Iterator[dict[str, Any]]:
+        for batch in batches(stage, first_step):
+            time.sleep(seconds)
+            yield batch
+
+    monkeypatch.setattr(loop, "_SHOWN_AFTER", 0.03)
+    monkeypatch.setattr(loop, "_TOO_LONG", 0.3)
+    fit(tmp_path, stream=slow, run={"faster_data": advice})
+    said = capsys.readouterr().out
+    assert said.count("of the time for data: pack it") == (1 if seconds and advice else 0)

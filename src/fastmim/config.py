@@ -7,6 +7,7 @@ value, what was expected and the remedy. No torch here: `fastmim --help` must be
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import types
@@ -37,7 +38,8 @@ class TrainConfig:
     """What every training run has: data, batch, length, optimiser, device, bookkeeping."""
 
     data: str = "samples"
-    """Images: a directory (any depth), a .txt/.csv list of paths, torchvision://NAME, or `samples` (built in)."""
+    """Images: a directory (any depth), a pack, .tar shards ('shards/{000..127}.tar'), a .txt/.csv list of paths,
+    hf://OWNER/NAME, torchvision://NAME, or `samples` (built in)."""
 
     out: Path = Path("runs/pretrain")
     """Run directory. The same command with the same directory resumes."""
@@ -51,8 +53,12 @@ class TrainConfig:
     batch_size: int = 256
     """Images per optimiser step, over all devices. What a device takes at once is --micro-batch."""
 
-    micro_batch: int | None = None
-    """Most images that a device takes at once, at the first stage's size; the rest is accumulated. [default: all]"""
+    micro_batch: int | Literal["auto"] | None = None
+    """Most images that a device takes at once, at the first stage's size; the rest is accumulated. `auto` tries what
+    fits on a CUDA device. [default: all]"""
+
+    checkpoint_activations: bool = False
+    """Keep each block's input only for the backward pass and compute the rest again: less memory, a third slower."""
 
     lr: float = 1.5e-4
     """Learning rate per 256 images: the peak is lr * batch_size / 256."""
@@ -106,7 +112,7 @@ class TrainConfig:
         at_least_one = ("batch_size", "micro_batch", "steps", "save_every", "keep_every", "log_every")
         for name in at_least_one:
             value = getattr(self, name)
-            if value is not None and value < 1:
+            if isinstance(value, int) and value < 1:
                 raise RequestError(f"{name} is {value}; expected at least 1")
         for name in ("epochs", "lr", "clip"):
             value = getattr(self, name)
@@ -156,8 +162,11 @@ class PretrainConfig(TrainConfig):
     stages: str | None = None
     """Resolutions with their shares of the run (FastMIM-P), such as 128:0.5,160:0.3,192:0.2; replaces --img-size."""
 
-    target: Literal["hog", "pixels"] = "hog"
-    """What is predicted for the hidden blocks."""
+    target: Literal["hog", "pixels", "rgb"] = "hog"
+    """What is predicted for the hidden blocks: edge orientations, pixels standardised per patch, or plain pixels."""
+
+    masking: Literal["in-place", "drop"] = "in-place"
+    """Paint hidden blocks over, or drop their tokens (a plain ViT only: it then encodes a quarter of them)."""
 
     mask_ratio: float = 0.75
     """Share of the blocks that are hidden."""
@@ -166,7 +175,10 @@ class PretrainConfig(TrainConfig):
     """Side of a hidden block in pixels. [default: the backbone's stride; more for small strides]"""
 
     decoder: str = "auto"
-    """Decoder as WIDTHxDEPTH, such as 256x4; `auto` goes by the encoder's width and stride."""
+    """Decoder as WIDTHxDEPTH, such as 256x4, or `linear`; `auto` goes by the encoder's width and stride."""
+
+    loss: Literal["l2", "l1"] = "l2"
+    """Squared or absolute error of the hidden cells."""
 
     encoder_depth: float = 1.0
     """Share of the backbone's blocks that are pre-trained, from the input on."""
@@ -193,8 +205,7 @@ class PretrainConfig(TrainConfig):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise RequestError(f"{name} is {value}; expected a number of pixels")
-        if self.decoder != "auto":
-            self.decoder_size()
+        self.decoder_size()
         if self.picture_every != "never":
             check_duration("picture_every", self.picture_every)
         check_duration("probe_every", self.probe_every)
@@ -209,14 +220,17 @@ class PretrainConfig(TrainConfig):
         except ValueError as error:
             raise RequestError(f"stages is {self.stages!r}; {error}") from None
 
-    def decoder_size(self) -> tuple[int, int] | None:
-        """(width, depth) of the decoder, None for `auto`."""
+    def decoder_size(self) -> tuple[int, int] | Literal["auto", "linear"]:
+        """(width, depth) of the decoder, or the word that stands for one."""
         if self.decoder == "auto":
-            return None
+            return "auto"
+        if self.decoder == "linear":
+            return "linear"
         width, _, depth = self.decoder.partition("x")
         if not (width.isdigit() and depth.isdigit() and int(width) >= 32 and int(width) % 32 == 0):
             raise RequestError(
-                f"decoder is {self.decoder!r}; expected auto or WIDTHxDEPTH, WIDTH a multiple of 32, such as 256x4"
+                f"decoder is {self.decoder!r}; expected auto, linear or WIDTHxDEPTH, WIDTH a multiple of 32, "
+                f"such as 256x4"
             )
         return int(width), int(depth)
 
@@ -228,6 +242,7 @@ RESUMABLE = frozenset(
         "device",
         "compile",
         "micro_batch",
+        "checkpoint_activations",
         "save_every",
         "keep_every",
         "log_every",
@@ -281,7 +296,10 @@ def _coerce(key: str, value: Any, hint: Any) -> Any:
     if typing.get_origin(hint) in (types.UnionType, typing.Union):
         if value is None:
             return None
-        hint = next(option for option in typing.get_args(hint) if option is not type(None))
+        *others, hint = (option for option in typing.get_args(hint) if option is not type(None))
+        for option in others:
+            with contextlib.suppress(RequestError):
+                return _coerce(key, value, option)
     origin, args = typing.get_origin(hint) or hint, typing.get_args(hint)
     expected = hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
     try:

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -34,6 +34,8 @@ Batch = dict[str, Any]
 
 # Non-finite steps in a row after which a run stops.
 PATIENCE = 10
+# The share of the time that a device may wait for data before the user is told, and after how many seconds.
+_TOO_LONG, _SHOWN_AFTER = 0.2, 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +58,8 @@ class Run:
     log_every: int = 10
     about: dict[str, Any]
     """Facts for the checkpoints' manifests."""
+    faster_data: str = ""
+    """What the user can do where the device waits for data; said once if it does."""
 
 
 def fit(
@@ -113,7 +117,7 @@ def fit(
                 logs.say(f"stage: {stage.size} -> {new.size} pixels at step {step}")
                 optimizer = optim.resize(model, optimizer, new.size, rebuild=build_optimizer)
             stage = new
-            stream = batches(stage, step)
+            stream = on_device(batches(stage, step), run.device)
             while step < stage.stop and not stop.requested:
                 rate = learning_rate(step)
                 for group in optimizer.param_groups:
@@ -121,7 +125,7 @@ def fit(
                 loss = torch.zeros((), device=run.device)
                 for part in range(stage.accumulation):
                     with meter.timing("waiting"):
-                        batch = to_device(next(stream), run.device)
+                        batch = next(stream)
                     seed_generators(step_seed(run.seed, step, part), run.device)
                     part_loss = compiled(batch) / stage.accumulation
                     part_loss.backward()
@@ -140,6 +144,8 @@ def fit(
 
                 if step % run.log_every == 0 or step == total:
                     logs.log(step, meter.read(step, rate))
+                    if hint := meter.hint():
+                        logs.say(hint)
                     if meter.in_a_row >= PATIENCE:
                         raise RunError(_not_finite(meter.in_a_row, step, batch, run.out))
                 with meter.timing("paused"):
@@ -159,6 +165,34 @@ def fit(
                         )
             stream.close()  # ends its data workers now, not when the garbage collector comes by
     return step
+
+
+def on_device(batches: Generator[Batch], device: torch.device) -> Generator[Batch]:
+    """The batches on the device; on CUDA copied one ahead by a stream of their own, behind the step's computing."""
+    with closing(batches):
+        if device.type != "cuda":
+            for batch in batches:
+                yield to_device(batch, device)
+            return
+        copying, ahead = torch.cuda.Stream(device), None
+        for batch in batches:
+            with torch.cuda.stream(copying):
+                copied = to_device(batch, device)
+            if ahead is not None:
+                yield _received(ahead, copying, device)
+            ahead = copied
+        if ahead is not None:
+            yield _received(ahead, copying, device)
+
+
+def _received(batch: Batch, copying: torch.cuda.Stream, device: torch.device) -> Batch:
+    """The batch, safe to use and to free on the stream that computes."""
+    computing = torch.cuda.current_stream(device)
+    computing.wait_stream(copying)
+    for value in batch.values():
+        if isinstance(value, Tensor):
+            value.record_stream(computing)
+    return batch
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
@@ -185,6 +219,8 @@ class Meter:
         self._from_step = step
         self._start = time.perf_counter()
         self._seconds = {"waiting": 0.0, "paused": 0.0}
+        self._waited: list[tuple[float, float]] = []  # (seconds waiting, seconds in all) of each log line
+        self._hinted = False
         self.in_a_row = 0
         """Non-finite steps in a row, as of the last `read`."""
 
@@ -223,9 +259,19 @@ class Meter:
             "skipped_steps": skipped,
         }
         self.in_a_row = int(in_a_row)
+        self._waited.append((self._seconds["waiting"], seconds))
         self._sums[:2] = 0
         self._from_step, self._start, self._seconds = step, now, {"waiting": 0.0, "paused": 0.0}
         return metrics
+
+    def hint(self) -> str | None:
+        """Where the device waits for data, what to do about it; once, when it has shown."""
+        steady = self._waited[1:]  # workers start and kernels compile before the first line
+        waited, seconds = (sum(part) for part in zip(*steady, strict=True)) if steady else (0.0, 0.0)
+        if self._hinted or not self._run.faster_data or seconds < _SHOWN_AFTER or waited < _TOO_LONG * seconds:
+            return None
+        self._hinted = True
+        return f"the device waited {waited / seconds:.0%} of the time for data: {self._run.faster_data}"
 
 
 def memory_gb(device: torch.device) -> float:

@@ -65,3 +65,16 @@ def paint(images: Tensor, mask: Tensor, mask_token: Tensor) -> Tensor:
     """
     hidden = expand(mask, images.shape[-1])[:, None]
     return torch.where(hidden, mask_token.to(images.dtype)[:, None, None], images)
+
+
+def visible_positions(mask: Tensor, num_visible: int) -> Tensor:
+    """Where an encoder that drops hidden tokens looks.
+
+    Args:
+        mask: (B, h, w) bool, True = hidden; `num_visible` positions of each image are not.
+        num_visible: n.
+
+    Returns:
+        (B, n) int64, positions in row-major order, rising.
+    """
+    return mask.flatten(1).to(torch.uint8).argsort(dim=1, stable=True)[:, :num_visible]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from fastmim import checkpoint, loop, optim, runs, schedule, visualise, weights
+from fastmim import checkpoint, loop, memory, optim, runs, schedule, visualise, weights
 from fastmim import config as configs
 from fastmim.config import IMAGENET_MEAN, IMAGENET_STD, PretrainConfig, RequestError
 from fastmim.data import augment, loader, sources
@@ -89,6 +89,8 @@ def pretrain(*, overwrite: bool = False, dry_run: bool = False, **settings: Any)
     plan = make_plan(config, source)
     torch.manual_seed(config.seed)
     model = build_model(config).to(plan.device)
+    if config.micro_batch == "auto":
+        plan = with_stages(config, plan, micro_batch=try_micro_batch(config, plan, model))
     if dry_run:
         console.print(configs.to_yaml(config), markup=False, soft_wrap=True)
     describe(config, plan, model, console)
@@ -128,7 +130,7 @@ def make_plan(config: PretrainConfig, source: sources.Source) -> Plan:
         schedule.to_steps, total_steps=total, steps_per_epoch=steps_per_epoch, batch_size=config.batch_size
     )
     device = runs.resolve_device(config.device)
-    return Plan(
+    plan = Plan(
         num_images=len(source),
         steps_per_epoch=steps_per_epoch,
         total_steps=total,
@@ -136,14 +138,39 @@ def make_plan(config: PretrainConfig, source: sources.Source) -> Plan:
         picture_every=None if config.picture_every == "never" else max(1, steps(config.picture_every)),
         probe_every=max(1, steps(config.probe_every)),
         peak_lr=config.lr * config.batch_size / 256,
-        stages=schedule.plan_stages(
-            config.sizes(), total_steps=total, device_batch=config.batch_size, micro_batch=config.micro_batch
-        ),
+        stages=[],
         device=device,
         bf16=runs.resolve_bf16(config.precision, device),
         compile=device.type == "cuda" if config.compile is None else config.compile,
         num_workers=runs.resolve_workers(config.num_workers),
     )
+    return with_stages(config, plan, micro_batch=None if config.micro_batch == "auto" else config.micro_batch)
+
+
+def with_stages(config: PretrainConfig, plan: Plan, *, micro_batch: int | None) -> Plan:
+    """The plan with its stages for at most so many images at once."""
+    stages = schedule.plan_stages(
+        config.sizes(), total_steps=plan.total_steps, device_batch=config.batch_size, micro_batch=micro_batch
+    )
+    return dataclasses.replace(plan, stages=stages)
+
+
+def try_micro_batch(config: PretrainConfig, plan: Plan, model: MIM) -> int:
+    """What `micro_batch="auto"` comes to on this device; RequestError where nothing fits."""
+    return memory.largest_micro_batch(
+        model,
+        batch_size=config.batch_size,
+        img_size=plan.stages[0].size,
+        prepare=preparation(plan.device),
+        device=plan.device,
+        bf16=plan.bf16,
+    )
+
+
+def preparation(device: torch.device) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
+    """The device's half of the augmentation, for ImageNet's mean and deviation."""
+    mean, std = (torch.tensor(values, device=device) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    return functools.partial(augment.prepare, mean=mean, std=std)
 
 
 def build_model(config: PretrainConfig) -> MIM:
@@ -158,9 +185,11 @@ def build_model(config: PretrainConfig) -> MIM:
         config.backbone,
         img_size=sizes[0],
         target=TARGETS[config.target](),
+        masking=config.masking,
         mask_ratio=config.mask_ratio,
         block=config.block,
-        decoder=config.decoder_size() or "auto",
+        decoder=config.decoder_size(),
+        loss=config.loss,
         encoder_depth=config.encoder_depth,
         pretrained=config.init == "timm",
         backbone_args=config.backbone_args,
@@ -170,7 +199,10 @@ def build_model(config: PretrainConfig) -> MIM:
         for size in sizes[1:]:
             trial.set_input_size(size)
         torch.manual_seed(config.seed)
-    return build()
+    model = build()
+    if config.checkpoint_activations:
+        model.backbone.checkpoint_activations()
+    return model
 
 
 def describe(config: PretrainConfig, plan: Plan, model: MIM, console: Console) -> None:
@@ -185,8 +217,8 @@ def describe(config: PretrainConfig, plan: Plan, model: MIM, console: Console) -
         f"data      {config.data}: {plan.num_images:,} images, {plan.steps_per_epoch} steps an epoch",
         f"backbone  {config.backbone}: {millions:.1f} M parameters, stride {backbone.stride}, width {backbone.width}"
         + depth,
-        f"masking   blocks of {model.block} px, {blocks} an image, {config.mask_ratio:.0%} hidden",
-        f"target    {config.target}, decoder {model.decoder.width}x{model.decoder.depth}{chosen}",
+        f"masking   blocks of {model.block} px, {blocks} an image, {config.mask_ratio:.0%} hidden, {config.masking}",
+        f"target    {config.target}, decoder {model.decoder.extra_repr()}{chosen}, {config.loss} loss",
         f"length    {plan.total_steps} steps ({plan.total_steps / plan.steps_per_epoch:.1f} epochs): {stages}",
         f"batch     {config.batch_size} images, {micro} at once; peak learning rate {plan.peak_lr:.2e}",
         f"device    {plan.device}, {'bf16' if plan.bf16 else 'float32'}, {'compiled' if plan.compile else 'eager'}, "
@@ -223,14 +255,13 @@ def _fit(
         )
     if labelled:
         periodic.append((plan.probe_every, functools.partial(probe, config, plan, labelled, model, logs)))
-    mean, std = (torch.tensor(values, device=plan.device) for values in (IMAGENET_MEAN, IMAGENET_STD))
     bad_images = BadImages(config.out, num_images=plan.num_images, max_share=config.max_bad_share)
     try:
         return loop.fit(
             model,
             stages=plan.stages,
             batches=functools.partial(batches, config, plan, source, bad_images),
-            prepare=functools.partial(augment.prepare, mean=mean, std=std),
+            prepare=preparation(plan.device),
             build_optimizer=functools.partial(optim.build, weight_decay=config.weight_decay, betas=config.betas),
             learning_rate=functools.partial(
                 schedule.learning_rate,
@@ -239,7 +270,7 @@ def _fit(
                 total_steps=plan.total_steps,
             ),
             logs=logs,
-            run=loop_run(config, plan),
+            run=loop_run(config, plan, faster_data=sources.faster(source)),
             resume_from=found,
             periodic=periodic,
         )
@@ -269,7 +300,7 @@ def batches(
             yield {"images": batch["images"], "keys": batch["keys"]}
 
 
-def loop_run(config: PretrainConfig, plan: Plan) -> loop.Run:
+def loop_run(config: PretrainConfig, plan: Plan, *, faster_data: str) -> loop.Run:
     """What the loop is to know, and what its checkpoints are to say."""
     about = {
         "seed": config.seed,
@@ -292,6 +323,7 @@ def loop_run(config: PretrainConfig, plan: Plan) -> loop.Run:
         keep_every=config.keep_every,
         log_every=config.log_every,
         about=about,
+        faster_data=faster_data,
     )
 
 
@@ -311,7 +343,7 @@ def probe(
         model,
         labelled,
         seed=config.seed,
-        batch_size=min(256, config.micro_batch or config.batch_size),
+        batch_size=min(256, config.batch_size // plan.stages[0].accumulation),
         num_workers=plan.num_workers,
         bf16=plan.bf16,
     )

@@ -53,7 +53,7 @@ def draw(model: MIM, source: Source, *, num_images: int, seed: int, caption: str
             crops[index] = augment.decode_center(source.read(index), model.backbone.img_size)
     if not crops:
         raise RunError(f"none of {len(spread)} images of {source.origin} can be read; expected images: check the files")
-    device = model.mask_token.device
+    device = next(model.parameters()).device
     mean, std = (torch.tensor(values) for values in (IMAGENET_MEAN, IMAGENET_STD))
     images = augment.normalise(torch.stack(list(crops.values())), mean, std).to(device)
     output = reconstruct(model, images, image_keys(seed, 0, torch.tensor(list(crops))).to(device))

@@ -10,7 +10,14 @@ from timm.models import get_model_args
 from timm.optim import param_groups_layer_decay
 from torch import Tensor, nn
 
-from fastmim.backbone.features import list_blocks, resample, start_from_sincos
+from fastmim.backbone.features import (
+    checkpoint_activations,
+    fuse_attention,
+    list_blocks,
+    list_checkpointable,
+    resample,
+    start_from_sincos,
+)
 from fastmim.backbone.names import resolve
 from fastmim.backbone.source import Source
 from fastmim.config import RequestError
@@ -66,6 +73,7 @@ class Classifier(nn.Module):
         self.drop_path = self._drop_path(source, drop_path)
         rate = {"drop_path_rate": self.drop_path} if self.drop_path else {}
         self.model = source.create(self.input_size, pretrained=pretrained, num_classes=num_classes, **rate)
+        fuse_attention(self.model)
         model: Any = self.model
         if not pretrained:
             start_from_sincos(model)
@@ -113,6 +121,10 @@ class Classifier(nn.Module):
     def num_blocks(self) -> int:
         """Blocks over all stages; 0 where the model does not list them."""
         return len(list_blocks(self.model))
+
+    def checkpoint_activations(self) -> None:
+        """From now on keep each block's input only for the backward pass; RequestError if it lists no blocks."""
+        checkpoint_activations(self.model, list_checkpointable(self.model, self.name))
 
     def arguments(self) -> dict[str, Any]:
         """The arguments with which `timm.create_model(name, **arguments)` makes this model again."""

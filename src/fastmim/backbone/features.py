@@ -5,12 +5,15 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath, build_sincos2d_pos_embed
+from timm.layers import DropPath, PatchEmbed, build_sincos2d_pos_embed
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from fastmim.config import RequestError
 
@@ -50,6 +53,59 @@ def inner_map(model: nn.Module, images: Tensor, block: int, *, norm: bool) -> tu
         return found, None
     # Class token first, then registers; a model may have registers only.
     return found[0], found[1][:, 0] if getattr(model, "cls_token", None) is not None else None
+
+
+def drops_tokens(model: nn.Module) -> bool:
+    """Whether `visible_tokens` can be asked of it: a plain ViT whose patches do not overlap and have positions."""
+    if not isinstance(model, VisionTransformer) or model.pos_embed is None:
+        return False
+    return isinstance(model.patch_embed, PatchEmbed)  # a stem of convolutions would see across patches
+
+
+def visible_tokens(model: nn.Module, images: Tensor, visible: Tensor) -> Tensor:
+    """Encode some of the patches as if there were no others (MAE, He et al., CVPR 2022, section 3).
+
+    Args:
+        model: One for which `drops_tokens` holds.
+        images: (B, C, S, S), normalised.
+        visible: (B, n) int64, the patches' positions in row-major order.
+
+    Returns:
+        (B, n, D), with the final norm.
+    """
+    vit: Any = model
+    tokens = vit._pos_embed(vit.patch_embed(images))  # (B, prefix + N, D)
+    prefix, patches = tokens[:, : vit.num_prefix_tokens], tokens[:, vit.num_prefix_tokens :]
+    patches = patches.gather(1, visible[..., None].expand(-1, -1, patches.shape[-1]))  # (B, n, D)
+    tokens = vit.norm_pre(torch.cat([prefix, patches], dim=1))
+    for block in vit.blocks:
+        tokens = block(tokens)
+    return vit.norm(tokens)[:, vit.num_prefix_tokens :]
+
+
+def checkpoint_activations(model: nn.Module, blocks: Sequence[str]) -> None:
+    """Have the named blocks keep only their input for the backward pass and compute the rest again."""
+    for name in blocks:
+        block = model.get_submodule(name)
+        if "forward" not in vars(block):  # once, and not where the block is left out
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+
+
+def list_checkpointable(model: nn.Module, name: str) -> list[str]:
+    """The blocks for `checkpoint_activations`; RequestError if the model, called `name`, does not list them."""
+    if not (blocks := list_blocks(model)):
+        raise RequestError(
+            f"checkpoint_activations is on, and {name} does not list its blocks; leave it off, and lower micro_batch "
+            f"where memory is short"
+        )
+    return blocks
+
+
+def fuse_attention(model: nn.Module) -> None:
+    """Use `scaled_dot_product_attention` also where timm has it but leaves it off (Swin, XCiT, Visformer)."""
+    for module in model.modules():
+        if getattr(module, "fused_attn", None) is False:
+            module.fused_attn = True  # type: ignore[assignment]
 
 
 def resample(x: Tensor, size: int) -> Tensor:

@@ -6,16 +6,22 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from fastmim.backbone.features import (
+    checkpoint_activations,
     drop_no_paths,
+    drops_tokens,
+    fuse_attention,
     inner_map,
     last_map,
     leave_out,
+    list_checkpointable,
     resample,
     start_from_sincos,
     untrained_head,
+    visible_tokens,
 )
 from fastmim.backbone.names import resolve
 from fastmim.backbone.source import Source
@@ -64,6 +70,7 @@ class Backbone(nn.Module):
         self.model = self._source.create(self._fit.input_size, pretrained=pretrained)
         if not pretrained:
             start_from_sincos(self.model)
+        self._checkpoints_activations = False
         self._settle()
 
     @property
@@ -123,8 +130,39 @@ class Backbone(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, S, S) normalised images, S = `img_size` -> (B, `width`, `grid`, `grid`)."""
-        x = resample(images, self._fit.input_size)
+        # Convolutions are quicker with channels last, and a transformer's tokens are so anyway.
+        x = resample(images, self._fit.input_size).contiguous(memory_format=torch.channels_last)
         return resample(last_map(self.model, x, norm=self._fit.norm), self.grid)
+
+    def check_drops_tokens(self) -> None:
+        """Raise RequestError unless `encode_visible` can be asked of this backbone."""
+        if not drops_tokens(self.model) or self.img_size != self.input_size:
+            raise RequestError(
+                f"masking is 'drop', and {self.name} at {self.img_size} px cannot leave tokens out; expected a plain "
+                f"ViT such as vit_small_patch16_224, at a multiple of its patch; or take masking in-place"
+            )
+
+    def encode_visible(self, images: Tensor, visible: Tensor) -> Tensor:
+        """Encode some positions as if there were no others; see `check_drops_tokens`.
+
+        Args:
+            images: (B, C, S, S), normalised, S = `img_size`.
+            visible: (B, n) int64, positions on the map in row-major order.
+
+        Returns:
+            (B, n, `width`).
+        """
+        return visible_tokens(self.model, images, visible)
+
+    def checkpoint_activations(self) -> None:
+        """From now on keep each block's input only for the backward pass, and compute the rest again.
+
+        Raises:
+            RequestError: the model does not list its blocks.
+        """
+        list_checkpointable(self.model, self.name)
+        self._checkpoints_activations = True
+        self._settle()
 
     @property
     def num_maps(self) -> int:
@@ -217,6 +255,9 @@ class Backbone(nn.Module):
     def _settle(self) -> None:
         """Give a newly made or resized timm model this backbone's depth and its frozen parameters."""
         leave_out(self.model, self._fit.left_out)
+        fuse_attention(self.model)
+        if self._checkpoints_activations:
+            checkpoint_activations(self.model, list_checkpointable(self.model, self.name))
         if "drop_path_rate" not in self.args:
             drop_no_paths(self.model)
         for name, parameter in self.model.named_parameters():

@@ -15,10 +15,10 @@ import torch
 from rich.console import Console
 from torch.optim import AdamW
 
-from fastmim import checkpoint, loop, optim, runs, schedule, weights
+from fastmim import checkpoint, loop, memory, optim, runs, schedule, weights
 from fastmim import config as configs
 from fastmim.config import RequestError
-from fastmim.data import loader
+from fastmim.data import loader, sources
 from fastmim.data.bad_images import BadImages
 from fastmim.data.labelled import Labelled, limit_labels, open_labelled
 from fastmim.data.mixing import Mix
@@ -26,7 +26,7 @@ from fastmim.data.rand_augment import RandAugment
 from fastmim.logs import Logs, open_trackers
 from fastmim.recipes import FINETUNE_RECIPES
 from fastmim.schedule import Stage
-from fastmim.transfer.plan import Plan, make_plan
+from fastmim.transfer.plan import Plan, make_plan, make_stage
 from fastmim.transfer.settings import FinetuneConfig
 from fastmim.transfer.start import Start, build, find_start
 from fastmim.transfer.training import Finetuner, Preparation
@@ -127,6 +127,7 @@ class _Finetuning:
         self.bad_images = BadImages(config.out, num_images=num_images, max_share=config.max_bad_share)
         self.mean, self.std = config.mean or tuple(start.mean), config.std or tuple(start.std)
         self.randaugment = None if config.randaugment == "none" else RandAugment(config.randaugment, fill=self.mean)
+        self.plan = dataclasses.replace(plan, stage=self.stage())
         self.optimizer(model)  # refuses layers that timm cannot tell apart before there is a run directory
 
     def describe(self) -> None:
@@ -193,20 +194,12 @@ class _Finetuning:
 
     def _fit(self, found: checkpoint.Checkpoint | None, logs: Logs, validator: Validator) -> int:
         config, plan = self.config, self.plan
-        mean, std = (torch.tensor(values, device=plan.device) for values in (self.mean, self.std))
         periodic: list[Any] = [(1, self.model.average)] if config.ema else []
-        mix = Mix(
-            mixup=config.mixup,
-            cutmix=config.cutmix,
-            smoothing=config.smoothing,
-            num_classes=len(self.data.classes),
-            device=plan.device,
-        )
         return loop.fit(
             self.model,
             stages=[plan.stage],
             batches=self.batches,
-            prepare=Preparation(mean=mean, std=std, flip=config.flip, reprob=config.reprob, mix=mix),
+            prepare=self.preparation(),
             build_optimizer=self.optimizer,
             learning_rate=functools.partial(
                 schedule.learning_rate, peak=plan.peak_lr, warmup_steps=plan.warmup_steps, total_steps=plan.total_steps
@@ -224,6 +217,7 @@ class _Finetuning:
                 save_every=config.save_every,
                 keep_every=config.keep_every,
                 log_every=config.log_every,
+                faster_data=sources.faster(self.data.train),
                 about={
                     "seed": config.seed,
                     "global_batch": config.batch_size,
@@ -238,6 +232,34 @@ class _Finetuning:
             resume_from=found,
             periodic=[*periodic, (plan.eval_every, validator)],
         )
+
+    def preparation(self) -> Preparation:
+        """The device's half of the augmentation."""
+        config, device = self.config, self.plan.device
+        mean, std = (torch.tensor(values, device=device) for values in (self.mean, self.std))
+        mix = Mix(
+            mixup=config.mixup,
+            cutmix=config.cutmix,
+            smoothing=config.smoothing,
+            num_classes=len(self.data.classes),
+            device=device,
+        )
+        return Preparation(mean=mean, std=std, flip=config.flip, reprob=config.reprob, mix=mix)
+
+    def stage(self) -> Stage:
+        """The plan's stage, with the images at once that fit where that is left to us."""
+        if self.config.micro_batch != "auto":
+            return self.plan.stage
+        found = memory.largest_micro_batch(
+            self.model,
+            batch_size=self.config.batch_size,
+            img_size=self.plan.stage.size,
+            prepare=self.preparation(),
+            device=self.plan.device,
+            bf16=self.plan.bf16,
+            labelled=True,
+        )
+        return make_stage(self.config, self.plan.total_steps, found)
 
     def batches(self, stage: Stage, first_step: int) -> Generator[loop.Batch]:
         """The training batches from a step on."""

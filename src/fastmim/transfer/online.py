@@ -80,7 +80,7 @@ def _held_out_loss(
     bf16: bool = False,
 ) -> float:
     """Mean MIM loss over images by the central crop, with masks that depend on (seed, index) only."""
-    device = model.mask_token.device
+    device = next(model.parameters()).device
     mean, std = (torch.tensor(values, device=device) for values in (IMAGENET_MEAN, IMAGENET_STD))
     batches = load_centers(
         source, size=model.backbone.img_size, batch_size=batch_size, indices=indices, num_workers=num_workers

@@ -52,18 +52,23 @@ def make_plan(config: FinetuneConfig, num_images: int) -> Plan:
         schedule.to_steps, total_steps=total, steps_per_epoch=steps_per_epoch, batch_size=config.batch_size
     )
     device = runs.resolve_device(config.device)
-    [stage] = schedule.plan_stages(
-        ((config.img_size, 1.0),), total_steps=total, device_batch=config.batch_size, micro_batch=config.micro_batch
-    )
     return Plan(
         steps_per_epoch=steps_per_epoch,
         total_steps=total,
         warmup_steps=min(total, steps(config.warmup)),
         eval_every=max(1, steps(config.eval_every)),
         peak_lr=config.lr * config.batch_size / 256,
-        stage=stage,
+        stage=make_stage(config, total, None if config.micro_batch == "auto" else config.micro_batch),
         device=device,
         bf16=runs.resolve_bf16(config.precision, device),
         compile=device.type == "cuda" if config.compile is None else config.compile,
         num_workers=runs.resolve_workers(config.num_workers),
     )
+
+
+def make_stage(config: FinetuneConfig, total_steps: int, micro_batch: int | None) -> Stage:
+    """The run's one stage, at most `micro_batch` images at once."""
+    [stage] = schedule.plan_stages(
+        ((config.img_size, 1.0),), total_steps=total_steps, device_batch=config.batch_size, micro_batch=micro_batch
+    )
+    return stage

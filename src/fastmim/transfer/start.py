@@ -91,6 +91,8 @@ def build(config: FinetuneConfig, start: Start, *, num_classes: int, resuming: b
         pretrained=start.kind == "timm" and not resuming,
         own_pooling=start.kind == "timm",
     )
+    if config.checkpoint_activations:
+        classifier.checkpoint_activations()
     if start.kind == "file" and not resuming:
         backbone = weights.load_backbone(config.weights, img_size=classifier.input_size)
         classifier.load(backbone.state_dict(), fresh=start.fresh)

@@ -1,0 +1,78 @@
+"""Every published recipe makes two steps at its own sizes with a network of reduced width, and says its source."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import fastmim
+from fastmim import config as configs
+from fastmim.config import PretrainConfig, RequestError
+from fastmim.recipes import FINETUNE_RECIPES, RECIPES, result
+
+REDUCED: dict[str, dict[str, Any]] = {
+    "vit_base_patch16_224": {"embed_dim": 48, "depth": 2, "num_heads": 3},
+    "swin_base_patch4_window7_224": {"embed_dim": 24, "depths": [1, 1, 2, 1], "num_heads": [1, 2, 4, 8]},
+    "swin_large_patch4_window7_224": {"embed_dim": 24, "depths": [1, 1, 2, 1], "num_heads": [1, 2, 4, 8]},
+    "pvt_v2_b2": {"embed_dims": [16, 32, 40, 64], "depths": [1, 1, 1, 1]},
+    "cmt_s": {"embed_dims": [16, 32, 64, 128], "depths": [1, 1, 1, 1]},
+    "twins_svt_small": {"embed_dims": [16, 32, 64, 128], "depths": [1, 1, 2, 1]},
+    "convnext_base": {"dims": [16, 24, 32, 48], "depths": [1, 1, 2, 1]},
+}
+QUICK: dict[str, Any] = {
+    "batch_size": 2,
+    "log_every": 1,
+    "num_workers": 0,
+    "device": "cpu",
+    "trackers": "none",
+    "picture_every": "never",
+}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_makes_two_steps(name: str, tmp_path: Path, photos: Path) -> None:
+    settings = RECIPES[name]()
+    small = QUICK | {"backbone_args": REDUCED[settings["backbone"]], "steps": 3 if "stages" in settings else 2}
+    run = fastmim.pretrain(recipe=name, data=str(photos), out=tmp_path, warmup="1 steps", **small)
+    assert run.finished
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert len(losses) == small["steps"] and all(0 < loss < 10 for loss in losses)
+    fastmim.load_backbone(tmp_path)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_is_a_whole_config_and_names_its_result(name: str) -> None:
+    config = configs.build(PretrainConfig, RECIPES[name]())
+    assert config.epochs and config.batch_size >= 2048
+    text = RECIPES[name].__doc__ or ""
+    assert f"fastmim pretrain --recipe {name} " in text
+    assert "%" in result(RECIPES[name]) or "o published schedule" in result(RECIPES[name])
+
+
+@pytest.mark.parametrize("name", FINETUNE_RECIPES)
+def test_fine_tuning_recipes_name_their_result(name: str) -> None:
+    assert "%" in result(FINETUNE_RECIPES[name])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"recipe": "vitb"}, "recipe is 'vitb'; expected one of vit-b, .*did you mean vit-b"),
+        ({"recipe": "swin-b", "masking": "drop"}, "cannot leave tokens out; expected a plain ViT"),
+        ({"recipe": "mae-vit-b", "decoder": "linear"}, "cannot fill in dropped tokens; expected a transformer"),
+        ({"recipe": "vit-b", "img_size": 16, "block": 32}, "img_size is 16; expected a multiple of the block of 32"),
+        ({"recipe": "swin-b", "img_size": 16}, "img_size is 16; expected a multiple of the block of 32"),
+        (
+            {"recipe": "swin-b", "backbone_args": {"window_size": 0}},
+            "args .'window_size': 0.: .*expected arguments that timm's swin_base",
+        ),
+    ],
+)
+def test_impossible_changes_of_a_recipe_are_refused(
+    settings: dict[str, Any], message: str, tmp_path: Path, photos: Path
+) -> None:
+    with pytest.raises(RequestError, match=message):
+        fastmim.pretrain(data=str(photos), out=tmp_path, steps=1, **(QUICK | settings))
