@@ -18,6 +18,26 @@ ROWS = (
         "data-path",
         ("times_fewer_cpu_seconds", "fastmim, uint8 batches"),
     ),
+    ("Its JPEG pack: likewise", "data-path", ("times_fewer_cpu_seconds", "jpeg pack, uint8 batches")),
+    ("Its raw pack: likewise", "data-path", ("times_fewer_cpu_seconds", "raw pack, uint8 batches")),
+    *(
+        (
+            f"Training step, {what}: times the plain reference form's images per second",
+            "bench-step",
+            ("cases", case, "times_faster"),
+        )
+        for what, case in (
+            ("ViT-S at 128 px", "vit_small_patch16_224, 128 px, hog, in-place"),
+            ("Swin-T at 128 px", "swin_tiny_patch4_window7_224, 128 px, hog, in-place"),
+            ("ConvNeXt-T at 128 px", "convnext_tiny, 128 px, hog, in-place"),
+        )
+    ),
+    (
+        "MAE at 224 px: time of an image over FastMIM's at 128 px (ViT-S)",
+        "bench-methods",
+        ("methods", "MAE 224", "times_slower"),
+    ),
+    ("SimMIM at 192 px: likewise", "bench-methods", ("methods", "SimMIM 192", "times_slower")),
     ("Training loop: CPU time of a step over a bare loop's", "loop-overhead", ("fastmim_over_bare",)),
     ("`fastmim --help`: seconds of CPU", "help", ("seconds",)),
 )

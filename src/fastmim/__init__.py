@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from fastmim.converting import convert
     from fastmim.exporting import export
     from fastmim.mim import MIM
+    from fastmim.packing import pack
     from fastmim.pretraining import pretrain
+    from fastmim.studying.study import study
     from fastmim.targets import HOG, Pixels
     from fastmim.transfer.embed import embed
     from fastmim.transfer.finetune import finetune
@@ -39,8 +41,10 @@ _HOMES = {
     "export": "fastmim.exporting",
     "finetune": "fastmim.transfer.finetune",
     "load_backbone": "fastmim.weights",
+    "pack": "fastmim.packing",
     "pretrain": "fastmim.pretraining",
     "probe": "fastmim.transfer.probe",
+    "study": "fastmim.studying.study",
 }
 
 __all__ = [
@@ -55,8 +59,10 @@ __all__ = [
     "export",
     "finetune",
     "load_backbone",
+    "pack",
     "pretrain",
     "probe",
+    "study",
 ]
 
 

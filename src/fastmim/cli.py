@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import sys
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 import yaml
-from cyclopts import App, ArgumentCollection, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, Parameter
 
-from fastmim import config as configs
+from fastmim.arguments import DONE, FAILED, REFUSED, STOPPED, asked_for, note_given
+from fastmim.bench.settings import BenchConfig, CostConfig
 from fastmim.config import PretrainConfig, RequestError, RunError
+from fastmim.studying.command import study
 from fastmim.transfer.feature_settings import EmbedConfig, ProbeConfig
 from fastmim.transfer.settings import FinetuneConfig
-
-DONE, FAILED, REFUSED, STOPPED = 0, 1, 2, 75
 
 _NO_NEGATIVE = Parameter(negative="")
 
@@ -26,20 +25,8 @@ app = App(
     default_parameter=Parameter(negative_iterable=()),
 )
 
-# Names of the settings that were given on the command line, noted while cyclopts binds the arguments.
-_given: set[str] = set()
-
-
-def _note_given(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
-    _given.clear()
-    _given.update(
-        argument.name.removeprefix("--").partition(".")[0].replace("-", "_")
-        for argument in arguments
-        if argument.tokens
-    )
-
-
-app.config = (_note_given,)
+app.config = (note_given,)
+app.command(study)
 
 
 @app.command
@@ -61,7 +48,7 @@ def pretrain(
     dry_run
         Print the resolved settings and the plan, and stop.
     """
-    given = _settings(settings, config)
+    given = asked_for(settings, config)
     from fastmim import pretraining
 
     result = pretraining.pretrain(overwrite=overwrite, dry_run=dry_run, **given)
@@ -93,7 +80,7 @@ def finetune(
     dry_run
         Print the resolved settings and the plan, and stop.
     """
-    given = _settings(settings, config)
+    given = asked_for(settings, config)
     from fastmim.transfer import finetune as finetuning
 
     result = finetuning.finetune(overwrite=overwrite, dry_run=dry_run, **given)
@@ -101,6 +88,66 @@ def finetune(
         return DONE
     print(
         f"stopped and saved at step {result.step} of {result.total_steps}; run the same command to resume",
+        file=sys.stderr,
+    )
+    return STOPPED
+
+
+@app.command
+def pack(
+    data: str,
+    out: Path | None = None,
+    *,
+    codec: Literal["jpeg", "raw"] = "jpeg",
+    short_side: int = 256,
+    num_workers: int | None = None,
+    max_bad_share: float = 0.05,
+    overwrite: Annotated[bool, _NO_NEGATIVE] = False,
+    verify: Annotated[bool, _NO_NEGATIVE] = False,
+) -> int:
+    """Make images small once, for loading them several times faster. The same command again resumes.
+
+    Parameters
+    ----------
+    data
+        Images, anything that --data takes; with --verify, the pack.
+    out
+        The directory to make, which --data then takes.
+    codec
+        jpeg (quality 95, full colour resolution) or raw (pixels: five times larger, three times faster to read).
+    short_side
+        What the shorter side is shrunk to, in pixels; twice the training resolution is a good choice.
+    num_workers
+        Processes. [default: one for each core]
+    max_bad_share
+        Stop when more than this share of the images is unreadable.
+    overwrite
+        Replace the pack that is there, and what an interrupted call left.
+    verify
+        Compare a pack with its checksums instead: fastmim pack --verify packed/
+    """
+    if verify == (out is not None):
+        expected = "one directory with --verify" if verify else "two arguments, images and the directory to make"
+        raise RequestError(f"out is {out or 'not given'}; expected {expected}")
+    from fastmim import packing
+
+    if out is None:
+        print(f"{data}: all {packing.verify(data):,} images match their checksums")
+        return DONE
+    result = packing.pack(
+        data,
+        out,
+        codec=codec,
+        short_side=short_side,
+        num_workers=num_workers,
+        max_bad_share=max_bad_share,
+        overwrite=overwrite,
+    )
+    if result.finished:
+        return DONE
+    print(
+        f"stopped and saved after {result.num_read} of {result.num_source} images; run the same command"
+        f"{' without --overwrite' if overwrite else ''} to resume",
         file=sys.stderr,
     )
     return STOPPED
@@ -185,7 +232,7 @@ def probe(
     dry_run
         Print what would be probed, and stop.
     """
-    given = _settings(settings, config)
+    given = asked_for(settings, config)
     from fastmim.transfer import probe as probing
 
     probing.probe(dry_run=dry_run, **given)
@@ -211,7 +258,7 @@ def embed(
     dry_run
         Print what would be embedded, and stop.
     """
-    given = _settings(settings, config)
+    given = asked_for(settings, config)
     from fastmim.transfer import embed as embedding
 
     result = embedding.embed(overwrite=overwrite, dry_run=dry_run, **given)
@@ -286,11 +333,22 @@ def convert(
     return DONE
 
 
-def _settings(settings: Any, file: Path | None) -> dict[str, Any]:
-    """What was asked for, by file and by flag, and nothing that is merely a default."""
-    names = {f.name for f in dataclasses.fields(settings)} & _given if settings else ()
-    flags = {name: getattr(settings, name) for name in names}
-    return (configs.read(file) if file else {}) | flags
+@app.command
+def bench(settings: Annotated[BenchConfig, Parameter(name="*")] | None = None) -> int:
+    """Measure data path, HOG, training step, methods and whole runs here; writes records, tables and a chart."""
+    from fastmim.bench import run
+
+    run.bench(settings or BenchConfig())
+    return DONE
+
+
+@app.command
+def cost(settings: Annotated[CostConfig, Parameter(name="*")]) -> int:
+    """Estimate device-hours for some images and epochs, from what `fastmim bench` has measured."""
+    from fastmim.bench import run
+
+    run.cost(settings)
+    return DONE
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:

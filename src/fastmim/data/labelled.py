@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 
 from fastmim.config import RequestError
 from fastmim.data.files import Files
+from fastmim.data.packed import Packed
 from fastmim.data.sources import Source, open_source
 
 TRAIN_FOLDER = "train"
@@ -202,7 +204,11 @@ def _hashes(source: Source, *, salt: str) -> np.ndarray:
     """(N,) uint64, uniform, of what an image is called within its source, whatever the source's place."""
     if isinstance(source, Subset):
         return _hashes(source.source, salt=salt)[source.indices]
-    names = source.paths if isinstance(source, Files) else (b"%d" % number for number in range(len(source)))
+    names: Iterable[bytes] = (b"%d" % number for number in range(len(source)))
+    if isinstance(source, Files):
+        names = source.paths
+    elif isinstance(source, Packed):  # as in what was packed, so that both are split alike
+        names = source.keys()
     key = hashlib.blake2b(salt.encode(), digest_size=16).digest()
     digests = b"".join(hashlib.blake2b(name, digest_size=8, key=key).digest() for name in names)
     return np.frombuffer(digests, dtype="<u8")

@@ -1,0 +1,1 @@
+"""Measurements of fastmim against plain reference forms, written as dated records."""

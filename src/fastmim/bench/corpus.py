@@ -1,0 +1,116 @@
+"""Photographs like a data set's: JPEGs of about 500 x 380 pixels and 100 KB, cut from what is found on the machine."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import random
+import statistics
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from fastmim import packing
+from fastmim.data.samples import open_samples
+from fastmim.data.sources import Source, open_source
+
+WALLPAPERS = (Path("/usr/share/wallpapers"), Path("/usr/share/backgrounds"))
+TARGET_BYTES = 100_000
+_QUALITIES = (88, 98)
+_MAX_TRIES = 20
+SHORT_SIDE = 256
+
+
+def cut_corpus(folder: Path, num_images: int) -> int:
+    """Write JPEGs of 460-540 x 350-410 pixels, each at the quality that brings it nearest to 100 KB.
+
+    Returns:
+        The number of photographs they come from: scikit-image's, and desktop wallpapers where there are any.
+    """
+    generator = random.Random(0)
+    photographs = [photograph for path in find_photographs() if (photograph := load_photograph(path)) is not None]
+    used = set()
+    for number in range(num_images):
+        tiles: dict[int, bytes] = {}
+        for _ in range(_MAX_TRIES):  # smooth tiles stay small at any quality
+            index = generator.randrange(len(photographs))
+            data = encode(_cut(photographs[index], generator))
+            tiles[index] = min(tiles.get(index, data), data, key=_distance)
+            if _distance(data) < TARGET_BYTES / 4:
+                break
+        index = min(tiles, key=lambda index: _distance(tiles[index]))
+        (folder / f"{number:04}.jpg").write_bytes(tiles[index])
+        used.add(index)
+    return len(used)
+
+
+def make_tiers(folder: Path, into: Path) -> dict[str, Source]:
+    """A folder of images and its packs."""
+    tiers: dict[str, Source] = {"folder": open_source(str(folder), cache_dir=into / "cache")}
+    for codec in ("jpeg", "raw"):
+        with contextlib.redirect_stdout(io.StringIO()):
+            packing.pack(folder, into / codec, codec=codec, short_side=SHORT_SIDE, num_workers=0)
+        tiers[f"{codec} pack"] = open_source(str(into / codec))
+    return tiers
+
+
+def mean_bytes(source: Source) -> float:
+    """Of an image as it is stored."""
+    sizes = [
+        data.nbytes if isinstance(data, np.ndarray) else len(data) for data in map(source.read, range(len(source)))
+    ]
+    return statistics.mean(sizes)
+
+
+def find_photographs() -> list[Path]:
+    """The built-in photographs, and the sharpest version of each wallpaper."""
+    samples = open_samples()
+    names = {photograph for photograph, _, _ in samples.tiles}
+    spec = find_spec("skimage")
+    assert spec and spec.submodule_search_locations, "open_samples has found them"
+    inside = [Path(spec.submodule_search_locations[0], "data", name) for name in names]
+    largest: dict[Path, Path] = {}
+    for path in (p for folder in WALLPAPERS for p in folder.rglob("*") if p.suffix in (".jpg", ".png")):
+        kept = largest.get(path.parent)
+        if kept is None or path.stat().st_size > kept.stat().st_size:
+            largest[path.parent] = path
+    return sorted(inside) + sorted(largest.values())
+
+
+def load_photograph(path: Path) -> Image.Image | None:
+    """RGB, its shorter side at most 1200 pixels; None where a tile would not fit, or it is grey."""
+    with Image.open(path) as image:
+        if image.mode != "RGB" or image.width < 560 or image.height < 420:
+            return None
+        image.thumbnail((10**6, 1200) if image.width > image.height else (1200, 10**6), Image.Resampling.LANCZOS)
+        return image.copy()
+
+
+def encode(tile: Image.Image) -> bytes:
+    """The JPEG nearest to 100 KB, by bisection over quality."""
+    low, high = _QUALITIES
+    best = _jpeg(tile, low)
+    while low < high:
+        middle = (low + high + 1) // 2
+        data = _jpeg(tile, middle)
+        best = min(best, data, key=_distance)
+        low, high = (middle, high) if len(data) < TARGET_BYTES else (low, middle - 1)
+    return best
+
+
+def _jpeg(tile: Image.Image, quality: int) -> bytes:
+    buffer = io.BytesIO()
+    tile.save(buffer, "JPEG", quality=quality)
+    return buffer.getvalue()
+
+
+def _cut(photograph: Image.Image, generator: random.Random) -> Image.Image:
+    width, height = generator.randint(460, 540), generator.randint(350, 410)
+    left, top = (generator.randint(0, room) for room in (photograph.width - width, photograph.height - height))
+    return photograph.crop((left, top, left + width, top + height))
+
+
+def _distance(data: bytes) -> int:
+    return abs(len(data) - TARGET_BYTES)

@@ -1,0 +1,80 @@
+"""Reading images: a folder and its packs against Pillow and torchvision's transforms, on one thread."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
+
+from fastmim.bench.records import Sides, Times, ratios, take_turns
+from fastmim.config import IMAGENET_MEAN, IMAGENET_STD
+from fastmim.data.augment import prepare
+from fastmim.data.loader import load
+from fastmim.data.sources import Source
+
+REFERENCE = "Pillow + torchvision"
+SIZE, BATCH = 128, 64
+
+
+class Pictures(Dataset[torch.Tensor]):
+    """Files through Pillow and torchvision's transforms, as users of ImageFolder write it."""
+
+    def __init__(self, source: Source) -> None:
+        self.paths = [source.name(index) for index in range(len(source))]
+        crop = transforms.RandomResizedCrop(SIZE, scale=(0.2, 1.0), interpolation=transforms.InterpolationMode.BICUBIC)
+        self.transform = transforms.Compose(
+            [
+                crop,
+                transforms.RandomHorizontalFlip(),
+                transforms.ToTensor(),
+                transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD),
+            ]
+        )
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        with Path(self.paths[index]).open("rb") as file:
+            return self.transform(Image.open(file).convert("RGB"))
+
+
+def measure(tiers: dict[str, Source], *, rounds: int, batch: int = BATCH) -> tuple[dict[str, Any], Times]:
+    """Time every way of reading in turns.
+
+    Args:
+        tiers: From `corpus.make_tiers`; "folder" holds what the reference reads.
+        rounds: Passes over the images that count.
+        batch: Images in a batch.
+
+    Returns:
+        The summary by way, and the times.
+    """
+    sides: Sides = {
+        REFERENCE: partial(_read_plainly, tiers["folder"], batch),
+        "folder, float batches": partial(_read, tiers["folder"], batch, normalised=True),
+    }
+    sides |= {name: partial(_read, source, batch, normalised=False) for name, source in tiers.items()}
+    times = take_turns(sides, rounds=rounds)
+    rates = times.rates(len(tiers["folder"]) // batch * batch)
+    return {
+        name: rates[name] | {"times_faster": ratios(times.seconds, baseline=REFERENCE, side=name)} for name in sides
+    }, times
+
+
+def _read_plainly(source: Source, batch: int) -> None:
+    for _ in DataLoader(Pictures(source), batch_size=batch, shuffle=True, drop_last=True):
+        pass
+
+
+def _read(source: Source, batch: int, *, normalised: bool) -> None:
+    mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
+    steps = len(source) // batch
+    for found in load(source, size=SIZE, seed=0, global_batch=batch, first_step=0, last_step=steps):
+        if normalised:
+            prepare(found, mean, std)

@@ -1,0 +1,137 @@
+"""Whole runs of `fastmim.pretrain` from the disk, against the same loop on batches that are in memory already."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import json
+import statistics
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from fastmim import loop, optim, pretraining, schedule
+from fastmim.bench import peak
+from fastmim.config import IMAGENET_MEAN, IMAGENET_STD, PretrainConfig
+from fastmim.data import augment
+from fastmim.data.sources import Source
+from fastmim.logs import Logs
+from fastmim.schedule import Stage
+
+MEMORY = "batches in memory"
+SMALL: dict[str, Any] = {"patch_size": 32, "embed_dim": 96, "depth": 2, "num_heads": 3}
+"""Arguments of a ViT that asks a CPU core for so little that reading could become the limit."""
+
+
+def measure(
+    tiers: dict[str, Source],
+    into: Path,
+    *,
+    device: str,
+    backbone: str,
+    backbone_args: dict[str, Any] | None,
+    batch_size: int,
+    steps: int,
+    rounds: int,
+    bf16: bool,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Train for some steps from every tier in turns; the first half of each run warms up and is not counted.
+
+    Args:
+        tiers: From `corpus.make_tiers`.
+        into: An empty directory for the runs.
+        device: Where to train.
+        backbone: timm's name.
+        backbone_args: Its arguments.
+        batch_size: Images in a step.
+        steps: Of a run, even.
+        rounds: Runs of each tier.
+        bf16: Train in bfloat16.
+
+    Returns:
+        The summary by tier, and images per second and share of waiting of each round.
+    """
+    settings: dict[str, Any] = {
+        "backbone": backbone,
+        "backbone_args": backbone_args or {},
+        "batch_size": batch_size,
+        "steps": steps,
+        "log_every": steps // 2,
+        "precision": "bf16" if bf16 else "float32",
+        "device": device,
+        "trackers": "none",
+        "picture_every": "never",
+    }
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in (*tiers, MEMORY)}
+    for number in range(rounds):
+        for name, source in tiers.items():
+            torch.compiler.reset()  # else it stops compiling after some runs
+            out = into / f"{name.replace(' ', '-')}-{number}"
+            with contextlib.redirect_stdout(io.StringIO()):
+                pretraining.pretrain(**settings, data=source.origin, out=out)
+            found[name].append(_last_line(out))
+        origin = next(iter(tiers.values())).origin
+        config = PretrainConfig(**settings, data=origin, out=into / f"memory-{number}")
+        found[MEMORY].append(_from_memory(config, next(iter(tiers.values()))))
+    raw = {
+        key: {name: [line[key] for line in lines] for name, lines in found.items()}
+        for key in ("images_per_s", "data_wait_share")
+    }
+    summary = {}
+    for name in found:
+        share = [a / b for a, b in zip(raw["images_per_s"][name], raw["images_per_s"][MEMORY], strict=True)]
+        summary[name] = {
+            "images_per_s": statistics.median(raw["images_per_s"][name]),
+            "data_wait_share": statistics.median(raw["data_wait_share"][name]),
+            "of_memory": {"median": statistics.median(share), "min": min(share), "max": max(share)},
+        }
+    return summary, raw
+
+
+def _from_memory(config: PretrainConfig, source: Source) -> dict[str, float]:
+    """The same run with one batch that is on the device already, again and again."""
+    torch.compiler.reset()
+    plan = pretraining.make_plan(config, source)
+    model = pretraining.build_model(config).to(plan.device)
+    batch = peak.synthetic(config.batch_size, config.img_size, str(plan.device))
+
+    def batches(stage: Stage, first_step: int) -> Generator[loop.Batch]:
+        while True:
+            yield batch
+
+    mean, std = (torch.tensor(values, device=plan.device) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    config.out.mkdir()
+    run = loop.Run(
+        out=config.out,
+        seed=config.seed,
+        batch_size=config.batch_size,
+        steps_per_epoch=plan.steps_per_epoch,
+        device=plan.device,
+        bf16=plan.bf16,
+        compile=plan.compile,
+        log_every=config.log_every,
+        about={},
+    )
+    logs = Logs(config.out, total_steps=plan.total_steps, console=Console(quiet=True))
+    loop.fit(
+        model,
+        stages=plan.stages,
+        batches=batches,
+        prepare=functools.partial(augment.prepare, mean=mean, std=std),
+        build_optimizer=functools.partial(optim.build, weight_decay=config.weight_decay, betas=config.betas),
+        learning_rate=functools.partial(
+            schedule.learning_rate, peak=plan.peak_lr, warmup_steps=plan.warmup_steps, total_steps=plan.total_steps
+        ),
+        logs=logs,
+        run=run,
+    )
+    logs.close()
+    return _last_line(config.out)
+
+
+def _last_line(out: Path) -> dict[str, float]:
+    return json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])

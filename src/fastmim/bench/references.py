@@ -1,0 +1,97 @@
+"""The plain forms that fastmim is compared with: what published implementations of the method do.
+
+One-hot HOG at the image's resolution, attention as two matrix products and a softmax, AdamW that is not fused, the
+loss read at every step; float32 on a CPU, float16 with a gradient scaler on CUDA. Model, masks and loss are the same,
+to rounding, and so is everything that is not named here.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastmim import targets
+from fastmim.config import IMAGENET_MEAN, IMAGENET_STD
+from fastmim.data import augment
+from fastmim.mim import MIM
+
+LEARNING_RATE = 1e-4
+
+
+class PlainHOG(nn.Module):
+    """HOG as one would write it down: convolution, atan2, a one-hot of every pixel, sums over cells."""
+
+    kernels: Tensor
+
+    def __init__(self, cell: int = 8, num_bins: int = 9) -> None:
+        super().__init__()
+        self.cell, self.num_bins = cell, num_bins
+        sobel = torch.tensor([[1.0, 0, -1], [2, 0, -2], [1, 0, -1]])
+        self.register_buffer("kernels", torch.stack([sobel, sobel.T])[:, None], persistent=False)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C * num_bins, H / cell, W / cell)."""
+        B, C, H, W = images.shape
+        with torch.autocast(images.device.type, enabled=False):
+            padded = F.pad(images.float(), (1, 1, 1, 1), mode="reflect")
+            gx, gy = (F.conv2d(padded, kernel.expand(C, 1, 3, 3), groups=C) for kernel in self.kernels[:, None])
+            magnitude = torch.stack([gx, gy], -1).norm(dim=-1)
+            bins = (torch.atan2(gx, gy) / math.pi * self.num_bins).floor().long() % self.num_bins
+            one_hot = torch.zeros(B, C, self.num_bins, H, W, device=images.device)
+            one_hot.scatter_add_(2, bins[:, :, None], magnitude[:, :, None])
+            cells = one_hot.unfold(3, self.cell, self.cell).unfold(4, self.cell, self.cell).sum(dim=(-1, -2))
+            return F.normalize(cells, dim=2, eps=1e-12).flatten(1, 2)
+
+
+def plain(model: MIM) -> MIM:
+    """A copy of the model in its plain form, with the same weights."""
+    model = copy.deepcopy(model)
+    for module in model.modules():
+        if hasattr(module, "fused_attn"):
+            module.fused_attn = False  # type: ignore[assignment]
+    if isinstance(model.target, targets.HOG):
+        device = next(model.parameters()).device
+        model.target = PlainHOG(model.target.cell, model.target.num_bins).to(device)  # type: ignore[assignment]
+    return model
+
+
+def reference_step(model: MIM, batch: dict[str, Tensor]) -> Callable[[], float]:
+    """A training step as it is usually written, on the model's device.
+
+    Args:
+        model: From `plain`.
+        batch: "images" uint8 (B, 3, S, S) and "keys" (B,), on the device.
+
+    Returns:
+        A function that makes a step and returns the loss.
+    """
+    device = batch["images"].device
+    half = device.type == "cuda"
+    decayed = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
+    undecayed = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
+    groups = [{"params": decayed, "weight_decay": 0.05}, {"params": undecayed, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=(0.9, 0.95))
+    scaler = torch.amp.GradScaler(device.type, enabled=half)
+    mean, std = (torch.tensor(values, device=device) for values in (IMAGENET_MEAN, IMAGENET_STD))
+
+    def step() -> float:
+        with torch.autocast(device.type, torch.float16, enabled=half):
+            loss = model(**augment.prepare(batch, mean, std))["loss"]
+        value = float(loss.item())
+        if not math.isfinite(value):
+            raise SystemExit(f"loss is {value}, stopping")
+        optimizer.zero_grad()
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
+        nn.utils.clip_grad_norm_(model.parameters(), math.inf)  # for its norm, which everybody logs
+        scaler.step(optimizer)
+        scaler.update()
+        return value
+
+    return step

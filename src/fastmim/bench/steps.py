@@ -1,0 +1,154 @@
+"""The training step of several backbones, sizes, targets and maskings, against its plain reference form."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn.utils import get_total_norm
+
+from fastmim import optim
+from fastmim.backbone import Backbone
+from fastmim.backbone.features import drops_tokens
+from fastmim.bench import peak
+from fastmim.bench.records import Times, ratios, take_turns
+from fastmim.bench.references import LEARNING_RATE, plain, reference_step
+from fastmim.config import IMAGENET_MEAN, IMAGENET_STD
+from fastmim.data import augment
+from fastmim.loop import Meter, Run
+from fastmim.mim import MIM, TARGETS
+
+REFERENCE = "plain reference"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Form:
+    """How fastmim makes its step."""
+
+    precision: Literal["float32", "bf16"]
+    compile: bool = False
+
+    @property
+    def name(self) -> str:
+        """As records and tables call it."""
+        return f"fastmim {self.precision}{' compiled' if self.compile else ''}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """What is trained."""
+
+    backbone: str
+    img_size: int = 128
+    target: str = "hog"
+    masking: Literal["in-place", "drop"] = "in-place"
+    backbone_args: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """As records and tables call it."""
+        return f"{self.backbone}, {self.img_size} px, {self.target}, {self.masking}"
+
+    def build(self) -> MIM:
+        """The model, always with the same weights."""
+        torch.manual_seed(0)
+        target = TARGETS[self.target]()
+        args = dict(self.backbone_args)
+        return MIM(self.backbone, img_size=self.img_size, target=target, masking=self.masking, backbone_args=args)
+
+
+def cases(backbones: Sequence[str]) -> list[Case]:
+    """Each backbone as FastMIM trains it, and the first one with one thing changed at a time."""
+    first = functools.partial(Case, backbone=backbones[0])
+    variants = [first(target="pixels"), first(img_size=160)]
+    if drops_tokens(Backbone(backbones[0]).model):
+        variants.insert(0, first(masking="drop"))
+    return [*(Case(backbone=name) for name in backbones), *variants]
+
+
+def forms(device: str, peaks: dict[str, float]) -> list[Form]:
+    """The forms of fastmim's step that make sense on the device; the last is what it is meant to be run as."""
+    if device.startswith("cuda"):
+        return [Form(precision="bf16"), Form(precision="bf16", compile=True)]
+    return [Form(precision="float32")] + ([Form(precision="bf16")] if peak.has_bf16(peaks) else [])
+
+
+def fastmim_step(model: MIM, batch: dict[str, Tensor], form: Form) -> Callable[[], None]:
+    """A training step as `loop.fit` makes it, on the model's device.
+
+    Args:
+        model: Its weights change.
+        batch: "images" uint8 (B, 3, S, S) and "keys" (B,), on the device.
+        form: Precision and compilation.
+    """
+    device = batch["images"].device
+    optimizer = optim.build(model, weight_decay=0.05, betas=(0.9, 0.95))
+    for group in optimizer.param_groups:
+        group["lr"] = LEARNING_RATE
+    run = Run(out=Path(), seed=0, batch_size=len(batch["keys"]), steps_per_epoch=1, device=device, about={})
+    meter = Meter(run, 0)
+    mean, std = (torch.tensor(values, device=device) for values in (IMAGENET_MEAN, IMAGENET_STD))
+
+    def compute(batch: dict[str, Tensor]) -> Tensor:
+        with torch.autocast(device.type, torch.bfloat16, enabled=form.precision == "bf16"):
+            return model(**augment.prepare(batch, mean, std))["loss"]
+
+    forward = torch.compile(compute, dynamic=False) if form.compile else compute
+
+    def step() -> None:
+        loss = forward(batch)
+        loss.backward()
+        norm = get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+        optimizer.found_inf = meter.add(loss.detach(), norm)  # type: ignore[attr-defined]
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def measure(
+    case: Case, *, device: str, batch_size: int, rounds: int, peaks: dict[str, float]
+) -> tuple[dict[str, Any], Times]:
+    """Time the forms of a case in turns.
+
+    Args:
+        case: What is trained.
+        device: Where.
+        batch_size: Images in a step.
+        rounds: Steps of each form that count.
+        peaks: `peak.matmul_tflops` by precision.
+
+    Returns:
+        Its summary, and the times.
+    """
+    torch.compiler.reset()  # else it stops compiling after some cases
+    model = case.build().to(device).train()
+    gflop = peak.STEP * peak.count_flops(model, case.img_size, device) / 1e9
+    batch = peak.synthetic(batch_size, case.img_size, device)
+    sides: dict[str, Callable[[], Any]] = {REFERENCE: reference_step(plain(model), batch)}
+    ours = forms(device, peaks)
+    precisions = {REFERENCE: "fp16" if device.startswith("cuda") else "float32"}
+    for form in ours:
+        sides[form.name], precisions[form.name] = fastmim_step(model, batch, form), form.precision
+    times = take_turns(sides, rounds=rounds, device=device, warm_up=1 if device == "cpu" else 3)
+    rates = times.rates(batch_size)
+    summary: dict[str, dict[str, Any]] = {}
+    for name, run in sides.items():
+        per_s = rates[name].get("images_per_cpu_s", rates[name]["images_per_s"])
+        summary[name] = rates[name] | {
+            "memory_mib": peak.peak_mib(run, device),
+            "share_of_peak": per_s * gflop / 1000 / peaks[precisions[name]],
+            "times_faster": ratios(times.seconds, baseline=REFERENCE, side=name),
+        }
+    best = ours[-1].name
+    return {
+        "gflop_per_image": gflop,
+        "fastmim": best,
+        "times_faster": summary[best]["times_faster"],
+        "forms": summary,
+    }, times

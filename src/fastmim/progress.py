@@ -1,0 +1,54 @@
+"""How far a long pass over images has come: a bar on a terminal, else a line every ten seconds."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+PLAIN_LINE_SECONDS = 10.0
+
+
+@contextmanager
+def progress(
+    console: Console, *, total: int, done: int = 0, unit: str = "images", scale: int = 1
+) -> Iterator[Callable[[int], None]]:
+    """Yield a function that takes how much is done.
+
+    Args:
+        total: What there is to do.
+        done: What an earlier start has done of it; the rate leaves it out.
+        unit: What is counted, for showing.
+        scale: What one of them is, such as 10**6 for megabytes of a count in bytes.
+    """
+    start = said = time.monotonic()
+
+    def facts(now: int) -> tuple[str, str]:
+        """ "512 of 1,024 images", "300 images/s"."""
+        rate = (now - done) / scale / max(time.monotonic() - start, 1e-9)
+        return f"{now // scale:,} of {total // scale:,} {unit}", f"{rate:,.0f} {unit}/s"
+
+    if console.is_terminal:
+        columns = (TextColumn("{task.fields[count]}"), BarColumn(bar_width=20), TextColumn("{task.fields[rate]}"))
+        with Progress(*columns, TimeRemainingColumn(), console=console) as bar:
+            task = bar.add_task("", total=total, completed=done, count="", rate="")
+
+            def update(now: int) -> None:
+                count, rate = facts(now)
+                bar.update(task, completed=now, count=count, rate=rate)
+
+            yield update
+        return
+
+    def say(now: int) -> None:
+        nonlocal said
+        if time.monotonic() - said > PLAIN_LINE_SECONDS or now == total:
+            said = time.monotonic()
+            left = (total - now) * (said - start) / max(now - done, 1)
+            count, rate = facts(now)
+            console.print(f"{count}  {rate}" + (f"  {left / 60:,.1f} min left" if now < total else ""))
+
+    yield say
