@@ -1,0 +1,215 @@
+"""`fastmim bench` and `fastmim cost`: every part at its smallest, its record, the tables and the chart, bad requests."""
+
+from __future__ import annotations
+
+import builtins
+import json
+import subprocess
+import sys
+from datetime import date
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from fastmim import cli
+from fastmim.bench import chart, corpus, cost, records, run, tables
+from fastmim.bench.settings import PARTS, BenchConfig, CostConfig
+from fastmim.config import RequestError
+
+TODAY = date.today().isoformat()
+
+
+def command(*words: str) -> int:
+    with pytest.raises(SystemExit) as exit_:
+        cli.main(list(words))
+    return int(exit_.value.code or 0)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The records of every part, quickly, with a tiny ViT and without the machine's wallpapers."""
+    folder = tmp_path_factory.mktemp("records")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(corpus, "WALLPAPERS", ())
+        config = BenchConfig(records=folder, quick=True, backbones="test_vit", rounds=1, device="cpu")
+        run.bench(config, console=Console(quiet=True))
+    return folder
+
+
+def load(folder: Path, part: str) -> dict[str, Any]:
+    return json.loads((folder / f"bench-{part}-{TODAY}.json").read_text())
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_every_part_writes_its_record(folder: Path, part: str) -> None:
+    record = load(folder, part)
+    assert record["claim"] and record["date"] == TODAY
+    assert record["hardware"]["device"] == "cpu" and record["hardware"]["processor"]
+    assert {"python", "torch", "timm", "fastmim"} <= record["versions"].keys()
+    assert record["config"]["threads"] == 1 and record["config"]["rounds"] in (1, 3)
+    assert record["raw"]
+
+
+def test_ratios_are_those_of_the_raw_numbers(folder: Path) -> None:
+    for part, key in (("data", "pipelines"), ("hog", "forms")):
+        record = load(folder, part)
+        seconds = record["raw"]["cpu_seconds"]
+        reference = next(iter(seconds))
+        for name, numbers in record["summary"][key].items():
+            expected = records.ratios(seconds, baseline=reference, side=name)
+            assert numbers["times_faster"] == pytest.approx(expected, rel=1e-4)
+            assert numbers["images_per_cpu_s"] > 0 and numbers["images_per_s"] > 0
+
+
+def test_the_training_step_against_its_reference(folder: Path) -> None:
+    summary = load(folder, "step")["summary"]
+    assert [name.partition(", ")[2] for name in summary["cases"]] == [
+        "128 px, hog, in-place",
+        "128 px, hog, drop",
+        "128 px, pixels, in-place",
+        "160 px, hog, in-place",
+    ]
+    for case in summary["cases"].values():
+        assert list(case["forms"])[:2] == ["plain reference", "fastmim float32"]
+        assert case["times_faster"] == case["forms"][case["fastmim"]]["times_faster"]
+        for numbers in case["forms"].values():
+            assert numbers["memory_mib"] > 1 and 0 < numbers["share_of_peak"] < 1
+    whole, dropped = list(summary["cases"].values())[:2]
+    assert dropped["gflop_per_image"] < whole["gflop_per_image"]
+
+
+def test_methods_and_tiers(folder: Path) -> None:
+    methods = load(folder, "methods")["summary"]["methods"]
+    assert list(methods) == ["FastMIM 128", "FastMIM 128, tokens dropped", "MAE 224", "SimMIM 192", "SimMIM 224"]
+    for numbers in methods.values():
+        hours = 1_281_167 / numbers["images_per_cpu_s"] / 3600
+        assert numbers["device_hours_per_epoch"] == pytest.approx(hours, rel=1e-3)
+    tiers = load(folder, "end-to-end")["summary"]["tiers"]
+    assert list(tiers) == ["folder", "jpeg pack", "raw pack", "batches in memory"]
+    assert all(0 <= numbers["data_wait_share"] <= 1 for numbers in tiers.values())
+
+
+def test_tables_and_chart_are_made_from_the_records(folder: Path) -> None:
+    text = (folder / "bench.md").read_text()
+    for part in PARTS:
+        record = load(folder, part)
+        made = tables.table(record)
+        assert made.markdown() in text
+        assert all(len(row) == len(made.header) for row in made.rows)
+        assert made.rich().row_count == len(made.rows)
+        _, _, bars = chart.panel(record)
+        places = chart.places(bars)
+        assert all(after - before > 0.99 for before, after in pairwise(places))
+    with Image.open(folder / "bench.png") as image:
+        assert image.width > 1000 and image.height > 1000
+
+
+def test_a_part_measured_again_leaves_the_others_in_table_and_chart(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("--quick", "--only", "hog", "--backbones", "test_vit", "--device", "cpu", "--records", str(folder))
+    assert command("bench", *words) == 0
+    printed = capsys.readouterr().out
+    assert "HOG target" in printed and "Training step" not in printed and "minutes in all" in printed
+    text = (folder / "bench.md").read_text()
+    assert "HOG target" in text and "Training step" in text
+
+
+def test_records_of_an_accelerator_have_one_clock(folder: Path, tmp_path: Path) -> None:
+    record = load(folder, "step")
+    record["hardware"] = {"processor": "x", "cores": 16, "device": "cuda", "accelerator": "A Large GPU"}
+    for case in record["summary"]["cases"].values():
+        for numbers in case["forms"].values():
+            del numbers["images_per_cpu_s"]
+    made = tables.table(record | {"name": "bench-step-cuda"})
+    assert made.header == ("step", "images/s", "MiB", "of peak", "times faster")
+    assert all(len(row) == len(made.header) for row in made.rows)
+    assert "A Large GPU" in made.note and "the wall's clock" in made.note
+    chart.draw([record], tmp_path / "chart.png")
+
+
+def test_a_hierarchical_backbone_leaves_out_what_it_cannot_do() -> None:
+    from fastmim.bench import methods, steps
+
+    summary, _ = methods.measure("test_convnext", steps.Form(precision="float32"), device="cpu", batch_size=1, rounds=1)
+    assert list(summary) == ["FastMIM 128", "SimMIM 192", "SimMIM 224"]
+    assert [case.masking for case in steps.cases(["test_convnext"])] == ["in-place"] * 3
+
+
+def test_without_matplotlib_there_are_numbers_and_no_chart(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    imported = builtins.__import__
+
+    def without(name: str, *more: Any) -> Any:
+        if name.startswith("matplotlib"):
+            raise ImportError(name)
+        return imported(name, *more)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(RequestError, match=r"matplotlib is not installed; run: pip install 'fastmim\[plots\]'"):
+        chart.draw([load(folder, "hog")], folder / "none.png")
+
+
+def test_a_later_record_of_the_day_takes_the_place(tmp_path: Path) -> None:
+    for value in (1.0, 2.123456):
+        path = records.write(tmp_path, "bench-x", claim="c", config={}, raw={}, summary={"value": value})
+    assert [p.name for p in tmp_path.iterdir()] == [path.name] == [f"bench-x-{TODAY}.json"]
+    assert json.loads(path.read_text())["summary"] == {"value": 2.1235}
+    (tmp_path / "bench-x-2001-01-01.json").write_text("{}")
+    (tmp_path / f"bench-x-cuda-{TODAY}.json").write_text("{}")
+    assert records.newest(tmp_path, "bench-x") == path
+    assert records.newest(tmp_path, "bench-y") is None
+
+
+def test_cost(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record = load(folder, "step")
+    case, found = next(iter(record["summary"]["cases"].items()))
+    rate = found["forms"]["fastmim float32"]["images_per_cpu_s"]
+    by_name = {row.what: row.hours for row in cost.rows(record, 36_000, 100)}
+    assert by_name[f"{case}: fastmim float32"] == pytest.approx(1000 / rate)
+    assert len(cost.estimate(CostConfig(images=10, epochs=1, records=folder))) == 2
+    path = folder / f"bench-methods-{TODAY}.json"
+    assert command("cost", "--images", "1281167", "--epochs", "800", "--record", str(path)) == 0
+    text = capsys.readouterr().out
+    assert "1,281,167 images x 800 epochs" in text and "core-hours" in text and "MAE 224" in text
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("bench", "--only", "data,stepp"), "only names 'stepp'; expected some of data, hog, step.*did you mean step"),
+        (("bench", "--batch-size", "0"), "batch_size is 0; expected at least 1"),
+        (("bench", "--rounds", "0"), "rounds is 0; expected at least 1"),
+        (("bench", "--device", "cuda:77"), "device is 'cuda:77'; expected one that this machine has"),
+        (("bench", "--backbones", "vit_smal"), "unknown backbone 'vit_smal'.*nearest"),
+        (("bench", "--device", "cpu", "--records", "file/records"), "records is file/records: .*that can be written"),
+        (("cost", "--images", "0", "--epochs", "1"), "images is 0; expected more than 0"),
+        (("cost", "--images", "1", "--epochs", "-1"), "epochs is -1.0; expected more than 0"),
+        (("cost", "--images", "1", "--epochs", "1"), "holds no bench-step-DATE.json; .*run it first"),
+        (("cost", "--images", "1", "--epochs", "1", "--record", "none.json"), "record is none.json: No such file"),
+        (("cost", "--images", "1", "--epochs", "1", "--record", "file"), "record is file; expected a bench-step or"),
+    ],
+)
+def test_wrong_requests_are_one_line(
+    words: tuple[str, ...],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("no record")
+    assert command(*words) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    with pytest.raises(RequestError, match=message):
+        raise RequestError(error)
+
+
+def test_help_does_not_import_torch() -> None:
+    script = "import sys; from fastmim import cli\ntry: cli.main(['bench', '--help'])\nexcept SystemExit: pass\n"
+    check = "heavy = {'torch', 'timm', 'numpy', 'PIL'} & set(sys.modules); assert not heavy, heavy"
+    subprocess.run([sys.executable, "-c", script + check], check=True, stdout=subprocess.DEVNULL)

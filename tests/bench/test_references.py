@@ -1,0 +1,105 @@
+"""The comparison is fair: the plain forms compute what fastmim computes, and the operations are counted right."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from fastmim.bench import methods, peak
+from fastmim.bench.references import PlainHOG, plain, reference_step
+from fastmim.bench.steps import Case, Form, fastmim_step
+from fastmim.targets import HOG
+
+VIT: dict[str, Any] = {
+    "backbone": "vit_tiny_patch16_224",
+    "backbone_args": {"patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3},
+    "img_size": 32,
+}
+SWIN: dict[str, Any] = {
+    "backbone": "swin_tiny_patch4_window7_224",
+    "backbone_args": {"embed_dim": 24, "depths": (1, 1, 1, 1), "num_heads": (1, 2, 3, 6)},
+    "img_size": 64,
+}
+CONVNEXT: dict[str, Any] = {
+    "backbone": "convnext_tiny",
+    "backbone_args": {"depths": (1, 1, 1, 1), "dims": (8, 16, 24, 32)},
+    "img_size": 64,
+}
+CASES = [
+    Case(**VIT),
+    Case(**VIT, masking="drop"),
+    Case(**VIT, target="pixels"),
+    Case(**SWIN),
+    Case(**CONVNEXT),
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_the_reference_has_the_same_loss_and_makes_the_same_step(case: Case) -> None:
+    model = case.build().train()
+    reference = plain(model)
+    batch = peak.synthetic(4, case.img_size, "cpu")
+    images = torch.randn(4, 3, case.img_size, case.img_size, generator=torch.Generator().manual_seed(0))
+    ours, theirs = (m(images, batch["keys"])["loss"].item() for m in (model, reference))
+    assert ours == pytest.approx(theirs, abs=1e-4)
+
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    fastmim_step(model, batch, Form(precision="float32"))()
+    loss = reference_step(reference, batch)()
+    assert loss > 0
+    moved = 0.0
+    for (name, p), q in zip(model.named_parameters(), reference.parameters(), strict=True):
+        moved = max(moved, (p - before[name]).abs().max().item())
+        # AdamW's first step is the gradient's sign: where the gradient is rounding, either sign is right.
+        assert ((p - q).abs() < 2e-5).float().mean() > 0.95, name
+    assert moved > 5e-5
+
+
+def test_the_reference_is_plain() -> None:
+    model = Case(**VIT).build()
+    fused = [m.fused_attn for m in plain(model).modules() if hasattr(m, "fused_attn")]
+    assert fused and not any(fused)
+    assert all(m.fused_attn for m in model.modules() if hasattr(m, "fused_attn"))
+    images = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(PlainHOG()(images), HOG()(images), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("method", "gflop"),
+    [("FastMIM 128", 11.3), ("FastMIM 128, tokens dropped", 3.0), ("MAE 224", 18.5), ("SimMIM 224", 34.0)],
+)
+def test_operations_of_vit_b(method: str, gflop: float) -> None:
+    """The usual figures, which leave out the products inside attention (up to 6 %); a multiply-add is two."""
+    size = int(methods.METHODS[method]["img_size"])
+    one, two = (
+        peak.count_flops(methods.build(method, "vit_base_patch16_224", {"depth": depth}), size, "cpu")
+        for depth in (1, 2)
+    )
+    forward = one + 11 * (two - one)  # all twelve blocks cost the same
+    assert forward / 1e9 == pytest.approx(gflop, rel=0.06)
+
+
+def test_operations_of_a_matrix_product() -> None:
+    """Counted by hand: patches, two blocks of the encoder (with its class token), a block of the decoder."""
+
+    def block(tokens: int, width: int) -> int:
+        return 12 * tokens * width**2 + 2 * tokens**2 * width
+
+    encoder = 16 * (3 * 64) * 48 + 2 * block(17, 48)
+    decoder = 16 * 48 * 64 + block(16, 64) + 16 * 64 * 27
+    assert peak.count_flops(Case(**VIT).build(), 32, "cpu") == 2 * (encoder + decoder)
+
+
+def test_memory_is_what_lives_at_once() -> None:
+    def run() -> torch.Tensor:
+        a = torch.ones(2**18)  # 1 MiB
+        a = a + 1  # both for a moment
+        b = a.view(2, -1)  # no memory of its own
+        b.add_(1)
+        return (b * 2).sum()
+
+    held = torch.ones(2**20)
+    assert peak.peak_mib(run, "cpu") == pytest.approx(2, abs=0.01)
+    assert peak.peak_mib(lambda: held.add_(1), "cpu") == 0
