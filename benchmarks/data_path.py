@@ -7,14 +7,13 @@ One thread, no worker processes, files in the page cache, all sides taking turns
 and ends at a normalised float batch. So does "fastmim"; "uint8 batches" is what fastmim's workers do, the rest being
 the device's. The packs are of short side 256, by `fastmim pack`. The corpus is cut from scikit-image's photographs and
 from desktop wallpapers (Debian: plasma-workspace-wallpapers), at the quality that brings each JPEG nearest to 100 KB.
+`fastmim bench` measures the same in a few rounds; this adds how close the crops are.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import io
-import random
 import statistics
 import tempfile
 from functools import partial
@@ -24,126 +23,13 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
-from torchvision import transforms
 
 import record
-from fastmim import packing
-from fastmim.data import Source, load, open_source, prepare
+from fastmim.bench.corpus import cut_corpus, make_tiers
+from fastmim.bench.data_path import BATCH, SIZE, read, read_plainly
+from fastmim.data import Source
 from fastmim.data.augment import NUM_RANDOMS, crop_box
 from fastmim.data.decode import Box, decode_box, reduction, snap
-
-SIZE, BATCH = 128, 64
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-WALLPAPERS = (Path("/usr/share/wallpapers"), Path("/usr/share/backgrounds"))
-TARGET_BYTES = 100_000
-
-
-def cut_corpus(folder: Path, num_images: int) -> int:
-    """Write JPEGs of about 500 x 380 pixels and 100 KB; the number of photographs they come from."""
-    generator = random.Random(0)
-    photographs = [load_photograph(path) for path in find_photographs()]
-    photographs = [photograph for photograph in photographs if photograph is not None]
-    num_written, num_rejected = 0, 0
-    used = set()
-    while num_written < num_images:
-        number = generator.randrange(len(photographs))
-        width, height = generator.randint(460, 540), generator.randint(350, 410)
-        photograph = photographs[number]
-        left = generator.randint(0, photograph.width - width)
-        top = generator.randint(0, photograph.height - height)
-        data = encode(photograph.crop((left, top, left + width, top + height)))
-        if abs(len(data) - TARGET_BYTES) > 0.25 * TARGET_BYTES:  # too smooth at any quality
-            num_rejected += 1
-            if num_rejected > 50 * num_images:
-                raise SystemExit("too few photographs with enough detail: install plasma-workspace-wallpapers")
-            continue
-        (folder / f"{num_written:04}.jpg").write_bytes(data)
-        num_written += 1
-        used.add(number)
-    return len(used)
-
-
-def find_photographs() -> list[Path]:
-    samples = open_source("samples")
-    import skimage
-
-    names = {samples.name(index).split("/")[1].split("#")[0] for index in range(len(samples))}
-    inside = [Path(skimage.__file__).parent / "data" / name for name in names]
-    around = [p for folder in WALLPAPERS for p in folder.rglob("*") if p.suffix in (".jpg", ".png")]
-    # The sharpest version of each wallpaper is enough.
-    largest: dict[Path, Path] = {}
-    for path in around:
-        kept = largest.get(path.parent)
-        if kept is None or path.stat().st_size > kept.stat().st_size:
-            largest[path.parent] = path
-    return sorted(inside) + sorted(largest.values())
-
-
-def load_photograph(path: Path) -> Image.Image | None:
-    """RGB, its shorter side at most 1200 pixels; None where a tile would not fit, or it is grey."""
-    with Image.open(path) as image:
-        if image.mode != "RGB" or image.width < 560 or image.height < 420:
-            return None
-        image.thumbnail((10**6, 1200) if image.width > image.height else (1200, 10**6), Image.Resampling.LANCZOS)
-        return image.copy()
-
-
-def encode(tile: Image.Image) -> bytes:
-    def jpeg(quality: int) -> bytes:
-        buffer = io.BytesIO()
-        tile.save(buffer, "JPEG", quality=quality)
-        return buffer.getvalue()
-
-    return min(map(jpeg, range(88, 99)), key=lambda data: abs(len(data) - TARGET_BYTES))
-
-
-class Baseline(Dataset[torch.Tensor]):
-    """Pillow and torchvision's v1 transforms, as ImageFolder users write it."""
-
-    def __init__(self, source: Source) -> None:
-        self.paths = [source.name(index) for index in range(len(source))]
-        self.transform = transforms.Compose(
-            [
-                transforms.RandomResizedCrop(
-                    SIZE, scale=(0.2, 1.0), interpolation=transforms.InterpolationMode.BICUBIC
-                ),
-                transforms.RandomHorizontalFlip(),
-                transforms.ToTensor(),
-                transforms.Normalize(MEAN, STD),
-            ]
-        )
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> torch.Tensor:
-        with Path(self.paths[index]).open("rb") as file:
-            return self.transform(Image.open(file).convert("RGB"))
-
-
-def run_baseline(source: Source) -> None:
-    for _ in DataLoader(Baseline(source), batch_size=BATCH, shuffle=True, drop_last=True):
-        pass
-
-
-def run_fastmim(source: Source, *, normalised: bool) -> None:
-    mean, std = torch.tensor(MEAN), torch.tensor(STD)
-    num_steps = len(source) // BATCH
-    for batch in load(source, size=SIZE, seed=0, global_batch=BATCH, first_step=0, last_step=num_steps):
-        assert not batch["bad"]
-        if normalised:
-            prepare(batch, mean, std)
-
-
-def make_packs(folder: Path, into: Path) -> dict[str, Source]:
-    """A folder of images and its packs, by the names that the record uses."""
-    tiers: dict[str, Source] = {"folder": open_source(str(folder), cache_dir=into / "cache")}
-    for codec in ("jpeg", "raw"):
-        with contextlib.redirect_stdout(io.StringIO()):
-            packing.pack(folder, into / codec, codec=codec, num_workers=0)
-        tiers[f"{codec} pack"] = open_source(str(into / codec))
-    return tiers
 
 
 def crop_psnr(source: Source, originals: Source) -> list[float]:
@@ -191,19 +77,19 @@ def measure(tiers: dict[str, Source], rounds: int) -> tuple[dict[str, Any], dict
     """Time every tier and the baseline in turns.
 
     Args:
-        tiers: From `make_packs`; "folder" holds what the baseline reads.
+        tiers: From `make_tiers`; "folder" holds what the baseline reads.
 
     Returns:
         (summary, raw numbers)
     """
     folder = tiers["folder"]
     sides = {
-        "pillow+torchvision": partial(run_baseline, folder),
-        "fastmim": partial(run_fastmim, folder, normalised=True),
-        "fastmim, uint8 batches": partial(run_fastmim, folder, normalised=False),
+        "pillow+torchvision": partial(read_plainly, folder, BATCH),
+        "fastmim": partial(read, folder, BATCH, normalised=True),
+        "fastmim, uint8 batches": partial(read, folder, BATCH, normalised=False),
     }
     for name in list(tiers)[1:]:
-        sides[f"{name}, uint8 batches"] = partial(run_fastmim, tiers[name], normalised=False)
+        sides[f"{name}, uint8 batches"] = partial(read, tiers[name], BATCH, normalised=False)
     for run in sides.values():  # warm-up: imports, page cache
         run()
     seconds = record.alternate(sides, rounds=rounds)
@@ -234,7 +120,7 @@ def main() -> None:
         if options.images is None:
             folder.mkdir()
             num_photographs = cut_corpus(folder, options.num_images)
-        tiers = make_packs(folder, Path(temporary))
+        tiers = make_tiers(folder, Path(temporary))
         summary, raw = measure(tiers, options.rounds)
         sizes = {
             name: round(statistics.mean(memoryview(source.read(index)).nbytes for index in range(len(source))))

@@ -74,7 +74,7 @@ def test_help_shows_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
         (["pretrian"], 'Unknown command "pretrian". Did you mean "pretrain"?'),
         (["pretrain", "--lrr", "3"], "Unknown option: --lrr. Did you mean --lr?"),
         (["pretrain", "--lr", "fast"], 'Invalid value for --lr: unable to convert "fast" into float.'),
-        (["pretrain", "--target", "rgb"], 'Invalid value "rgb" for --target. Choose from: "hog", "pixels".'),
+        (["pretrain", "--target", "hoG2"], 'Invalid value "hoG2" for --target. Choose from: "hog", "pixels", "rgb".'),
         (["pretrain", "--mask-ratio", "2"], "mask_ratio is 2.0; expected between 0 and 1"),
         (["pretrain", "--config", "none.yaml"], "config is none.yaml: No such file or directory"),
         (["pretrain", "--data", "no/such/dir"], "no/such/dir"),

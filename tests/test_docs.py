@@ -27,7 +27,8 @@ def test_readme_commands_run(command: str, photos: Path, tmp_path: Path, monkeyp
     """As a dry run, which resolves settings, data, model and plan; on the test's photographs."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "run.yaml").write_text("data: samples\n")
-    words = [str(photos) if word in ("photos/", "imagenet/train") else word for word in shlex.split(command)[1:]]
+    stand_ins = dict.fromkeys(("photos/", "packed/", "imagenet/train"), str(photos)) | {"auto": "4"}  # no CUDA here
+    words = [stand_ins.get(word, word) for word in shlex.split(command)[1:]]
     with pytest.raises(SystemExit) as exit_:
         cli.main([*words, "--batch-size", "8", "--device", "cpu", *([] if "--dry-run" in words else ["--dry-run"])])
     assert exit_.value.code == 0

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import fastmim
+from fastmim import cli
 from fastmim import config as configs
 from fastmim.config import PretrainConfig, RequestError
 from fastmim.recipes import FINETUNE_RECIPES, RECIPES, result
@@ -76,3 +77,13 @@ def test_impossible_changes_of_a_recipe_are_refused(
 ) -> None:
     with pytest.raises(RequestError, match=message):
         fastmim.pretrain(data=str(photos), out=tmp_path, steps=1, **(QUICK | settings))
+
+
+def test_the_command_lists_every_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        cli.main(["recipes"])
+    said = capsys.readouterr().out
+    assert exit_.value.code == 0
+    assert "swin_base_patch4_window7_224, 192 px, 800 epochs, batch 2048" in said
+    for name, recipe in (*RECIPES.items(), *FINETUNE_RECIPES.items()):
+        assert f"  {name} " in said and result(recipe) in said

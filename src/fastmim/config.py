@@ -145,7 +145,7 @@ class PretrainConfig(TrainConfig):
     """Masked image modeling: which backbone, at which sizes, what is hidden and what is predicted."""
 
     recipe: str | None = None
-    """Start from a published recipe's settings (`vit-b`, `swin-b`, `pvtv2-b2`); flags override it."""
+    """Start from a published recipe's settings, such as `vit-b`; flags override it. `fastmim recipes` lists them."""
 
     backbone: str = "vit_small_patch16_224"
     """Any timm model: see `fastmim backbones`."""

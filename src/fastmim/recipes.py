@@ -219,3 +219,20 @@ FINETUNE_RECIPES: dict[str, Callable[[], Settings]] = {"vit-b": finetune_vit_b, 
 def result(recipe: Callable[[], Settings]) -> str:
     """What a recipe's docstring says in its first line: the published result, and whose it is."""
     return (recipe.__doc__ or "").split("\n")[0]
+
+
+def describe() -> str:
+    """Every recipe with its size, length and batch, and below it its published result."""
+    lines = ["fastmim pretrain --recipe"]
+    for name, recipe in RECIPES.items():
+        settings = recipe()
+        sizes = settings.get("stages", settings["img_size"])
+        how = f"{settings['backbone']}, {sizes} px, {settings['epochs']:g} epochs, batch {settings['batch_size']}"
+        lines += [f"  {name:<16}{how}", f"{'':<18}{result(recipe)}"]
+    lines.append("fastmim finetune --recipe")
+    for name, recipe in FINETUNE_RECIPES.items():
+        settings = recipe()
+        how = f"{settings['img_size']} px, {settings['epochs']:g} epochs, batch {settings['batch_size']}"
+        lines += [f"  {name:<16}{how}", f"{'':<18}{result(recipe)}"]
+    lines.append("Results: ImageNet-1K top-1 as published; we have not repeated the ImageNet runs.")
+    return "\n".join(lines)

@@ -56,10 +56,10 @@ def measure(tiers: dict[str, Source], *, rounds: int, batch: int = BATCH) -> tup
         The summary by way, and the times.
     """
     sides: Sides = {
-        REFERENCE: partial(_read_plainly, tiers["folder"], batch),
-        "folder, float batches": partial(_read, tiers["folder"], batch, normalised=True),
+        REFERENCE: partial(read_plainly, tiers["folder"], batch),
+        "folder, float batches": partial(read, tiers["folder"], batch, normalised=True),
     }
-    sides |= {name: partial(_read, source, batch, normalised=False) for name, source in tiers.items()}
+    sides |= {name: partial(read, source, batch, normalised=False) for name, source in tiers.items()}
     times = take_turns(sides, rounds=rounds)
     rates = times.rates(len(tiers["folder"]) // batch * batch)
     return {
@@ -67,12 +67,14 @@ def measure(tiers: dict[str, Source], *, rounds: int, batch: int = BATCH) -> tup
     }, times
 
 
-def _read_plainly(source: Source, batch: int) -> None:
+def read_plainly(source: Source, batch: int) -> None:
+    """One shuffled pass over the files as users of ImageFolder write it."""
     for _ in DataLoader(Pictures(source), batch_size=batch, shuffle=True, drop_last=True):
         pass
 
 
-def _read(source: Source, batch: int, *, normalised: bool) -> None:
+def read(source: Source, batch: int, *, normalised: bool) -> None:
+    """One shuffled pass as fastmim reads; `normalised` adds the device's half, flip and normalisation."""
     mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
     steps = len(source) // batch
     for found in load(source, size=SIZE, seed=0, global_batch=batch, first_step=0, last_step=steps):

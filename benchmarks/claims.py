@@ -1,0 +1,305 @@
+"""Write docs/claims.md, what the paper claims and what our studies say to it: `python benchmarks/claims.py`.
+
+Reads the studies' records, `benchmarks/records/study-*.json` (`fastmim study --records benchmarks/records`). A study
+speaks to a claim if its points differ in what the claim is about and in nothing else. Differences are paired by seed
+(same labels, same order) and judged by their 95 % interval, so that few seeds give "undecided", not a finding.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from scipy.stats import t as student
+
+ROOT = Path(__file__).parent.parent
+RECORDS, OUT = ROOT / "benchmarks/records", ROOT / "docs/claims.md"
+
+MARGIN = 1.0
+"""Points of accuracy that count as "nearly the same"."""
+
+HELD, NOT, UNDECIDED = "held", "did not hold", "undecided"
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one study says to one claim, for one number of labels."""
+
+    record: str
+    labels: str
+    verdict: str
+    numbers: str
+
+
+def interval(differences: Sequence[float]) -> tuple[float, float, float]:
+    """Mean and 95 % interval of paired differences (Student's t); infinitely wide from one seed."""
+    mean = statistics.mean(differences)
+    if len(differences) < 2:
+        return mean, -math.inf, math.inf
+    error = statistics.stdev(differences) / math.sqrt(len(differences))
+    width = float(student.ppf(0.975, len(differences) - 1)) * error
+    return mean, mean - width, mean + width
+
+
+def nearly_same(low: float, high: float) -> str:
+    """Whether a difference is within the margin."""
+    if low >= -MARGIN and high <= MARGIN:
+        return HELD
+    return NOT if low > MARGIN or high < -MARGIN else UNDECIDED
+
+
+def above(low: float, high: float, limit: float = 0.0) -> str:
+    """Whether a difference is above a limit."""
+    return HELD if low > limit else NOT if high < limit else UNDECIDED
+
+
+def worst(verdicts: Sequence[str]) -> str:
+    """The verdict on all of several comparisons."""
+    return next((v for v in (NOT, UNDECIDED) if v in verdicts), HELD)
+
+
+def words(low_high: tuple[float, float, float]) -> str:
+    """A difference for the reader."""
+    mean, low, high = low_high
+    spread = f" ({low:+.2f} to {high:+.2f})" if math.isfinite(low) else " (one seed)"
+    return f"{mean:+.2f}{spread}"
+
+
+def points(record: Record) -> dict[str, dict[str, Any]]:
+    """The pre-trained points: what each was pre-trained with."""
+    return dict(record["config"]["points"])
+
+
+def groups(record: Record, *varied: str) -> Iterator[dict[Any, str]]:
+    """Points that differ in `varied` only: names by the values of `varied` (by the value, where it is one)."""
+    found: dict[str, dict[Any, str]] = {}
+    for name, config in points(record).items():
+        rest = {key: value for key, value in config.items() if key not in varied}
+        value = tuple(config[key] for key in varied)
+        found.setdefault(json.dumps(rest, sort_keys=True), {})[value if len(varied) > 1 else value[0]] = name
+    yield from (group for group in found.values() if len(group) > 1)
+
+
+def top1(record: Record, name: str, labels: str) -> list[float]:
+    """In %, by seed."""
+    return list(record["summary"][name]["top1"][labels]["seeds"])
+
+
+def difference(record: Record, labels: str, a: str, b: str) -> tuple[float, float, float]:
+    """a - b."""
+    return interval([x - y for x, y in zip(top1(record, a, labels), top1(record, b, labels), strict=True)])
+
+
+def resolution(record: Record, labels: str) -> Iterator[tuple[str, str]]:
+    """Claim 1: each smaller size against the largest."""
+    for group in groups(record, "img_size"):
+        if points(record)[next(iter(group.values()))]["target"] != "hog" or None not in stages_of(record, group):
+            continue
+        largest = max(group)
+        found = {size: difference(record, labels, group[size], group[largest]) for size in sorted(group)[:-1]}
+        numbers = "; ".join(f"{size} px {words(found[size])} against {largest} px" for size in found)
+        yield worst([nearly_same(low, high) for _, low, high in found.values()]), numbers
+
+
+def stages_of(record: Record, group: dict[Any, str]) -> set[Any]:
+    """The stages of a group's points."""
+    return {points(record)[name]["stages"] for name in group.values()}
+
+
+def target(record: Record, labels: str) -> Iterator[tuple[str, str]]:
+    """Claim 2: what pixels lose from the largest size to the smallest, less what HOG loses."""
+    for group in groups(record, "img_size", "target"):
+        sizes = sorted({size for size, kind in group if {(size, "hog"), (size, "pixels")} <= group.keys()})
+        if len(sizes) < 2:
+            continue
+        low, high = sizes[0], sizes[-1]
+        seeds = {key: top1(record, group[key], labels) for key in group}
+        loss = {
+            kind: [a - b for a, b in zip(seeds[high, kind], seeds[low, kind], strict=True)]
+            for kind in ("hog", "pixels")
+        }
+        found = interval([p - h for p, h in zip(loss["pixels"], loss["hog"], strict=True)])
+        lost = ", ".join(f"{kind} {statistics.mean(values):.2f}" for kind, values in loss.items())
+        yield above(*found[1:]), f"from {high} to {low} px lost: {lost}; pixels lose more by {words(found)}"
+
+
+def depth(record: Record, labels: str) -> Iterator[tuple[str, str]]:
+    """Claim 3: all but the last blocks against all."""
+    for group in groups(record, "encoder_depth"):
+        if 1.0 not in group:
+            continue
+        shares = [share for share in sorted(group) if 0.5 <= share < 1]
+        found = {share: difference(record, labels, group[share], group[1.0]) for share in shares}
+        if found:
+            # Better than all blocks is as good as the claim asks.
+            verdicts = [
+                HELD if low >= -MARGIN else NOT if high < -MARGIN else UNDECIDED for _, low, high in found.values()
+            ]
+            numbers = "; ".join(f"{share:.0%} of the blocks {words(found[share])} against all" for share in found)
+            yield worst(verdicts), numbers
+
+
+def decoder(record: Record, labels: str) -> Iterator[tuple[str, str]]:
+    """Claim 4: the decoder that `auto` chooses against each other one."""
+    for group in groups(record, "decoder"):
+        if "auto" not in group:
+            continue
+        others = {name: difference(record, labels, group["auto"], group[name]) for name in group if name != "auto"}
+        numbers = "; ".join(f"auto {words(found)} against {name}" for name, found in others.items())
+        yield (
+            worst(
+                [HELD if low >= -MARGIN else NOT if high < -MARGIN else UNDECIDED for _, low, high in others.values()]
+            ),
+            numbers,
+        )
+
+
+def stages(record: Record, labels: str) -> Iterator[tuple[str, str]]:
+    """Claim 5: rising resolution against one resolution throughout."""
+    for group in groups(record, "stages"):
+        if None in group:
+            found = {plan: difference(record, labels, group[plan], group[None]) for plan in group if plan}
+            size = points(record)[group[None]]["img_size"]
+            numbers = "; ".join(f"{plan} {words(found[plan])} against {size} px throughout" for plan in found)
+            yield worst([above(low, high) for _, low, high in found.values()]), numbers
+
+
+def cost(record: Record, labels: str) -> Iterator[tuple[str, str]]:
+    """Claim 6: HOG at the smallest size against pixels at the largest (SimMIM's form), for the same images."""
+    for group in groups(record, "img_size", "target"):
+        ours = [(size, kind) for size, kind in group if kind == "hog"]
+        theirs = [(size, kind) for size, kind in group if kind == "pixels"]
+        if not ours or not theirs or min(ours)[0] >= max(theirs)[0]:
+            continue
+        a, b = group[min(ours)], group[max(theirs)]
+        pairs = zip(seconds(record, a), seconds(record, b), strict=True)
+        shares = [x / y for x, y in pairs]
+        mean, low, high = interval(shares)
+        gap = difference(record, labels, a, b)
+        cheap = HELD if high <= 0.25 else NOT if low > 0.25 else UNDECIDED
+        good = HELD if gap[1] >= -MARGIN else NOT if gap[2] < -MARGIN else UNDECIDED
+        spread = f" ({low:.2f} to {high:.2f})" if math.isfinite(low) else " (one seed)"
+        numbers = (
+            f"HOG at {min(ours)[0]} px took {mean:.2f}{spread} times the device-seconds of pixels at "
+            f"{max(theirs)[0]} px; accuracy {words(gap)}"
+        )
+        yield worst([cheap, good]), numbers
+
+
+def seconds(record: Record, name: str) -> list[float]:
+    """Device-seconds of pre-training, by seed."""
+    return list(record["summary"][name]["pretrain"]["device_seconds"]["seeds"])
+
+
+CLAIMS: tuple[tuple[str, str, Callable[[Record, str], Iterator[tuple[str, str]]]], ...] = (
+    (
+        "A wide range of pre-training resolutions gives nearly the same fine-tuning result",
+        f"every smaller size is within {MARGIN:g} point of the largest (HOG targets)",
+        resolution,
+    ),
+    (
+        "HOG holds up better than RGB when the resolution falls",
+        "pixels lose more than HOG from the largest size to the smallest",
+        target,
+    ),
+    (
+        "The shallow blocks matter most, so the last ones can be left out",
+        f"half or more of the blocks lose at most {MARGIN:g} point against all",
+        depth,
+    ),
+    (
+        "The decoder should match the network's size",
+        f"the decoder that `auto` chooses loses at most {MARGIN:g} point against any other tried",
+        decoder,
+    ),
+    ("Raising the resolution in stages helps large models", "stages beat one resolution throughout", stages),
+    (
+        "All this costs about a fifth of MAE or SimMIM",
+        f"at most a quarter of the device-seconds for the same images, with a loss of at most {MARGIN:g} point; the "
+        "other side is SimMIM's form (pixels at the full size, hidden blocks encoded), not SimMIM itself",
+        cost,
+    ),
+)
+
+HEAD = f"""# The paper's claims, tested
+
+Written by `python benchmarks/claims.py` from the studies in `benchmarks/records/`; do not edit.
+
+The claims are those of FastMIM (Guo et al., arXiv 2212.06593), made there with ViT-B, Swin-B and others on
+ImageNet-1K. Differences below are in points of top-1 after fine-tuning, paired by seed, with their 95 % interval
+(Student's t). "{HELD}" and "{NOT}" need the whole interval on one side; everything else is "{UNDECIDED}", which is
+what few seeds give when a difference is small.
+"""
+
+FOOT = """
+Small networks, small pictures and short pre-training say little about ViT-B on ImageNet: a claim that did not
+hold here may hold there, and the other way round. All points were fine-tuned with the same settings, tuned for
+none of them. Device-seconds were measured while runs shared the machine; a study's spread shows it.
+"""
+
+
+def studies(folder: Path) -> dict[str, Record]:
+    """The newest record of each study, by file name."""
+    newest = {path.stem[:-11]: path for path in sorted(folder.glob("study-*.json"))}
+    return {path.name: json.loads(path.read_text()) for path in newest.values()}
+
+
+def findings(records: dict[str, Record], judge: Callable[[Record, str], Iterator[tuple[str, str]]]) -> list[Finding]:
+    """What all studies say to a claim."""
+    return [
+        Finding(file, labels, verdict, numbers)
+        for file, record in records.items()
+        for labels in record["summary"]["scratch" if "scratch" in record["summary"] else next(iter(record["summary"]))][
+            "top1"
+        ]
+        for verdict, numbers in judge(record, labels)
+    ]
+
+
+def limits(record: Record) -> str:
+    """What the evidence of a study is."""
+    config, hardware = record["config"], record["hardware"]
+    lengths = {point["pretrain"]["images"] for point in record["summary"].values() if "pretrain" in point}
+    epochs = " to ".join(f"{n / config['num_images']:.1f}" for n in sorted({min(lengths), max(lengths)}))
+    networks = "; ".join(f"{name} {args or ''}".strip() for name, args in config["networks"])
+    where = hardware.get("accelerator", f"{hardware['processor']}, {hardware['cores']} cores")
+    return (
+        f"{config['data']} ({config['num_images']:,} images to pre-train on), {networks}; {epochs} epochs of "
+        f"pre-training, fine-tuned at {config['finetune_size']} px for {config['finetune_steps']} steps, "
+        f"{config['seeds']} seed{'s' if config['seeds'] > 1 else ''}, on {where}: `{record['command']}`"
+    )
+
+
+def page(folder: Path = RECORDS) -> str:
+    """The whole document."""
+    records = studies(folder)
+    parts = [HEAD]
+    for number, (claim, rule, judge) in enumerate(CLAIMS, start=1):
+        found = findings(records, judge)
+        parts.append(f"## {number}. {claim}\n\nWe count it as held if {rule}.\n")
+        if not found:
+            parts.append("**Not tested here:** no record of a study speaks to it.\n")
+            continue
+        parts.append("| labels | here | what came out | study |\n|---|---|---|---|")
+        for f in found:
+            link = f"[{f.record}](../benchmarks/records/{f.record})"
+            parts.append(f"| {int(f.labels):,} | **{f.verdict}** | {f.numbers} | {link} |")
+        parts.append("")
+    parts.append("## Limits of the evidence\n")
+    if not records:
+        parts.append("No study has been recorded yet.\n")
+    parts += [f"- {file}: {limits(record)}" for file, record in records.items()]
+    parts.append(FOOT)
+    return "\n".join(parts)
+
+
+if __name__ == "__main__":
+    OUT.write_text(page())
+    print(f"wrote {OUT.relative_to(ROOT)}")
