@@ -185,6 +185,15 @@ def backbones(
     return survey.table(pattern, max_parameters=max_parameters * 1e6, img_size=img_size)
 
 
+@app.command(name="recipes")
+def list_recipes() -> int:
+    """List the published recipes with size, epochs, batch, and the result as published."""
+    from fastmim import recipes
+
+    print(recipes.describe())
+    return DONE
+
+
 @app.command
 def visualise(
     run: Path,

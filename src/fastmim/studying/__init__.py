@@ -1,0 +1,1 @@
+"""Studies: sweeps over pre-training settings, each pre-trained, fine-tuned and probed with several seeds."""

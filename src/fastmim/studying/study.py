@@ -1,0 +1,201 @@
+"""A study from its request to its table: checked, measured, divided, run, reported."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+
+from fastmim import config as configs
+from fastmim.config import RequestError, RunError
+from fastmim.studying import budget, pool, report, settings, trial
+from fastmim.studying.budget import Speeds
+from fastmim.studying.points import SMALL_SIZE, Point
+from fastmim.studying.pool import Slots, Trial
+from fastmim.studying.request import Request, check, settings_of
+from fastmim.studying.settings import StudyConfig
+
+_CONFIG, _PLAN, _RUNS = "config.yaml", "plan.json", "runs"
+
+
+@dataclass(frozen=True)
+class Studied:
+    """How a study ended."""
+
+    out: Path
+    num_done: int
+    """Trials (a point with a seed) that are done."""
+    num_trials: int
+    summary: dict[str, Any]
+    """Means, deviations and every seed, by point; empty before the end."""
+
+    @property
+    def finished(self) -> bool:
+        """False if a signal stopped it; the same call resumes."""
+        return self.num_done == self.num_trials
+
+
+def study(*, dry_run: bool = False, **given: Any) -> Studied:
+    """Compare pre-training settings: each pre-trained, fine-tuned and probed with several seeds, and from scratch.
+
+    The same call with the same `out` resumes, run by run.
+
+    Args:
+        dry_run: Check everything, print the plan as far as it is known without measuring, and stop.
+        given: Fields of `StudyConfig` (`fastmim study --help` lists them); `sweep` may be a mapping, such as
+            {"target": ["hog", "pixels"], "img_size": [16, 32]}.
+
+    Raises:
+        RequestError: the request is wrong.
+        RunError: some of the runs failed; the others are kept, and there is no table.
+    """
+    config = _resolve(given)
+    if find_spec("matplotlib") is None:
+        raise RequestError("a study draws with matplotlib, which is not installed; run: pip install 'fastmim[plots]'")
+    if config.budget is None and config.epochs is None and config.steps is None:
+        raise RequestError(
+            "budget is not given; expected how long the study may take: --budget 2h (or --epochs, --steps)"
+        )
+    request, slots, console = check(config), pool.find_slots(config), Console(highlight=False)
+    num_trials = len(request.points) * config.seeds
+
+    def say(text: str) -> None:
+        console.print(text, soft_wrap=True, markup=False)
+
+    say(_describe(request, slots))
+    if dry_run:
+        return Studied(config.out, 0, num_trials, {})
+    with pool.hold(config.out, say) as lock:
+        plan = _plan(request, slots, lock, say)
+        if plan is None:
+            return Studied(config.out, 0, num_trials, {})
+        say(_describe_plan(request, slots, plan))
+        trials = [_trial(request, slots, plan, point, seed) for seed in range(config.seeds) for point in request.points]
+        began = time.monotonic()
+
+        def done(job: Trial) -> None:
+            numbers = sum(t.results() is not None for t in trials)
+            words = report.describe(job.results())
+            say(f"[{numbers}/{num_trials}] {job.name}: {words}; {_clock(began)} since the start")
+
+        outcome = pool.run_all(trials, slots, lock=lock, done=done)
+        finished = [t for t in trials if t.results() is not None]
+        if outcome.failures:
+            name, words = next(iter(outcome.failures.items()))
+            raise RunError(
+                f"{len(outcome.failures)} of {num_trials} trials failed, first {name}: {words}; the others are kept: "
+                f"mend the cause and run the same command to go on"
+            )
+        if len(finished) < num_trials:
+            return Studied(config.out, len(finished), num_trials, {})
+        results = {point.name: [] for point in request.points}  # type: dict[str, list[dict[str, Any]]]
+        for job in trials:
+            results[job.name.rpartition(" seed ")[0]].append(job.results() or {})
+        summary = report.write(request, slots, plan, results, say=say)
+    return Studied(config.out, num_trials, num_trials, summary)
+
+
+def _resolve(given: dict[str, Any]) -> StudyConfig:
+    """The study that `out` holds, if it holds one, else the one that is asked for."""
+    config = settings.build(given)
+    path = config.out / _CONFIG
+    if not path.exists():
+        return config
+    stored = settings.build(configs.read(path))
+    wanted = settings.build(configs.read(path), given)
+    before, now = configs.to_mapping(stored), configs.to_mapping(wanted)
+    if differing := [k for k in now if k not in settings.RESUMABLE and before[k] != now[k]]:
+        changes = "; ".join(f"{key} {before[key]!r} -> {now[key]!r}" for key in differing)
+        raise RequestError(
+            f"out is {config.out}, which holds another study ({changes}): take another --out, or drop these settings "
+            f"to resume it"
+        )
+    return wanted
+
+
+def _plan(request: Request, slots: Slots, lock: int, say: Any) -> dict[str, Any] | None:
+    """The steps of every point: as they were planned, as they are asked for, or as the budget allows."""
+    config = request.config
+    path = config.out / _PLAN
+    if path.exists() and (config.out / _CONFIG).exists():
+        return dict(trial.read_json(path))
+    speeds, images = None, 0
+    if config.budget is not None:
+        speeds = budget.measure(request, slots, config.out, lock=lock, say=say)
+        if speeds is None:
+            return None
+        images = budget.divide(request, speeds, slots, settings.parse_budget(config.budget))
+    elif config.epochs is not None:
+        images = max(1, round(config.epochs * request.num_images))
+    steps = {p.folder: (config.steps or request.steps(p, images)) if p.config else 0 for p in request.points}
+    plan = {"images": images or None, "steps": steps, "speeds": vars(speeds) if speeds else None}
+    trial.write_json(path, plan)
+    # Last: a directory with a config holds a study whose plan is made.
+    partial = config.out / ".config.tmp"
+    partial.write_text(yaml.safe_dump(configs.to_mapping(config), sort_keys=False))
+    partial.replace(config.out / _CONFIG)
+    return plan
+
+
+def _trial(request: Request, slots: Slots, plan: dict[str, Any], point: Point, seed: int) -> Trial:
+    folder = request.config.out / _RUNS / f"{point.folder}-seed{seed}"
+    steps = plan["steps"][point.folder]
+
+    def runs(device: str) -> dict[str, Any]:
+        return settings_of(request, point, seed, folder, steps=steps, device=device, num_workers=slots.num_workers)
+
+    return Trial(f"{point.name} seed {seed}", folder, runs)
+
+
+def _describe(request: Request, slots: Slots) -> str:
+    """What is known before anything is measured."""
+    config, num_points = request.config, len(request.points)
+    networks = "; ".join(f"{p.backbone} {p.backbone_args or ''}".strip() for p in request.points if p.config is None)
+    labels = " and ".join(f"{number:,}" for number in request.labels)
+    augmentation = f"light augmentation (up to {SMALL_SIZE} px)" if request.finetune_size <= SMALL_SIZE else "augmented"
+    swept = (" or " if config.one_at_a_time else " x ").join(config.sweep)
+    lines = [
+        f"data      {request.pretrain_data}: {request.num_images:,} images to pre-train on"
+        + (", of which those held out to validate on are seen without labels" if request.sees_validation else ""),
+        f"labelled  {config.data}: {request.num_train:,} images train, {request.num_val:,} validate",
+        f"sweep     {swept}, and from scratch: {num_points} points, "
+        f"{report.count(config.seeds, 'seed')}, {num_points * config.seeds} trials",
+        f"network   {networks}",
+        f"finetune  {labels} labels at {request.finetune_size} px, {config.finetune_steps} steps of up to "
+        f"{request.finetune['batch_size']} images, {augmentation}, the same for all; no layer decay from scratch",
+        f"runs      {slots.describe()}",
+        f"out       {config.out}",
+    ]
+    return "\n".join(lines)
+
+
+def _describe_plan(request: Request, slots: Slots, plan: dict[str, Any]) -> str:
+    """How the budget is divided."""
+    speeds = Speeds(**plan["speeds"]) if plan["speeds"] else None
+    images = plan["images"] or 0
+    lines = ["plan      for each seed:"]
+    for point in request.points:
+        steps = plan["steps"][point.folder]
+        epochs = steps * point.config.batch_size / request.num_images if point.config else 0
+        what = f"{steps:,} steps ({epochs:.1f} epochs) of pre-training" if point.config else "no pre-training"
+        if speeds:
+            training = speeds.pretraining(request, point, images) if point.config else 0.0
+            total = speeds.trial(request, point, images)
+            what += f", {report.seconds(training)}; {report.seconds(total)} with fine-tuning and probing"
+        lines.append(f"  {point.name}: {what}")
+    if speeds:
+        total = speeds.study(request, slots, images) + speeds.measuring
+        lines.append(
+            f"total     {report.seconds(total)} of the budget of {request.config.budget} "
+            f"({budget.RESERVE:.0%} of it is kept in reserve)"
+        )
+    return "\n".join(lines)
+
+
+def _clock(began: float) -> str:
+    return report.seconds(time.monotonic() - began)

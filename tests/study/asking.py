@@ -1,0 +1,47 @@
+"""Class folders of tiny pictures, and a study of them that takes seconds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+NETWORK: dict[str, Any] = {"patch_size": 4, "embed_dim": 48, "depth": 2, "num_heads": 3}
+
+
+def draw_classes(root: Path) -> Path:
+    """Upright and lying bars with noise, 16 x 16: train/ with 40 and val/ with 20 pictures of two classes."""
+    generator = np.random.default_rng(0)
+    for part, number in (("train", 20), ("val", 10)):
+        for name in ("lying", "upright"):
+            folder = root / part / name
+            folder.mkdir(parents=True)
+            for index in range(number):
+                pixels = generator.integers(0, 60, (16, 16), dtype=np.uint8)
+                at = int(generator.integers(2, 12))
+                if name == "lying":
+                    pixels[at : at + 3] += 150
+                else:
+                    pixels[:, at : at + 3] += 150
+                Image.fromarray(pixels).save(folder / f"{index}.png")
+    return root
+
+
+def settings(images: Path, **more: Any) -> dict[str, Any]:
+    """A study of one point and scratch, with one seed."""
+    small: dict[str, Any] = {
+        "data": str(images),
+        "sweep": ["target=hog"],
+        "set": ["img_size=16", "batch_size=8", "mask_ratio=0.5"],
+        "backbone": "vit_tiny_patch16_224",
+        "backbone_args": NETWORK,
+        "seeds": 1,
+        "steps": 6,
+        "labels": "4,16",
+        "finetune_steps": 4,
+        "device": "cpu",
+        "parallel": 1,
+    }
+    return small | more

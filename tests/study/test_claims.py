@@ -1,0 +1,109 @@
+"""docs/claims.md is what the records say, and a verdict needs a whole interval."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+POINT = {"img_size": 32, "target": "hog", "encoder_depth": 1.0, "decoder": "auto", "stages": None}
+
+
+@pytest.fixture(scope="module")
+def claims() -> Any:
+    spec = importlib.util.spec_from_file_location("claims", ROOT / "benchmarks/claims.py")
+    assert spec and spec.loader
+    module = sys.modules["claims"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def record(points: dict[str, tuple[dict[str, Any], list[float]]], seconds: dict[str, list[float]] | None = None) -> Any:
+    """A study whose points differ from POINT as said, with top-1 by seed at 600 labels."""
+    summary: dict[str, Any] = {"scratch": {"top1": {"600": {"seeds": [50.0, 51.0, 52.0]}}}}
+    for name, (_, seeds) in points.items():
+        cost = (seconds or {}).get(name, [100.0, 101.0, 102.0])
+        summary[name] = {
+            "top1": {"600": {"seeds": seeds}},
+            "pretrain": {"images": 60_000, "device_seconds": {"seeds": cost}},
+        }
+    config = {
+        "data": "pictures",
+        "num_images": 60_000,
+        "networks": [["vit", {}]],
+        "finetune_size": 32,
+        "finetune_steps": 400,
+        "seeds": 3,
+        "points": {name: POINT | changed for name, (changed, _) in points.items()},
+    }
+    return {
+        "config": config,
+        "summary": summary,
+        "hardware": {"processor": "a", "cores": 2},
+        "command": "fastmim study --sweep x",
+    }
+
+
+FULL = [80.0, 81.0, 82.0]
+
+
+def shifted(by: float) -> list[float]:
+    return [value + by + noise for value, noise in zip(FULL, (0.05, 0, -0.05), strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("claim", "points", "verdict"),
+    [
+        (0, {"a": ({"img_size": 16}, shifted(-0.3)), "b": ({}, FULL)}, "held"),
+        (0, {"a": ({"img_size": 16}, shifted(-3)), "b": ({}, FULL)}, "did not hold"),
+        (0, {"a": ({"img_size": 16}, [78.0, 81.0, 84.0]), "b": ({}, FULL)}, "undecided"),
+        (0, {"a": ({"img_size": 16}, [80.0]), "b": ({}, [80.0])}, "undecided"),
+        (2, {"a": ({"encoder_depth": 0.75}, shifted(2)), "b": ({}, FULL)}, "held"),
+        (2, {"a": ({"encoder_depth": 0.75}, shifted(-2)), "b": ({}, FULL)}, "did not hold"),
+        (3, {"a": ({"decoder": "256x4"}, shifted(-1)), "b": ({}, FULL)}, "held"),
+        (3, {"a": ({"decoder": "256x4"}, shifted(2)), "b": ({}, FULL)}, "did not hold"),
+        (4, {"a": ({"stages": "16:0.5,32:0.5"}, shifted(2)), "b": ({}, FULL)}, "held"),
+        (4, {"a": ({"stages": "16:0.5,32:0.5"}, shifted(-2)), "b": ({}, FULL)}, "did not hold"),
+    ],
+)
+def test_verdicts(claims: Any, claim: int, points: dict[str, Any], verdict: str) -> None:
+    [found] = claims.findings({"study-x": record(points)}, claims.CLAIMS[claim][2])
+    assert found.verdict == verdict and found.labels == "600"
+
+
+def test_hog_against_pixels_and_its_cost(claims: Any) -> None:
+    points = {
+        "a": ({"img_size": 16}, shifted(-0.5)),
+        "b": ({}, FULL),
+        "c": ({"img_size": 16, "target": "pixels"}, shifted(-4)),
+        "d": ({"target": "pixels"}, shifted(-0.2)),
+    }
+    study = {"study-x": record(points, seconds={"a": [20.0, 20.0, 21.0]})}
+    [target] = claims.findings(study, claims.CLAIMS[1][2])
+    assert target.verdict == "held" and "lost: hog 0.50, pixels 3.80" in target.numbers
+    [cost] = claims.findings(study, claims.CLAIMS[5][2])
+    assert cost.verdict == "held" and "took 0.20" in cost.numbers
+
+
+def test_other_studies_say_nothing(claims: Any) -> None:
+    study = {"study-x": record({"a": ({"img_size": 16, "decoder": "256x4"}, FULL), "b": ({}, FULL)})}
+    assert not any(claims.findings(study, judge) for _, _, judge in claims.CLAIMS)
+
+
+def test_the_page(claims: Any, tmp_path: Path) -> None:
+    assert "**Not tested here:**" in claims.page(tmp_path) and "No study has been recorded" in claims.page(tmp_path)
+    content = record({"a": ({"img_size": 16}, shifted(-0.3)), "b": ({}, FULL)})
+    (tmp_path / "study-size-2026-01-01.json").write_text("{}")  # older: passed over
+    (tmp_path / "study-size-2026-01-02.json").write_text(json.dumps(content))
+    page = claims.page(tmp_path)
+    assert "| 600 | **held** | 16 px -0.30 (-0.42 to -0.18) against 32 px |" in page
+    assert "pictures (60,000 images to pre-train on), vit; 1.0 to 1.0 epochs" in page or "vit; 1.0 epochs" in page
+
+
+def test_the_document_is_what_the_records_say(claims: Any) -> None:
+    assert (ROOT / "docs/claims.md").read_text() == claims.page()

@@ -1,0 +1,160 @@
+"""A whole study: killed and gone on with run by run, its table, plot and record."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from asking import draw_classes, settings
+
+import fastmim
+from fastmim import cli
+from fastmim.config import RequestError, RunError
+from fastmim.studying import pool
+
+
+@pytest.fixture(scope="module")
+def bars(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Labelled pictures of lying and upright bars."""
+    return draw_classes(tmp_path_factory.mktemp("bars"))
+
+
+def write_settings(given: dict[str, Any], folder: Path) -> Path:
+    path = folder / "study.yaml"
+    path.write_text(yaml.safe_dump({key: str(v) if isinstance(v, Path) else v for key, v in given.items()}))
+    return path
+
+
+def stop_when(happened: Callable[[], object]) -> None:
+    """Send this process SIGTERM then."""
+
+    def wait() -> None:
+        while not happened():
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def start(given: dict[str, Any], folder: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "fastmim", "study", "--config", str(write_settings(given, folder))]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(happened: Callable[[], object], process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 90
+    while not happened():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def times(folder: Path) -> dict[str, int]:
+    return {str(path): path.stat().st_mtime_ns for path in sorted(folder.rglob("*"))}
+
+
+def test_a_study_that_is_stopped_and_killed_goes_on(
+    bars: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "study"
+    given = settings(bars, steps=300, out=out, records=tmp_path / "records", probe="none", labels="4")
+    scratch, broken = out / "runs/scratch-seed0", out / "runs/01-target-hog-seed0"
+
+    def checkpoints() -> list[Path]:
+        return list(broken.glob("pretrain/checkpoints/step*"))
+
+    stop_when(checkpoints)
+    with pytest.raises(SystemExit) as exit_:
+        cli.main(["study", "--config", str(write_settings(given, tmp_path))])
+    assert exit_.value.code == 75
+    assert capsys.readouterr().err == "stopped and saved after 1 of 2 trials; run the same command to resume\n"
+    finished = times(scratch)
+
+    stopped_at = max(path.name for path in checkpoints())
+    process = start(given, tmp_path)
+    wait_for(lambda: max(path.name for path in checkpoints()) > stopped_at, process)
+    process.kill()
+    process.communicate(timeout=60)
+    assert not (broken / "pretrain.json").exists()
+
+    # The run of the killed study saves itself; the next study waits for it, and needs to know nothing but `out`.
+    result = fastmim.study(out=out)
+    assert result.finished and times(scratch) == finished
+    assert len(re.findall(r"resuming at step \d+ of 300", (broken / "log.txt").read_text())) == 2
+    assert json.loads((broken / "pretrain.json").read_text())["images"] == 2400
+    point = result.summary["target=hog"]
+    assert point["pretrain"]["images_per_s"]["mean"] > 0 and point["top1"]["4"]["gain"]["deviation"] is None
+
+    record = json.loads((out / "record.json").read_text())
+    [copy] = (tmp_path / "records").iterdir()
+    assert json.loads(copy.read_text()) == record and copy.name == f"study-study-{record['date']}.json"
+    assert record["command"].startswith("fastmim study --data") and "--sweep target=hog" in record["command"]
+    assert record["summary"] == result.summary and set(record["raw"]) == {"scratch", "target=hog"}
+    table = (out / "table.md").read_text()
+    assert "| scratch |" in table and "| target=hog |" in table
+    assert (out / "accuracy_against_cost.png").read_bytes()[:4] == b"\x89PNG"
+    assert "<svg" in (out / "accuracy_against_cost.svg").read_text()
+
+    everything = times(out / "runs")
+    assert fastmim.study(out=out).finished and times(out / "runs") == everything
+    with pytest.raises(RequestError, match=r"holds another study \(seeds 1 -> 2\): take another --out"):
+        fastmim.study(**given | {"seeds": 2})
+    capsys.readouterr()
+
+
+def test_a_directory_is_for_one_study_at_a_time(bars: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool, "WAIT_SECONDS", 0.0)
+    with (
+        pool.hold(tmp_path, print),
+        pytest.raises(RequestError, match="where a study is running now; expected a free one"),
+    ):
+        fastmim.study(**settings(bars, out=tmp_path))
+    with pytest.raises(RequestError, match="expected a directory that can be written"):
+        fastmim.study(**settings(bars, out=bars / "train/lying/0.png"))
+
+
+def test_a_failure_is_named_and_the_others_are_kept(
+    bars: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*words: Any, **named: Any) -> dict[str, Any]:
+        return {"pretrain": {"data": str(tmp_path / "gone")}}
+
+    monkeypatch.setattr("fastmim.studying.study.settings_of", broken)
+    done = tmp_path / "study/runs/scratch-seed0/pretrain.json"
+    done.parent.mkdir(parents=True)
+    done.write_text("{}")
+    with pytest.raises(RunError, match=r"1 of 2 trials failed, first target=hog seed 0: --data .*gone: no such file"):
+        fastmim.study(**settings(bars, out=tmp_path / "study"))
+    assert done.read_text() == "{}"
+
+
+def test_the_command_plans_without_running(bars: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["study", "--data", str(bars), "--sweep", "target=hog,pixels", "--sweep", "encoder_depth=0.5,1"]
+    words += ["--set", "img_size=16", "--set", "batch_size=8", "--labels", "4,16", "--budget", "1h", "--dry-run"]
+    with pytest.raises(SystemExit) as exit_:
+        cli.main([*words, "--device", "cpu", "--out", str(tmp_path / "study")])
+    printed = capsys.readouterr().out
+    assert exit_.value.code == 0 and not (tmp_path / "study").exists()
+    assert "5 points, 3 seeds, 15 trials" in printed and "4 and 16 labels at 16 px" in printed
+
+
+def test_threads_and_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    from fastmim.studying import settings as asked
+
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    cores = len(os.sched_getaffinity(0))
+    assert pool.find_slots(asked.build({"device": "cpu"})) == pool.Slots(("cpu",) * cores, 1, 0)
+    monkeypatch.setenv("OMP_NUM_THREADS", "64")
+    assert pool.find_slots(asked.build({"device": "cpu"})) == pool.Slots(("cpu",), 64, 0)
+    assert len(pool.find_slots(asked.build({"device": "cpu", "parallel": 3})).devices) == 3
