@@ -9,7 +9,7 @@ demo: $(INSTALLED)  ## pre-train a small ViT on the built-in photographs
 	$(BIN)/fastmim pretrain --config examples/demo.yaml --out runs/demo
 
 test: $(INSTALLED)  ## the test suite
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4
 
 check: $(INSTALLED)  ## style, types, import layers
 	$(BIN)/ruff check .
