@@ -112,7 +112,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--labels", type=int, nargs="+", default=[600, 6000])
     parser.add_argument("--targets", nargs="+", choices=["hog", "pixels"], default=["hog"])
-    parser.add_argument("--pretrain-lr", type=float, default=1e-3, help="per 256 images")
+    parser.add_argument("--pretrain-lr", type=float, default=2e-3, help="per 256 images")
     parser.add_argument("--lr", type=float, default=2e-3, help="of fine-tuning, per 256 images")
     parser.add_argument("--layer-decay", type=float, default=0.75, help="after pre-training")
     parser.add_argument("--device", default="auto")

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, NoReturn
 import yaml
 from cyclopts import App, CycloptsError, Parameter
 
-from fastmim.arguments import DONE, FAILED, REFUSED, STOPPED, asked_for, note_given
+from fastmim.arguments import DONE, FAILED, REFUSED, STOPPED, asked_for, note_given, stopped
 from fastmim.bench.settings import BenchConfig, CostConfig
 from fastmim.config import PretrainConfig, RequestError, RunError
 from fastmim.studying.command import study
@@ -54,11 +54,7 @@ def pretrain(
     result = pretraining.pretrain(overwrite=overwrite, dry_run=dry_run, **given)
     if dry_run or result.finished:
         return DONE
-    print(
-        f"stopped and saved at step {result.step} of {result.total_steps}; run the same command to resume",
-        file=sys.stderr,
-    )
-    return STOPPED
+    return stopped(f"at step {result.step} of {result.total_steps}")
 
 
 @app.command
@@ -86,11 +82,7 @@ def finetune(
     result = finetuning.finetune(overwrite=overwrite, dry_run=dry_run, **given)
     if dry_run or result.finished:
         return DONE
-    print(
-        f"stopped and saved at step {result.step} of {result.total_steps}; run the same command to resume",
-        file=sys.stderr,
-    )
-    return STOPPED
+    return stopped(f"at step {result.step} of {result.total_steps}")
 
 
 @app.command
@@ -273,11 +265,7 @@ def embed(
     result = embedding.embed(overwrite=overwrite, dry_run=dry_run, **given)
     if dry_run or result.finished:
         return DONE
-    print(
-        f"stopped and saved after {result.num_read} of {result.num_images} images; run the same command to resume",
-        file=sys.stderr,
-    )
-    return STOPPED
+    return stopped(f"after {result.num_read} of {result.num_images} images")
 
 
 @app.command

@@ -16,8 +16,7 @@ from rich.console import Console
 
 from fastmim import loop, optim, pretraining, schedule
 from fastmim.bench import peak
-from fastmim.config import IMAGENET_MEAN, IMAGENET_STD, PretrainConfig
-from fastmim.data import augment
+from fastmim.config import PretrainConfig
 from fastmim.data.sources import Source
 from fastmim.logs import Logs
 from fastmim.schedule import Stage
@@ -103,31 +102,19 @@ def _from_memory(config: PretrainConfig, source: Source) -> dict[str, float]:
         while True:
             yield batch
 
-    mean, std = (torch.tensor(values, device=plan.device) for values in (IMAGENET_MEAN, IMAGENET_STD))
     config.out.mkdir()
-    run = loop.Run(
-        out=config.out,
-        seed=config.seed,
-        batch_size=config.batch_size,
-        steps_per_epoch=plan.steps_per_epoch,
-        device=plan.device,
-        bf16=plan.bf16,
-        compile=plan.compile,
-        log_every=config.log_every,
-        about={},
-    )
     logs = Logs(config.out, total_steps=plan.total_steps, console=Console(quiet=True))
     loop.fit(
         model,
         stages=plan.stages,
         batches=batches,
-        prepare=functools.partial(augment.prepare, mean=mean, std=std),
+        prepare=pretraining.preparation(plan.device),
         build_optimizer=functools.partial(optim.build, weight_decay=config.weight_decay, betas=config.betas),
         learning_rate=functools.partial(
             schedule.learning_rate, peak=plan.peak_lr, warmup_steps=plan.warmup_steps, total_steps=plan.total_steps
         ),
         logs=logs,
-        run=run,
+        run=pretraining.loop_run(config, plan, faster_data=""),
     )
     logs.close()
     return _last_line(config.out)

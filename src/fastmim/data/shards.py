@@ -7,8 +7,6 @@ import os
 import re
 import time
 import warnings
-import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from fastmim.config import RequestError
+from fastmim.data import index_cache
 from fastmim.data.decode import image_extensions
 from fastmim.data.files import PackedNames
 from fastmim.data.tar import CUT_SHORT, Member, TarDamage, members
@@ -241,29 +240,13 @@ _NUMBERS = ("shard", "offsets", "lengths", "labels")
 
 
 def _save(index: _Index, path: Path) -> None:
-    """Write the cache in one move; without a writable cache every start indexes anew, which is no error."""
-    arrays = {name: getattr(index, name) for name in _NUMBERS}
-    for name in _NAMES:
-        names: PackedNames = getattr(index, name)
-        arrays |= {name: np.frombuffer(names.blob, dtype=np.uint8), f"{name}_ends": names.ends}
-    partial = path.with_suffix(f".{os.getpid()}.tmp")
-    with suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with partial.open("wb") as file:
-                np.savez(file, allow_pickle=False, **arrays)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+    names, numbers = ({name: getattr(index, name) for name in group} for group in (_NAMES, _NUMBERS))
+    index_cache.save(path, names, numbers)
 
 
 def _load(path: Path) -> _Index | None:
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            names = {name: PackedNames(arrays[name].tobytes(), arrays[f"{name}_ends"]) for name in _NAMES}
-            return _Index(**names, **{name: arrays[name] for name in _NUMBERS})  # type: ignore[arg-type]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
-        return None
+    found = index_cache.load(path, _NAMES, _NUMBERS)
+    return _Index(**found) if found else None
 
 
 def _stat(path: Path, origin: str) -> os.stat_result:

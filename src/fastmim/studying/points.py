@@ -27,7 +27,7 @@ SMALL_SIZE = 64
 SMALL: dict[str, Any] = {
     "backbone": "vit_tiny_patch16_224",
     "backbone_args": {"patch_size": 4, "embed_dim": 96, "depth": 4, "num_heads": 3},
-    "lr": 1e-3,
+    "lr": 2e-3,
 }
 """The network of a study of small images that names none, and a learning rate that suits it."""
 

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fastmim import config as configs
 from fastmim import runs
@@ -19,6 +16,7 @@ from fastmim.config import RequestError, RunError
 from fastmim.data.bad_images import BadImages
 from fastmim.data.sources import Source, open_source
 from fastmim.loop import StopSignals
+from fastmim.progress import progress
 from fastmim.transfer.feature_settings import RESUMABLE, EmbedConfig
 from fastmim.transfer.features import Encoder, extract
 from fastmim.transfer.partial import Partial
@@ -26,7 +24,6 @@ from fastmim.transfer.pretrained import open_encoder
 
 COMMIT_SECONDS = 30.0
 """How much work a kill can cost at most."""
-PLAIN_LINE_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -133,7 +130,7 @@ def _append(config: EmbedConfig, encoder: Encoder, source: Source, partial: Part
         bf16=runs.resolve_bf16(config.precision, encoder.mean.device),
     )
     committed = time.monotonic()
-    with StopSignals() as stop, _progress(console, partial.num_read, len(source)) as show:
+    with StopSignals() as stop, progress(console, done=partial.num_read, total=len(source)) as show:
         for found in stream:
             positions = found.indices.tolist()
             num_read = len(positions) + len(found.bad)
@@ -162,27 +159,3 @@ def _label(source: Source, index: int) -> str:
         return ""
     number = int(source.labels[index])
     return source.classes[number] if source.classes else str(number)
-
-
-@contextmanager
-def _progress(console: Console, done: int, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar on a terminal, else a line every ten seconds."""
-    start, first, said = time.monotonic(), done, 0.0
-
-    def rate(now: int) -> float:
-        return (now - first) / max(time.monotonic() - start, 1e-9)
-
-    if console.is_terminal:
-        columns = (MofNCompleteColumn(), BarColumn(), TextColumn("{task.fields[rate]:,.0f} images/s"))
-        with Progress(*columns, TimeRemainingColumn(), console=console) as bar:
-            task = bar.add_task("embed", total=total, completed=done, rate=0.0)
-            yield lambda now: bar.update(task, completed=now, rate=rate(now))
-        return
-
-    def say(now: int) -> None:
-        nonlocal said
-        if time.monotonic() - said > PLAIN_LINE_SECONDS or now == total:
-            said = time.monotonic()
-            console.print(f"{now:,} of {total:,} images  {rate(now):,.0f} images/s")
-
-    yield say
