@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import re
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -143,3 +145,18 @@ def test_a_full_disk_outside_a_checkpoint_is_one_line(
     monkeypatch.setattr(pretraining, "make_plan", fail)
     assert run("pretrain", "--config", str(settings_file(tmp_path, photos))) == 1
     assert "No space left on device; checkpoints are intact: free space" in capsys.readouterr().err
+
+
+def test_a_warning_is_one_line(tmp_path: Path, photos: Path) -> None:
+    """A shard that is cut short: what came before is used, and the user is told once, without our source line."""
+    whole = tmp_path / "whole.tar"
+    with tarfile.open(whole, "w") as tar:
+        for path in sorted(photos.iterdir()):
+            tar.add(path, path.name)
+    (tmp_path / "cut.tar").write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    words = ["pretrain", "--data", str(tmp_path / "cut.tar"), "--batch-size", "2", "--dry-run", "--img-size", "64"]
+    done = subprocess.run(
+        [sys.executable, "-m", "fastmim", *words, "--backbone", "test_vit"], capture_output=True, text=True
+    )
+    assert done.returncode == 0
+    assert re.fullmatch(r"fastmim: warning: the shard .*cut\.tar is damaged .* are used; fetch it again\n", done.stderr)

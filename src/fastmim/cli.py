@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
@@ -350,22 +351,32 @@ def cost(settings: Annotated[CostConfig, Parameter(name="*")]) -> int:
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run a command and exit with its status: 0 done, 1 failed, 2 the request is wrong, 75 stopped after saving."""
+    with warnings.catch_warnings():
+        warnings.showwarning = _warn  # type: ignore[assignment]
+        sys.exit(_run(arguments))
+
+
+def _run(arguments: list[str] | None) -> int:
     try:
-        status = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+        return app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     except (CycloptsError, RequestError) as error:
-        status = _complain(str(error), REFUSED)
+        return _complain(str(error), REFUSED)
     except RunError as error:
-        status = _complain(str(error), FAILED)
+        return _complain(str(error), FAILED)
     except BrokenPipeError:  # `fastmim backbones | head`
         sys.stderr.close()
-        status = DONE
+        return DONE
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-        status = _complain(f"{error}; checkpoints are intact: free space and run the same command to resume", FAILED)
-    sys.exit(status)
+        return _complain(f"{error}; checkpoints are intact: free space and run the same command to resume", FAILED)
 
 
 def _complain(message: str, status: int) -> int:
     print(f"fastmim: {' '.join(message.split())}", file=sys.stderr)
     return status
+
+
+def _warn(message: Warning | str, *where: Any) -> None:
+    """Python's way would show the line of our source that warns."""
+    print(f"fastmim: warning: {' '.join(str(message).split())}", file=sys.stderr)
