@@ -78,7 +78,7 @@ def test_each_network_has_its_own_scratch(bars: Path) -> None:
 
 def test_small_images_get_a_small_network_and_light_augmentation(bars: Path) -> None:
     request = check(asked.build(settings(bars, backbone=None, backbone_args={}, sweep=["target=hog"])))
-    assert request.points[1].config and request.points[1].config.lr == 1e-3
+    assert request.points[1].config and request.points[1].config.lr == 2e-3
     assert request.points[1].backbone_args["embed_dim"] == 96
     assert request.finetune["randaugment"] == "none" and request.finetune_size == 16
 
