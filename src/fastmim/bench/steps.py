@@ -65,7 +65,7 @@ class Case:
 def cases(backbones: Sequence[str]) -> list[Case]:
     """Each backbone as FastMIM trains it, and the first one with one thing changed at a time."""
     first = functools.partial(Case, backbone=backbones[0])
-    variants = [first(target="pixels"), first(img_size=160)]
+    variants = [first(target="pixels"), first(img_size=96)]
     if drops_tokens(Backbone(backbones[0]).model):
         variants.insert(0, first(masking="drop"))
     return [*(Case(backbone=name) for name in backbones), *variants]
