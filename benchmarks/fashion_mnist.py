@@ -6,9 +6,10 @@
 A ViT (28 px, patch 4, width 96, depth 4) is pre-trained on the 60,000 training images without their labels, then
 fine-tuned on some of them with labels, chosen by a hash, the same number of each class. The untrained network has
 the same labels, steps, augmentation and peak learning rate; each has the layer decay that is usual for it, none
-from scratch. That rate, 4e-3 per 256 images, was the best of 2e-3, 4e-3 and 8e-3 for both (600 labels, seed 0:
-from scratch 70.5, 73.1 and 70.3 %, pre-trained 77.7, 78.6 and 78.3 %). The 10,000 test images are looked at once, after the last step. Runs that are there are not repeated,
-and one that was interrupted goes on: start the same command again. Needs the data (Debian: dataset-fashion-mnist).
+from scratch. That rate, 4e-3 per 256 images, was the best of 2e-3, 4e-3 and 8e-3 for both (600 labels, seed 0: from
+scratch 70.5, 73.1 and 70.3 %, pre-trained 77.7, 78.6 and 78.3 %). The 10,000 test images are looked at once, after the
+last step. Runs that are there are not repeated, and one that was interrupted goes on: start the same command again.
+Needs the data (Debian: dataset-fashion-mnist).
 """
 
 from __future__ import annotations
