@@ -45,6 +45,12 @@ ROWS = (
         ("600 labels", "hog", "gain"),
     ),
     ("Training loop: CPU time of a step over a bare loop's", "loop-overhead", ("fastmim_over_bare",)),
+    ("Fine-tuning loop: likewise", "finetune-overhead", ("fastmim_over_bare",)),
+    (
+        "Feature extraction: the main process's CPU time over the bare forward pass's",
+        "features",
+        ("extract over bare forward, CPU of the main process",),
+    ),
     ("`fastmim --help`: seconds of CPU", "help", ("seconds",)),
 )
 
