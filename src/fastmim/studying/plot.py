@@ -20,12 +20,13 @@ def draw(summary: dict[str, Any], path: Path, *, title: str) -> None:
     """
     import matplotlib
     from matplotlib.figure import Figure
-    from matplotlib.ticker import StrMethodFormatter
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     labels = list(next(iter(summary.values()))["top1"])
     # A fixed salt: the same numbers are the same file.
     with matplotlib.rc_context({"svg.hashsalt": "fastmim", "font.size": 10}):
-        rows = 1 + (len(summary) - 1) // 3
+        columns = 2 * len(labels)  # of the legend: names are long
+        rows = -(-len(summary) // columns)
         figure = Figure(figsize=(max(6.4, 5.0 * len(labels)), 4.4 + 0.25 * rows), layout="constrained")
         panels = figure.subplots(1, len(labels), squeeze=False)[0]
         for panel, number in zip(panels, labels, strict=True):
@@ -43,12 +44,14 @@ def draw(summary: dict[str, Any], path: Path, *, title: str) -> None:
                     label=name,
                 )
             panel.set_xscale("log")
+            panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             panel.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+            panel.xaxis.set_minor_formatter(NullFormatter())
             panel.set_title(f"{int(number):,} labels", fontsize=11)
             panel.set_xlabel("device-seconds, pre-training and fine-tuning")
             panel.grid(alpha=0.3)
         panels[0].set_ylabel("top-1 in %, mean ± standard deviation")
         handles, names = panels[0].get_legend_handles_labels()
-        figure.legend(handles, names, loc="outside lower center", ncols=min(3, len(names)), frameon=False)
+        figure.legend(handles, names, loc="outside lower center", ncols=columns, frameon=False)
         figure.suptitle(title, fontsize=11)
         figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else {})
