@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from timm.layers import set_fused_attn
 from torch import Tensor
 
 import fastmim
@@ -157,6 +158,15 @@ def test_fused_attention_equals_the_plain_form() -> None:
             module.fused_attn = fused
         maps.append(backbone(torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))))
     torch.testing.assert_close(*maps, rtol=1e-4, atol=1e-5)
+
+
+def test_attention_is_not_fused_where_timm_is_told_not_to() -> None:
+    set_fused_attn(False)
+    try:
+        backbone = Backbone("swin_tiny_patch4_window7_224", img_size=64, args={"depths": [1, 1], "embed_dim": 48})
+    finally:
+        set_fused_attn(True)
+    assert not any(getattr(module, "fused_attn", False) for module in backbone.modules())
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath, PatchEmbed, build_sincos2d_pos_embed
+from timm.layers import DropPath, PatchEmbed, build_sincos2d_pos_embed, use_fused_attn
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -102,7 +102,12 @@ def list_checkpointable(model: nn.Module, name: str) -> list[str]:
 
 
 def fuse_attention(model: nn.Module) -> None:
-    """Use `scaled_dot_product_attention` also where timm has it but leaves it off (Swin, XCiT, Visformer)."""
+    """Use `scaled_dot_product_attention` also where timm has it but leaves it off (Swin, XCiT, Visformer).
+
+    Not if it is switched off for all of timm, by `timm.layers.set_fused_attn(False)` or TIMM_FUSED_ATTN=0.
+    """
+    if not use_fused_attn():
+        return
     for module in model.modules():
         if getattr(module, "fused_attn", None) is False:
             module.fused_attn = True  # type: ignore[assignment]
