@@ -45,6 +45,7 @@ def largest_micro_batch(
             f"give a number here"
         )
     parameters = [p for p in model.parameters() if p.requires_grad]
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     sizes = [n for n in range(batch_size, 0, -1) if batch_size % n == 0]
     for num_images in sizes:
         reserved: list[Tensor] = []
@@ -65,6 +66,9 @@ def largest_micro_batch(
         finally:
             reserved.clear()
             model.zero_grad(set_to_none=True)
+            with torch.no_grad():
+                for name, buffer in model.named_buffers():
+                    buffer.copy_(buffers[name])  # batch norms have counted the trial's images
     raise RequestError(
         f"micro_batch is 'auto', and not even {sizes[-1]} image of {img_size} px fits in the memory of {device}; "
         f"expected a smaller backbone or image: lower img_size, or set checkpoint_activations"
