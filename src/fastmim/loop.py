@@ -16,7 +16,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors.torch import save_file
@@ -25,7 +25,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import AdamW
 
 from fastmim import checkpoint, optim
-from fastmim.config import RunError
+from fastmim.config import RunError, TrainConfig, to_mapping
 from fastmim.logs import Logs
 from fastmim.randomness import step_seed
 from fastmim.schedule import Stage, stage_at
@@ -36,6 +36,19 @@ Batch = dict[str, Any]
 PATIENCE = 10
 # The share of the time that a device may wait for data before the user is told, and after how many seconds.
 _TOO_LONG, _SHOWN_AFTER = 0.2, 10.0
+
+
+class Plan(Protocol):
+    """What the loop takes from a plan, of pre-training or of fine-tuning."""
+
+    @property
+    def steps_per_epoch(self) -> int: ...
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def bf16(self) -> bool: ...
+    @property
+    def compile(self) -> bool: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +73,26 @@ class Run:
     """Facts for the checkpoints' manifests."""
     faster_data: str = ""
     """What the user can do where the device waits for data; said once if it does."""
+
+    @classmethod
+    def of(cls, config: TrainConfig, plan: Plan, *, about: dict[str, Any], faster_data: str) -> Run:
+        """The run that a config and its plan describe; config and seed are added to `about`."""
+        shared = {"seed": config.seed, "global_batch": config.batch_size, "world_size": 1}
+        return cls(
+            out=config.out,
+            seed=config.seed,
+            batch_size=config.batch_size,
+            steps_per_epoch=plan.steps_per_epoch,
+            device=plan.device,
+            bf16=plan.bf16,
+            compile=plan.compile,
+            clip=config.clip,
+            save_every=config.save_every,
+            keep_every=config.keep_every,
+            log_every=config.log_every,
+            about=shared | about | {"config": to_mapping(config)},
+            faster_data=faster_data,
+        )
 
 
 def fit(
@@ -168,31 +201,21 @@ def fit(
 
 
 def on_device(batches: Generator[Batch], device: torch.device) -> Generator[Batch]:
-    """The batches on the device; on CUDA copied one ahead by a stream of their own, behind the step's computing."""
+    """The batches on the device; on CUDA copied by a stream of their own, while the step before is still computed."""
     with closing(batches):
         if device.type != "cuda":
             for batch in batches:
                 yield to_device(batch, device)
             return
-        copying, ahead = torch.cuda.Stream(device), None
+        copying, computing = torch.cuda.Stream(device), torch.cuda.current_stream(device)
         for batch in batches:
             with torch.cuda.stream(copying):
                 copied = to_device(batch, device)
-            if ahead is not None:
-                yield _received(ahead, copying, device)
-            ahead = copied
-        if ahead is not None:
-            yield _received(ahead, copying, device)
-
-
-def _received(batch: Batch, copying: torch.cuda.Stream, device: torch.device) -> Batch:
-    """The batch, safe to use and to free on the stream that computes."""
-    computing = torch.cuda.current_stream(device)
-    computing.wait_stream(copying)
-    for value in batch.values():
-        if isinstance(value, Tensor):
-            value.record_stream(computing)
-    return batch
+            computing.wait_stream(copying)
+            for value in copied.values():
+                if isinstance(value, Tensor):
+                    value.record_stream(computing)  # its memory is free again after this stream's last use
+            yield copied
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
@@ -219,7 +242,8 @@ class Meter:
         self._from_step = step
         self._start = time.perf_counter()
         self._seconds = {"waiting": 0.0, "paused": 0.0}
-        self._waited: list[tuple[float, float]] = []  # (seconds waiting, seconds in all) of each log line
+        self._lines = 0
+        self._waited, self._lasted = 0.0, 0.0  # seconds of all log lines but the first
         self._hinted = False
         self.in_a_row = 0
         """Non-finite steps in a row, as of the last `read`."""
@@ -259,19 +283,21 @@ class Meter:
             "skipped_steps": skipped,
         }
         self.in_a_row = int(in_a_row)
-        self._waited.append((self._seconds["waiting"], seconds))
+        self._lines += 1
+        if self._lines > 1:  # workers start and kernels compile before the first
+            self._waited += self._seconds["waiting"]
+            self._lasted += seconds
         self._sums[:2] = 0
         self._from_step, self._start, self._seconds = step, now, {"waiting": 0.0, "paused": 0.0}
         return metrics
 
     def hint(self) -> str | None:
         """Where the device waits for data, what to do about it; once, when it has shown."""
-        steady = self._waited[1:]  # workers start and kernels compile before the first line
-        waited, seconds = (sum(part) for part in zip(*steady, strict=True)) if steady else (0.0, 0.0)
-        if self._hinted or not self._run.faster_data or seconds < _SHOWN_AFTER or waited < _TOO_LONG * seconds:
+        share = self._waited / self._lasted if self._lasted else 0.0
+        if self._hinted or not self._run.faster_data or self._lasted < _SHOWN_AFTER or share < _TOO_LONG:
             return None
         self._hinted = True
-        return f"the device waited {waited / seconds:.0%} of the time for data: {self._run.faster_data}"
+        return f"the device waited {share:.0%} of the time for data: {self._run.faster_data}"
 
 
 def memory_gb(device: torch.device) -> float:

@@ -270,7 +270,15 @@ def _fit(
                 total_steps=plan.total_steps,
             ),
             logs=logs,
-            run=loop_run(config, plan, faster_data=sources.faster(source)),
+            run=loop.Run.of(
+                config,
+                plan,
+                about={
+                    "num_images": plan.num_images,
+                    "stages": [dataclasses.asdict(stage) for stage in plan.stages],
+                },
+                faster_data=sources.faster(source),
+            ),
             resume_from=found,
             periodic=periodic,
         )
@@ -298,33 +306,6 @@ def batches(
         for batch in stream:
             bad_images.update(batch["bad"], num_seen=len(batch["keys"]))
             yield {"images": batch["images"], "keys": batch["keys"]}
-
-
-def loop_run(config: PretrainConfig, plan: Plan, *, faster_data: str) -> loop.Run:
-    """What the loop is to know, and what its checkpoints are to say."""
-    about = {
-        "seed": config.seed,
-        "global_batch": config.batch_size,
-        "world_size": 1,
-        "num_images": plan.num_images,
-        "stages": [dataclasses.asdict(stage) for stage in plan.stages],
-        "config": configs.to_mapping(config),
-    }
-    return loop.Run(
-        out=config.out,
-        seed=config.seed,
-        batch_size=config.batch_size,
-        steps_per_epoch=plan.steps_per_epoch,
-        device=plan.device,
-        bf16=plan.bf16,
-        compile=plan.compile,
-        clip=config.clip,
-        save_every=config.save_every,
-        keep_every=config.keep_every,
-        log_every=config.log_every,
-        about=about,
-        faster_data=faster_data,
-    )
 
 
 def draw_sample(folder: Path, source: sources.Source, model: MIM, seed: int, step: int) -> dict[str, float]:

@@ -114,7 +114,7 @@ def _from_memory(config: PretrainConfig, source: Source) -> dict[str, float]:
             schedule.learning_rate, peak=plan.peak_lr, warmup_steps=plan.warmup_steps, total_steps=plan.total_steps
         ),
         logs=logs,
-        run=pretraining.loop_run(config, plan, faster_data=""),
+        run=loop.Run.of(config, plan, about={}, faster_data=""),
     )
     logs.close()
     return _last_line(config.out)
