@@ -7,6 +7,7 @@ speaks to a claim if its points differ in what the claim is about and in nothing
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import statistics
@@ -167,7 +168,11 @@ def stages(record: Record, labels: str) -> Iterator[tuple[str, str]]:
         if None in group:
             found = {plan: difference(record, labels, group[plan], group[None]) for plan in group if plan}
             size = points(record)[group[None]]["img_size"]
-            numbers = "; ".join(f"{plan} {words(found[plan])} against {size} px throughout" for plan in found)
+            numbers = "; ".join(
+                f"{plan} {words(found[plan])} against {size} px throughout, for "
+                f"{share_of_seconds(record, group[plan], group[None])} times its device-seconds"
+                for plan in found
+            )
             yield worst([above(low, high) for _, low, high in found.values()]), numbers
 
 
@@ -179,23 +184,28 @@ def cost(record: Record, labels: str) -> Iterator[tuple[str, str]]:
         if not ours or not theirs or min(ours)[0] >= max(theirs)[0]:
             continue
         a, b = group[min(ours)], group[max(theirs)]
-        pairs = zip(seconds(record, a), seconds(record, b), strict=True)
-        shares = [x / y for x, y in pairs]
-        mean, low, high = interval(shares)
+        shares = ratios_of_seconds(record, a, b)
+        _, low, high = interval(shares)
         gap = difference(record, labels, a, b)
         cheap = HELD if high <= 0.25 else NOT if low > 0.25 else UNDECIDED
         good = HELD if gap[1] >= -MARGIN else NOT if gap[2] < -MARGIN else UNDECIDED
-        spread = f" ({low:.2f} to {high:.2f})" if math.isfinite(low) else " (one seed)"
         numbers = (
-            f"HOG at {min(ours)[0]} px took {mean:.2f}{spread} times the device-seconds of pixels at "
+            f"HOG at {min(ours)[0]} px took {share_of_seconds(record, a, b)} times the device-seconds of pixels at "
             f"{max(theirs)[0]} px; accuracy {words(gap)}"
         )
         yield worst([cheap, good]), numbers
 
 
-def seconds(record: Record, name: str) -> list[float]:
-    """Device-seconds of pre-training, by seed."""
-    return list(record["summary"][name]["pretrain"]["device_seconds"]["seeds"])
+def ratios_of_seconds(record: Record, a: str, b: str) -> list[float]:
+    """Device-seconds of a's pre-training over b's, by seed."""
+    seconds = [record["summary"][name]["pretrain"]["device_seconds"]["seeds"] for name in (a, b)]
+    return [x / y for x, y in zip(*seconds, strict=True)]
+
+
+def share_of_seconds(record: Record, a: str, b: str) -> str:
+    """The same for the reader."""
+    mean, low, high = interval(ratios_of_seconds(record, a, b))
+    return f"{mean:.2f}" + (f" ({low:.2f} to {high:.2f})" if math.isfinite(low) else " (one seed)")
 
 
 CLAIMS: tuple[tuple[str, str, Callable[[Record, str], Iterator[tuple[str, str]]]], ...] = (
@@ -251,14 +261,50 @@ def studies(folder: Path) -> dict[str, Record]:
     return {path.name: json.loads(path.read_text()) for path in newest.values()}
 
 
+def results(path: Path, record: Record) -> str:
+    """Every point of a study, and which of them its seeds can order."""
+    summary, labels = record["summary"], labels_of(record)
+    lines = [
+        f"### {path.stem}\n",
+        f"| pre-training | {' | '.join(f'{int(number):,} labels' for number in labels)} | device-seconds | images/s |",
+        f"|---{'|---:' * (len(labels) + 2)}|",
+    ]
+    for name, point in summary.items():
+        cells = [plus_minus(point["top1"][number]) + " %" for number in labels]
+        before = point.get("pretrain")
+        cells += [f"{before[key]['mean']:,.0f}" if before else "-" for key in ("device_seconds", "images_per_s")]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    plot = path.with_suffix(".png")
+    picture = [f"![Accuracy against cost](../benchmarks/records/{plot.name})\n"] if plot.exists() else []
+    return "\n".join([*lines, "", *(order(record, number) for number in labels), *picture])
+
+
+def order(record: Record, labels: str) -> str:
+    """Which pairs of points the seeds leave undecided, from the best mean down."""
+    names = sorted(record["summary"], key=lambda name: -record["summary"][name]["top1"][labels]["mean"])
+    pairs = list(itertools.combinations(names, 2))
+    intervals = {pair: difference(record, labels, *pair) for pair in pairs}
+    tied = [f"{a} and {b}, {words(intervals[a, b])}" for a, b in pairs if not intervals[a, b][1] > 0]
+    text = f"With {int(labels):,} labels the seeds order {len(pairs) - len(tied)} of {len(pairs)} pairs"
+    return f"{text}; not told apart: {'; '.join(tied)}.\n" if tied else f"{text}.\n"
+
+
+def plus_minus(found: dict[str, Any]) -> str:
+    """Mean and standard deviation, where there is one."""
+    return f"{found['mean']:.1f}" + (f" ± {found['deviation']:.1f}" if len(found["seeds"]) > 1 else "")
+
+
+def labels_of(record: Record) -> list[str]:
+    """The numbers of labels that a study has fine-tuned on."""
+    return list(next(iter(record["summary"].values()))["top1"])
+
+
 def findings(records: dict[str, Record], judge: Callable[[Record, str], Iterator[tuple[str, str]]]) -> list[Finding]:
     """What all studies say to a claim."""
     return [
         Finding(file, labels, verdict, numbers)
         for file, record in records.items()
-        for labels in record["summary"]["scratch" if "scratch" in record["summary"] else next(iter(record["summary"]))][
-            "top1"
-        ]
+        for labels in labels_of(record)
         for verdict, numbers in judge(record, labels)
     ]
 
@@ -267,7 +313,7 @@ def limits(record: Record) -> str:
     """What the evidence of a study is."""
     config, hardware = record["config"], record["hardware"]
     lengths = {point["pretrain"]["images"] for point in record["summary"].values() if "pretrain" in point}
-    epochs = " to ".join(f"{n / config['num_images']:.1f}" for n in sorted({min(lengths), max(lengths)}))
+    epochs = " to ".join(dict.fromkeys(f"{n / config['num_images']:.1f}" for n in (min(lengths), max(lengths))))
     networks = "; ".join(f"{name} {args or ''}".strip() for name, args in config["networks"])
     where = hardware.get("accelerator", f"{hardware['processor']}, {hardware['cores']} cores")
     return (
@@ -292,6 +338,10 @@ def page(folder: Path = RECORDS) -> str:
             link = f"[{f.record}](../benchmarks/records/{f.record})"
             parts.append(f"| {int(f.labels):,} | **{f.verdict}** | {f.numbers} | {link} |")
         parts.append("")
+    if records:
+        parts.append("## What the studies found\n")
+        parts.append("Top-1 after fine-tuning, mean and standard deviation over the seeds; cost of pre-training.\n")
+    parts += [results(folder / file, record) for file, record in records.items()]
     parts.append("## Limits of the evidence\n")
     if not records:
         parts.append("No study has been recorded yet.\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import statistics
 import sys
 from pathlib import Path
 from typing import Any
@@ -25,12 +26,12 @@ def claims() -> Any:
 
 def record(points: dict[str, tuple[dict[str, Any], list[float]]], seconds: dict[str, list[float]] | None = None) -> Any:
     """A study whose points differ from POINT as said, with top-1 by seed at 600 labels."""
-    summary: dict[str, Any] = {"scratch": {"top1": {"600": {"seeds": [50.0, 51.0, 52.0]}}}}
+    summary: dict[str, Any] = {"scratch": {"top1": {"600": spread([50.0, 51.0, 52.0])}}}
     for name, (_, seeds) in points.items():
         cost = (seconds or {}).get(name, [100.0, 101.0, 102.0])
         summary[name] = {
-            "top1": {"600": {"seeds": seeds}},
-            "pretrain": {"images": 60_000, "device_seconds": {"seeds": cost}},
+            "top1": {"600": spread(seeds)},
+            "pretrain": {"images": 60_000, "device_seconds": spread(cost), "images_per_s": spread([300.0])},
         }
     config = {
         "data": "pictures",
@@ -46,6 +47,14 @@ def record(points: dict[str, tuple[dict[str, Any], list[float]]], seconds: dict[
         "summary": summary,
         "hardware": {"processor": "a", "cores": 2},
         "command": "fastmim study --sweep x",
+    }
+
+
+def spread(seeds: list[float]) -> dict[str, Any]:
+    return {
+        "mean": statistics.mean(seeds),
+        "deviation": statistics.stdev(seeds) if len(seeds) > 1 else 0.0,
+        "seeds": seeds,
     }
 
 
@@ -102,7 +111,25 @@ def test_the_page(claims: Any, tmp_path: Path) -> None:
     (tmp_path / "study-size-2026-01-02.json").write_text(json.dumps(content))
     page = claims.page(tmp_path)
     assert "| 600 | **held** | 16 px -0.30 (-0.42 to -0.18) against 32 px |" in page
-    assert "pictures (60,000 images to pre-train on), vit; 1.0 to 1.0 epochs" in page or "vit; 1.0 epochs" in page
+    assert "pictures (60,000 images to pre-train on), vit; 1.0 epochs of pre-training" in page
+    assert "| a | 80.7 ± 1.0 % | 101 | 300 |" in page and "| scratch | 51.0 ± 1.0 % | - | - |" in page
+    assert "With 600 labels the seeds order 3 of 3 pairs.\n" in page and "![" not in page
+
+
+def test_points_that_the_seeds_cannot_tell_apart_are_named(claims: Any, tmp_path: Path) -> None:
+    path = tmp_path / "study-size-2026-01-02.json"
+    path.write_text(json.dumps(record({"a": ({"img_size": 16}, [78.0, 82.0, 84.0]), "b": ({}, FULL)})))
+    path.with_suffix(".png").write_bytes(b"")
+    page = claims.page(tmp_path)
+    assert "the seeds order 2 of 3 pairs; not told apart: a and b, +0.33 (-4.84 to +5.50)." in page
+    assert "![Accuracy against cost](../benchmarks/records/study-size-2026-01-02.png)" in page
+
+
+def test_stages_are_given_with_their_cost(claims: Any) -> None:
+    points = {"a": ({"stages": "16:0.5,32:0.5"}, shifted(-2)), "b": ({}, FULL)}
+    study = {"study-x": record(points, seconds={"a": [60.0, 60.0, 60.0], "b": [100.0, 100.0, 100.0]})}
+    [found] = claims.findings(study, claims.CLAIMS[4][2])
+    assert "against 32 px throughout, for 0.60 (0.60 to 0.60) times its device-seconds" in found.numbers
 
 
 def test_the_document_is_what_the_records_say(claims: Any) -> None:

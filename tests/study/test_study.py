@@ -97,7 +97,8 @@ def test_a_study_that_is_stopped_and_killed_goes_on(
     assert point["pretrain"]["images_per_s"]["mean"] > 0 and point["top1"]["4"]["gain"]["deviation"] is None
 
     record = json.loads((out / "record.json").read_text())
-    [copy] = (tmp_path / "records").iterdir()
+    copy, plot = sorted((tmp_path / "records").iterdir())
+    assert plot.read_bytes() == (out / "accuracy_against_cost.png").read_bytes() and plot.stem == copy.stem
     assert json.loads(copy.read_text()) == record and copy.name == f"study-study-{record['date']}.json"
     assert record["command"].startswith("fastmim study --data") and "--sweep target=hog" in record["command"]
     assert record["summary"] == result.summary and set(record["raw"]) == {"scratch", "target=hog"}

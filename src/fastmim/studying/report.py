@@ -56,6 +56,7 @@ def write(
         try:
             config.records.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(config.out / RECORD, path)
+            shutil.copyfile(config.out / f"{PLOT}.png", path.with_suffix(".png"))
         except OSError as error:
             raise RequestError(
                 f"records is {config.records}: {error.strerror}; expected a folder to write to"

@@ -98,7 +98,7 @@ class StudyConfig:
     """Directory of the study. The same command with the same directory resumes, run by run."""
 
     records: Path | None = None
-    """Also write the record here, as study-NAME-DATE.json with the name of --out."""
+    """Also write record and plot here, as study-NAME-DATE.json and .png with the name of --out."""
 
     def __post_init__(self) -> None:
         for name in ("seeds", "finetune_steps", "finetune_size", "parallel", "steps"):
