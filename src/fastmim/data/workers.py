@@ -7,6 +7,7 @@ tells them to or is gone.
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 import os
 import signal
@@ -34,6 +35,9 @@ def signals_blocked() -> Iterator[None]:
 
 def obey_parent_only(worker_id: int) -> None:
     """DataLoader's `worker_init_fn`: only the parent, by a signal or by its end, ends this process."""
+    # A spawned worker ends by finalising Python, which aborts it now and then: the thread that hands over batches
+    # may be inside torch. Nothing is left to do by then.
+    atexit.register(os._exit, 0)
     if _SIGNALS:
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # a fork server was not born in `signals_blocked`
         threading.Thread(target=_watch, name="obey-parent", daemon=True).start()
