@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,20 @@ def test_the_budget_is_used(bars: Path) -> None:
     assert 0.88 * 1800 < used <= 0.9 * 1800
 
 
+def test_fine_tuning_takes_half_of_the_budget_at_most(bars: Path) -> None:
+    open_ended = {"steps": None, "budget": "30m", "finetune_steps": None}
+    found = check(asked.build(settings(bars, sweep={"target": ["hog", "pixels"]}, seeds=2) | open_ended))
+    # Two fine-tunings (the one with 4 labels a quarter the batch) of a second a step: 1.25 s a step, times 6 trials.
+    slow = replace(speeds(found), step=dict.fromkeys(speeds(found).step, 1.0))
+    steps = [
+        budget.shorten_finetuning(found, slow, ONE, seconds).finetune_steps for seconds in (10_000, 2400, 1800, 60)
+    ]
+    assert steps == [400, 150, 110, 100]
+    assert found.finetune_steps == 400
+    given = request(bars, "30m")
+    assert budget.shorten_finetuning(given, slow, ONE, 60).finetune_steps == 4
+
+
 def test_two_devices_do_about_twice_as_much(bars: Path) -> None:
     found = request(bars, "30m")
     one, two = (budget.divide(found, speeds(found), slots, 1800) for slots in (ONE, TWO))
@@ -68,6 +83,7 @@ def test_a_budget_that_is_too_small_names_one_that_is_not(bars: Path) -> None:
     enough = str(error.value).partition("expected at least ")[2].partition(":")[0]
     # 40 images in steps of 8 are an epoch: 6 * 10 s + 4 * 5 * 0.5 s, and a reserve of 10 %.
     assert enough == "78s"
+    assert "and 4 steps for each fine-tuning; expected" in str(error.value)
     assert budget.divide(found, speeds(found), ONE, asked.parse_budget(enough)) >= 40
 
 

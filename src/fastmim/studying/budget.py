@@ -19,10 +19,13 @@ from fastmim.studying import pool, trial
 from fastmim.studying.points import Point
 from fastmim.studying.pool import Slots, Trial
 from fastmim.studying.request import Request, settings_of
-from fastmim.studying.settings import MAX_EPOCHS, MIN_STEPS
+from fastmim.studying.settings import FEWEST_FINETUNE_STEPS, MAX_EPOCHS, MIN_STEPS, MOST_FINETUNE_STEPS
 
 RESERVE = 0.1
 """Share of the budget that is kept for what the measurement missed."""
+
+TUNING = 0.5
+"""Most of the budget that fine-tuning and probing take, unless their length was asked for."""
 
 _FOLDER, _FILE = "speed", "speed.json"
 _STEPS = 8
@@ -48,7 +51,7 @@ class Speeds:
         scratch = request.scratch(point).folder
         most = request.batch(max(request.labels))
         tuning = sum(
-            self.overhead[scratch] + request.config.finetune_steps * self.step[scratch] * request.batch(number) / most
+            self.overhead[scratch] + request.finetune_steps * self.step[scratch] * request.batch(number) / most
             for number in request.labels
         )
         total = self.start[point.folder] + tuning + self.probe[scratch]
@@ -72,6 +75,32 @@ def makespan(durations: Sequence[float], num_slots: int) -> float:
     return max(ends)
 
 
+def needed(request: Request, speeds: Speeds, slots: Slots, images: int) -> float:
+    """The budget in seconds that a study needs whose pre-trainings see so many images."""
+    return (speeds.study(request, slots, images) + speeds.measuring) / (1 - RESERVE)
+
+
+def fewest_images(request: Request) -> int:
+    """What every pre-training sees at least: all images once, or 100 steps where that is less."""
+    return min(request.num_images, MIN_STEPS * _largest_batch(request))
+
+
+def shorten_finetuning(request: Request, speeds: Speeds, slots: Slots, budget: float) -> Request:
+    """The request with fine-tunings that leave half of a budget for pre-training, if their length was left open.
+
+    Args:
+        budget: Seconds.
+    """
+    if request.config.finetune_steps is not None:
+        return request
+    for steps in range(MOST_FINETUNE_STEPS, FEWEST_FINETUNE_STEPS, -10):
+        shorter = request.with_finetune_steps(steps)
+        leaves_half = speeds.study(shorter, slots, 0) <= TUNING * budget
+        if leaves_half and needed(shorter, speeds, slots, fewest_images(request)) <= budget:
+            return shorter
+    return request.with_finetune_steps(FEWEST_FINETUNE_STEPS)
+
+
 def divide(request: Request, speeds: Speeds, slots: Slots, budget: float) -> int:
     """The most images for each pre-training that a budget holds.
 
@@ -79,26 +108,26 @@ def divide(request: Request, speeds: Speeds, slots: Slots, budget: float) -> int
         budget: Seconds.
 
     Raises:
-        RequestError: not even the fewest: an epoch, or 100 steps where an epoch is longer.
+        RequestError: not even the fewest.
     """
-    batches = [point.config.batch_size for point in request.points if point.config]
-    fewest = min(request.num_images, MIN_STEPS * max(batches))
+    fewest = fewest_images(request)
     most = max(fewest, round(MAX_EPOCHS * request.num_images))
-
-    def needed(images: int) -> float:
-        return (speeds.study(request, slots, images) + speeds.measuring) / (1 - RESERVE)
-
-    if needed(fewest) > budget:
+    if (least := needed(request, speeds, slots, fewest)) > budget:
         num_trials = len(request.points) * request.config.seeds
         raise RequestError(
             f"budget is {request.config.budget}, which cannot hold {num_trials} trials {slots.describe()}, even with "
-            f"{fewest:,} images for each pre-training; expected at least {enough(needed(fewest))}: raise it, or lower "
-            f"--seeds, --finetune-steps or the number of points"
+            f"{fewest:,} images for each pre-training and {request.finetune_steps} steps for each fine-tuning; "
+            f"expected at least {enough(least)}: raise it, or lower --seeds, --finetune-steps or the number of points"
         )
-    while most - fewest > max(batches):
+    while most - fewest > _largest_batch(request):
         middle = (fewest + most) // 2
-        fewest, most = (middle, most) if needed(middle) <= budget else (fewest, middle)
+        fits = needed(request, speeds, slots, middle) <= budget
+        fewest, most = (middle, most) if fits else (fewest, middle)
     return fewest
+
+
+def _largest_batch(request: Request) -> int:
+    return max(point.config.batch_size for point in request.points if point.config)
 
 
 def enough(seconds: float) -> str:

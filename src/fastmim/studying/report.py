@@ -43,7 +43,10 @@ def write(
     for row in rows:
         table.add_row(*row)
     Console(highlight=False).print(table)
-    title = f"{config.data}, fine-tuned at {request.finetune_size} px, {count(config.seeds, 'seed')}"
+    title = (
+        f"{config.data}, {request.finetune_steps} steps of fine-tuning at {request.finetune_size} px, "
+        f"{count(config.seeds, 'seed')}"
+    )
     (config.out / TABLE).write_text(f"{title}\n\n{markdown(header, rows)}\n\n{LEGEND}\n")
     for suffix in ("png", "svg"):
         plot.draw(summary, config.out / f"{PLOT}.{suffix}", title=title)
@@ -195,6 +198,7 @@ def _record(
         | {
             "labels": list(request.labels),
             "finetune_size": request.finetune_size,
+            "finetune_steps": request.finetune_steps,
             "finetune": request.finetune,
             "num_images": request.num_images,
             "num_train": request.num_train,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from fastmim.data import loader, sources
 from fastmim.data.labelled import Labelled, Subset, limit_labels, open_labelled
 from fastmim.studying import points
 from fastmim.studying.points import SMALL_SIZE, Point
-from fastmim.studying.settings import StudyConfig
+from fastmim.studying.settings import MOST_FINETUNE_STEPS, StudyConfig
 from fastmim.transfer import start
 from fastmim.transfer.feature_settings import ProbeConfig
 from fastmim.transfer.settings import FinetuneConfig
@@ -66,6 +66,15 @@ class Request:
     finetune_size: int
     finetune: dict[str, Any]
     """Settings of every fine-tuning."""
+
+    @property
+    def finetune_steps(self) -> int:
+        """Steps of every fine-tuning."""
+        return int(self.finetune["steps"])
+
+    def with_finetune_steps(self, steps: int) -> Request:
+        """The same with fine-tunings of so many steps."""
+        return replace(self, finetune=self.finetune | {"steps": steps})
 
     def scratch(self, point: Point) -> Point:
         """The point from scratch with the same network."""
@@ -132,7 +141,7 @@ def _finetune(config: StudyConfig, size: int) -> dict[str, Any]:
         "val_data": config.val_data,
         "val_share": config.val_share,
         "img_size": size,
-        "steps": config.finetune_steps,
+        "steps": config.finetune_steps or MOST_FINETUNE_STEPS,
         "batch_size": FINETUNE_BATCH,
         "eval_every": "100%",
         "trackers": "none",
@@ -183,7 +192,7 @@ def settings_of(
     begin: dict[str, Any] = {"weights": str(folder / "pretrain")} if point.config else {"layer_decay": 1.0}
     for number in request.labels:
         batch = {"num_labels": number, "batch_size": request.batch(number)}
-        out = {"out": str(folder / f"finetune-{number}"), "save_every": max(1, request.config.finetune_steps // 10)}
+        out = {"out": str(folder / f"finetune-{number}"), "save_every": max(1, request.finetune_steps // 10)}
         runs[f"finetune-{number}"] = request.finetune | network | where | begin | batch | out
     if request.config.probe != "none":
         runs["probe"] = probing(request, point, seed, folder) | where

@@ -17,6 +17,9 @@ from fastmim.config import RequestError
 MIN_STEPS = 100
 """A budget must hold an epoch for each run, or so many steps where an epoch is longer."""
 
+MOST_FINETUNE_STEPS, FEWEST_FINETUNE_STEPS = 400, 100
+"""What a fine-tuning gets where nothing is said, as the budget allows."""
+
 MAX_EPOCHS = 800.0
 """Longest pre-training that a budget is spent on."""
 
@@ -78,8 +81,9 @@ class StudyConfig:
     finetune_size: int | None = None
     """Side in pixels that every network is fine-tuned and probed at. [default: the largest of the study]"""
 
-    finetune_steps: int = 400
-    """Steps of every fine-tuning, of 128 images (or all labels, where they are fewer)."""
+    finetune_steps: int | None = None
+    """Steps of every fine-tuning, of 128 images (or all labels, where they are fewer). [default: 400, or fewer, so
+    that fine-tuning and probing take at most half of --budget]"""
 
     probe: Literal["knn", "linear", "none"] = "knn"
     """What frozen features are measured with."""

@@ -74,6 +74,7 @@ def study(*, dry_run: bool = False, **given: Any) -> Studied:
         plan = _plan(request, slots, lock, say)
         if plan is None:
             return Studied(config.out, 0, num_trials, {})
+        request = request.with_finetune_steps(plan["finetune_steps"])
         say(_describe_plan(request, slots, plan))
         trials = [_trial(request, slots, plan, point, seed) for seed in range(config.seeds) for point in request.points]
         began = time.monotonic()
@@ -129,11 +130,18 @@ def _plan(request: Request, slots: Slots, lock: int, say: Any) -> dict[str, Any]
         speeds = budget.measure(request, slots, config.out, lock=lock, say=say)
         if speeds is None:
             return None
-        images = budget.divide(request, speeds, slots, settings.parse_budget(config.budget))
+        seconds = settings.parse_budget(config.budget)
+        request = budget.shorten_finetuning(request, speeds, slots, seconds)
+        images = budget.divide(request, speeds, slots, seconds)
     elif config.epochs is not None:
         images = max(1, round(config.epochs * request.num_images))
     steps = {p.folder: (config.steps or request.steps(p, images)) if p.config else 0 for p in request.points}
-    plan = {"images": images or None, "steps": steps, "speeds": vars(speeds) if speeds else None}
+    plan = {
+        "images": images or None,
+        "steps": steps,
+        "finetune_steps": request.finetune_steps,
+        "speeds": vars(speeds) if speeds else None,
+    }
     trial.write_json(path, plan)
     # Last: a directory with a config holds a study whose plan is made.
     partial = config.out / ".config.tmp"
@@ -157,6 +165,7 @@ def _describe(request: Request, slots: Slots) -> str:
     config, num_points = request.config, len(request.points)
     networks = "; ".join(f"{p.backbone} {p.backbone_args or ''}".strip() for p in request.points if p.config is None)
     labels = " and ".join(f"{number:,}" for number in request.labels)
+    most = "up to " if config.budget and config.finetune_steps is None else ""
     augmentation = f"light augmentation (up to {SMALL_SIZE} px)" if request.finetune_size <= SMALL_SIZE else "augmented"
     swept = (" or " if config.one_at_a_time else " x ").join(config.sweep)
     lines = [
@@ -166,8 +175,8 @@ def _describe(request: Request, slots: Slots) -> str:
         f"sweep     {swept}, and from scratch: {num_points} points, "
         f"{report.count(config.seeds, 'seed')}, {num_points * config.seeds} trials",
         f"network   {networks}",
-        f"finetune  {labels} labels at {request.finetune_size} px, {config.finetune_steps} steps of up to "
-        f"{request.finetune['batch_size']} images, {augmentation}, the same for all; no layer decay from scratch",
+        f"finetune  {labels} labels at {request.finetune_size} px, {most}{request.finetune_steps} steps of up "
+        f"to {request.finetune['batch_size']} images, {augmentation}, the same for all; no layer decay from scratch",
         f"runs      {slots.describe()}",
         f"out       {config.out}",
     ]
@@ -178,7 +187,7 @@ def _describe_plan(request: Request, slots: Slots, plan: dict[str, Any]) -> str:
     """How the budget is divided."""
     speeds = Speeds(**plan["speeds"]) if plan["speeds"] else None
     images = plan["images"] or 0
-    lines = ["plan      for each seed:"]
+    lines = [f"plan      fine-tunings of {request.finetune_steps} steps; for each seed:"]
     for point in request.points:
         steps = plan["steps"][point.folder]
         epochs = steps * point.config.batch_size / request.num_images if point.config else 0
