@@ -80,6 +80,9 @@ def test_what_save_to_disk_wrote(tmp_path: Path, several: bool) -> None:
     if several:
         with pytest.raises(RequestError, match=r"no split 'test'; expected train or val: add \?split=..."):
             open_source(f"hf://{tmp_path}/saved?split=test")
+    else:
+        with pytest.raises(RequestError, match=r"no split 'test'; the folder holds one table: leave out \?split=..."):
+            open_source(f"hf://{tmp_path}/saved?split=test")
 
 
 def test_a_folder_of_files(tmp_path: Path) -> None:
@@ -169,6 +172,17 @@ def test_they_can_be_split_for_training(tmp_path: Path) -> None:
     dataset = datasets.concatenate_datasets([table([0, 1] * 3)] * 10)
     found = open_labelled(f"hf://{write(tmp_path / 'set', dataset)}", val_share=0.3)
     assert found.classes == ["0", "1"] and len(found.train) + len(found.val) == 60
+
+
+def test_a_split_of_their_own_is_validated_on(tmp_path: Path) -> None:
+    kind = datasets.ClassLabel(names=["0", "1"])
+    folder = write(tmp_path / "set", table([0, 1] * 3, kind))
+    write(folder, table([-1] * 6, kind), "validation")  # keeps its labels to itself
+    write(folder, table([1] * 6, kind), "test")
+    found = open_labelled(f"hf://{folder}")
+    assert (len(found.train), len(found.val)) == (6, 6) and found.val.origin.endswith("?split=test")
+    named = open_labelled(f"hf://{folder}?split=train", val_share=0.5)
+    assert len(named.train) + len(named.val) == 6
 
 
 # What is refused

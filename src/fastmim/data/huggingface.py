@@ -104,6 +104,8 @@ def _load(name: str, options: Mapping[str, str], origin: str) -> Any:
         if split not in loaded:
             raise RequestError(f"--data {origin}: no split {split!r}; expected {' or '.join(loaded)}: add ?split=...")
         loaded = loaded[split]
+    elif saved and "split" in options and str(loaded.split) != split:
+        raise RequestError(f"--data {origin}: no split {split!r}; the folder holds one table: leave out ?split=...")
     return loaded
 
 

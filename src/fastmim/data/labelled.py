@@ -16,7 +16,11 @@ from fastmim.data.sources import Source, open_source
 
 TRAIN_FOLDER = "train"
 VAL_NAMES = ("val", "validation", "valid", "test")
-"""Folders beside `train/` and splits of torchvision's sets that are validated on: the first that is there."""
+"""Folders beside `train/` and splits of sets that are validated on: the first that is there."""
+
+_WITH_SPLITS = ("torchvision://", "hf://")
+# That a set has no such split, as we, torchvision and datasets say it; missing files are no reason to go on.
+_NO_SPLIT = ("no split", "for argument split", "Unknown split")
 
 _EXPECTED = (
     "class folders (data/cat/1.jpg), train/ and val/ with class folders, a list with a label in each row, "
@@ -60,11 +64,11 @@ def open_labelled(data: str, *, val_data: str | None = None, val_share: float = 
     """Open labelled images.
 
     Validation images are `val_data` if given; else, of a directory, `val/`, `validation/`, `valid/` or `test/`
-    beside its `train/`; of a torchvision set that is named without a split, its split of one of these names;
-    else a share of the images, chosen by a hash of their path within the directory (or of their number). Such
-    a split is the same in every run and on every machine, and an image that is added later moves no other one
-    (but for the one image that a class always keeps for training). A folder called `train` is a class like
-    any other if there are other folders and none of those names.
+    beside its `train/`; of a torchvision or HuggingFace set that is named without a split, its split of one of
+    these names that has labels; else a share of the images, chosen by a hash of their path within the directory
+    (or of their number). Such a split is the same in every run and on every machine, and an image that is added
+    later moves no other one (but for the one image that a class always keeps for training). A folder called
+    `train` is a class like any other if there are other folders and none of those names.
 
     Args:
         data: Anything that `open_source` takes and that has labels.
@@ -81,7 +85,7 @@ def open_labelled(data: str, *, val_data: str | None = None, val_share: float = 
     if val_data is not None:
         val: Source | None = open_source(val_data)
     else:
-        val = _torchvision_val(data) if data.startswith("torchvision://") else _val_folder(data)
+        val = _val_split(data) if data.startswith(_WITH_SPLITS) else _val_folder(data)
     labels, classes = _check(train)
     if val is not None:
         return Labelled(train, _match(val, train, classes), classes)
@@ -139,16 +143,17 @@ def _val_folder(data: str) -> Source | None:
     return open_source(str(Path(data) / there[0])) if there else None
 
 
-def _torchvision_val(data: str) -> Source | None:
-    """The split to validate on; None if the user named a split, or the set has none of these."""
+def _val_split(data: str) -> Source | None:
+    """The split to validate on; None if the user named a split, or the set has none of these with labels."""
     if "split=" in data:
         return None
     for name in VAL_NAMES:
         try:
-            return open_source(f"{data}{'&' if '?' in data else '?'}split={name}")
+            val = open_source(f"{data}{'&' if '?' in data else '?'}split={name}")
+            if val.labels is not None:  # some sets keep their test labels to themselves
+                return val
         except RequestError as error:
-            # That it has no such split, as we or torchvision say it; that files are missing is no reason to go on.
-            if not any(words in str(error) for words in ("has no split", "for argument split")):
+            if not any(words in str(error) for words in _NO_SPLIT):
                 raise
     return None
 
