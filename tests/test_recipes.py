@@ -67,6 +67,10 @@ def test_fine_tuning_recipes_name_their_result(name: str) -> None:
         ({"recipe": "vit-b", "img_size": 16, "block": 32}, "img_size is 16; expected a multiple of the block of 32"),
         ({"recipe": "swin-b", "img_size": 16}, "img_size is 16; expected a multiple of the block of 32"),
         (
+            {"recipe": "swin-b", "backbone_args": {"window_size": 5}},
+            "window_size is 5, which does not fit the map of 32 x 32 at 128 px; expected one of 2, 4, 8, 16, 32: take",
+        ),
+        (
             {"recipe": "swin-b", "backbone_args": {"window_size": 0}},
             "args .'window_size': 0.: .*expected arguments that timm's swin_base",
         ),

@@ -190,6 +190,7 @@ class Source:
     def fit(self, img_size: int, encoder_depth: float = 1.0) -> Fit:
         """How the model meets images of this size; RequestError if it cannot, or not at this depth."""
         model, size, features, norm = self.nearest(img_size)
+        self._check_window(model, size)
         blocks = list_blocks(model)
         left_out = tuple(blocks[num_kept(len(blocks), encoder_depth) :])
         if left_out:
@@ -238,6 +239,17 @@ class Source:
             with suppress(Exception):
                 return Trial(model, size, last_map(model, self._images(size), norm=norm), norm)
         return None
+
+    def _check_window(self, model: nn.Module, size: int) -> None:
+        """RequestError if `args` ask for a window that timm would clip, or pad the map for, in silence."""
+        window = self.args.get("window_size")
+        side = getattr(getattr(model, "patch_embed", None), "grid_size", (0,))[0]
+        if isinstance(window, int) and side % window:
+            fitting = ", ".join(str(n) for n in range(2, side + 1) if side % n == 0)
+            raise RequestError(
+                f"window_size is {window}, which does not fit the map of {side} x {side} at {size} px; expected one of "
+                f"{fitting}: take one of them, or another img_size"
+            )
 
     def _images(self, size: int) -> Tensor:
         return torch.zeros(2, self.in_chans, size, size, device="meta")

@@ -154,16 +154,7 @@ def _finetune(config: StudyConfig, size: int) -> dict[str, Any]:
 def _try(config: PretrainConfig) -> None:
     """Build the model without values."""
     with torch.device("meta"):
-        model = pretraining.build_model(configs.build(PretrainConfig, configs.to_mapping(config), {"init": None}))
-    window = config.backbone_args.get("window_size")
-    side = getattr(getattr(model.backbone.model, "patch_embed", None), "grid_size", (0,))[0]
-    # timm pads the map or clips the window in silence; here that would compare what nobody asked for.
-    if isinstance(window, int) and side and side % window:
-        fitting = ", ".join(str(n) for n in range(2, side + 1) if side % n == 0)
-        raise RequestError(
-            f"window_size is {window}, which does not fit the map of {side} x {side} at {config.sizes()[0][0]} px; "
-            f"expected one of {fitting}: take one of them, or another img_size"
-        )
+        pretraining.build_model(configs.build(PretrainConfig, configs.to_mapping(config), {"init": None}))
 
 
 def _try_classifier(request: Request, point: Point, labelled: Labelled) -> None:
