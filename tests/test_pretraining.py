@@ -219,12 +219,15 @@ def test_data_that_changed_under_a_run_is_refused(tmp_path: Path, photos: Path) 
         pretrain(tmp_path / "run", data)
 
 
-def test_bad_images_are_skipped_and_named(tmp_path: Path, photos: Path) -> None:
+def test_bad_images_are_skipped_and_named(tmp_path: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data, out = tmp_path / "data", tmp_path / "run"
     shutil.copytree(photos, data)
     (data / "03.jpg").write_bytes(b"<html>not found</html>")
     (data / "07.jpg").write_bytes((photos / "07.jpg").read_bytes()[:300])
     pretrain(out, data, max_bad_share=0.1)
+    said = capsys.readouterr().out
+    assert said.count("; all such images are listed in") == 1
+    assert f"skipped 2 of 24 images as unreadable; they are listed in {out}/bad_images.txt\n" in said
     named = (out / "bad_images.txt").read_text().splitlines()
     assert [Path(line.split("\t")[0]).name for line in named] == ["03.jpg", "07.jpg"]
     with pytest.raises(RunError, match=r"cannot be read.*raise --max-bad-share above 0.05"):

@@ -255,9 +255,9 @@ def _fit(
         )
     if labelled:
         periodic.append((plan.probe_every, functools.partial(probe, config, plan, labelled, model, logs)))
-    bad_images = BadImages(config.out, num_images=plan.num_images, max_share=config.max_bad_share)
+    bad_images = BadImages(config.out, num_images=plan.num_images, max_share=config.max_bad_share, say=logs.say)
     try:
-        return loop.fit(
+        reached = loop.fit(
             model,
             stages=plan.stages,
             batches=functools.partial(batches, config, plan, source, bad_images),
@@ -282,6 +282,9 @@ def _fit(
             resume_from=found,
             periodic=periodic,
         )
+        if bad_images:
+            logs.say(bad_images.describe())
+        return reached
     finally:
         logs.close()
 

@@ -367,13 +367,17 @@ def test_a_class_without_validation_images_is_not_available(
     assert "16 images, none of 1 of the classes" in said and "no validation images of red" in said
 
 
-def test_unreadable_validation_images_are_named_and_do_not_count(tmp_path: Path, labelled: Path) -> None:
+def test_unreadable_validation_images_are_named_and_do_not_count(
+    tmp_path: Path, labelled: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     data = tmp_path / "data"
     shutil.copytree(labelled, data)
     (data / "val/blue/0.png").write_bytes(b"nothing")
     finetune(tmp_path / "run", data, steps=2)
     assert json.loads((tmp_path / "run/evaluation.json").read_text())["images"] == 23
     assert "val/blue/0.png" in (tmp_path / "run/bad_images.txt").read_text()
+    said = capsys.readouterr().out
+    assert "val/blue/0.png (not an image: begins with b'nothing'); all such images are listed in" in said
 
 
 def test_validation_images_of_which_none_can_be_read(tmp_path: Path, labelled: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,13 +16,16 @@ class BadImages:
     """Collects what the loader reports, keeps `bad_images.txt` current, and stops a run that has too many.
 
     The file has a line "name<TAB>reason" for each image, sorted. Lines of an earlier start of the same run
-    stay but do not count: the files may have been repaired since.
+    stay but do not count: the files may have been repaired since. The first one found is said, by `say`.
     """
 
-    def __init__(self, run_dir: Path, *, num_images: int, max_share: float = 0.05) -> None:
+    def __init__(
+        self, run_dir: Path, *, num_images: int, max_share: float = 0.05, say: Callable[[str], object] | None = None
+    ) -> None:
         self.path = run_dir / "bad_images.txt"
         self.num_images = num_images
         self.max_share = max_share
+        self.say = say
         self.num_seen = 0
         self._found: dict[str, str] = {}
 
@@ -41,6 +44,9 @@ class BadImages:
         new = {name: reason for name, reason in bad if name not in self._found}
         if not new:
             return
+        if self.say and not self._found:
+            name, reason = next(iter(new.items()))
+            self.say(f"skipped {_clean(name)} ({_clean(reason)}); all such images are listed in {self.path}")
         self._found |= new
         self._write()
         num_tried = min(self.num_images, max(self.num_seen, _MIN_SEEN))
@@ -51,6 +57,10 @@ class BadImages:
                 f"the first is {name} ({reason}): repair or remove those in {self.path}, "
                 f"or raise --max-bad-share above {self.max_share:g}"
             )
+
+    def describe(self) -> str:
+        """How many there are, for the end of a run."""
+        return f"skipped {len(self):,} of {self.num_images:,} images as unreadable; they are listed in {self.path}"
 
     def _write(self) -> None:
         lines = {f"{_clean(name)}\t{_clean(reason)}" for name, reason in self._found.items()}

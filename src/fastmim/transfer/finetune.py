@@ -124,7 +124,8 @@ class _Finetuning:
         self.config, self.plan, self.data, self.start, self.model = config, plan, data, start, model
         self.console = console
         num_images = len(data.train) + len(data.val)
-        self.bad_images = BadImages(config.out, num_images=num_images, max_share=config.max_bad_share)
+        say = functools.partial(console.print, soft_wrap=True, markup=False)
+        self.bad_images = BadImages(config.out, num_images=num_images, max_share=config.max_bad_share, say=say)
         self.mean, self.std = config.mean or tuple(start.mean), config.std or tuple(start.std)
         self.randaugment = None if config.randaugment == "none" else RandAugment(config.randaugment, fill=self.mean)
         self.plan = dataclasses.replace(plan, stage=self.stage())
@@ -183,6 +184,8 @@ class _Finetuning:
         )
         try:
             step = self._fit(found, logs, validator)
+            if self.bad_images:
+                logs.say(self.bad_images.describe())
         finally:
             logs.close()
         if step < plan.total_steps:
