@@ -281,10 +281,11 @@ def test_a_size_that_the_backbone_cannot_take_is_refused_before_the_run(tmp_path
 
 def test_an_unwritable_directory_is_refused(tmp_path: Path, photos: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(
-        RequestError, match=r"out is .*file/run: Not a directory; expected a directory that can be written"
-    ):
+    with pytest.raises(RequestError, match=r"out is .*file/run: Not a directory; expected a path that can be written"):
         pretrain(tmp_path / "file/run", photos)
+    (tmp_path / "run/.config.tmp").mkdir(parents=True)
+    with pytest.raises(RequestError, match=r"out is .*run: Is a directory; expected a directory that can be written"):
+        pretrain(tmp_path / "run", photos)
 
 
 def test_several_processes_are_refused_not_silently_independent(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import time
 from dataclasses import dataclass
@@ -12,10 +13,11 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
+from fastmim import locking, runs
 from fastmim.config import RequestError, RunError
 from fastmim.data.bad_images import BadImages
 from fastmim.data.files import Files
-from fastmim.data.pack_writer import PackWriter
+from fastmim.data.pack_writer import PackWriter, partial_folder
 from fastmim.data.packed import CODECS, IMAGES, Packed, find_damage, is_packed
 from fastmim.data.small import QUALITY, SUBSAMPLING, load_small
 from fastmim.data.sources import Source, open_source
@@ -84,12 +86,27 @@ def pack(
     out, console = Path(out), Console(highlight=False)
     source = open_source(os.fspath(data))
     _check_labels(source)
+    workers = runs.num_cores() if num_workers is None else num_workers
+    say = functools.partial(console.print, soft_wrap=True, markup=False)
+    with locking.hold(partial_folder(out), say, out=out):
+        return _pack(source, out, console, codec, short_side, workers, max_bad_share, overwrite)
+
+
+def _pack(
+    source: Source,
+    out: Path,
+    console: Console,
+    codec: str,
+    short_side: int,
+    workers: int,
+    max_bad_share: float,
+    overwrite: bool,
+) -> Packing:
     request = {"data": source.origin, "codec": codec, "short_side": short_side, "num_images": len(source)}
     writer = PackWriter(out, request=request, overwrite=overwrite)
     if writer.next:
         _check_unchanged(writer, source)
         console.print(f"resuming at image {writer.next:,} of {len(source):,}")
-    workers = len(os.sched_getaffinity(0)) if num_workers is None else num_workers
     try:
         with writer:
             _append(source, writer, console, codec, short_side, workers, max_bad_share)

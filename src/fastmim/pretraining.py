@@ -82,8 +82,15 @@ def pretrain(*, overwrite: bool = False, dry_run: bool = False, **settings: Any)
         RequestError: the request is wrong.
         RunError: the run failed.
     """
-    config = runs.resolve(PretrainConfig, settings, recipes=RECIPES, overwrite=overwrite)
     console = Console(highlight=False)
+    opening = runs.opened(
+        PretrainConfig, settings, recipes=RECIPES, overwrite=overwrite, dry_run=dry_run, console=console
+    )
+    with opening as config:
+        return _pretrain(config, overwrite, dry_run, console)
+
+
+def _pretrain(config: PretrainConfig, overwrite: bool, dry_run: bool, console: Console) -> Result:
     source = sources.open_source(config.data)
     labelled = open_labelled(config.probe) if config.probe else None
     plan = make_plan(config, source)

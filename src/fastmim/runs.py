@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 import yaml
+from rich.console import Console
 
-from fastmim import checkpoint
+from fastmim import checkpoint, locking
 from fastmim import config as configs
 from fastmim.config import RequestError, TrainConfig
 
@@ -36,6 +39,27 @@ FILES = (
     "wandb",
     "mlflow.db",
 )
+
+
+@contextmanager
+def opened(
+    cls: type[Config],
+    settings: Mapping[str, Any],
+    *,
+    recipes: Mapping[str, Callable[[], dict[str, Any]]],
+    overwrite: bool,
+    dry_run: bool,
+    console: Console,
+) -> Iterator[Config]:
+    """A run's config, from `resolve`, and its directory kept to this process (but for a dry run).
+
+    Raises:
+        RequestError: as `resolve`; another process is at work in the directory, or it cannot be written.
+    """
+    out = configs.build(cls, settings).out
+    say = functools.partial(console.print, soft_wrap=True, markup=False)
+    with nullcontext() if dry_run else locking.hold(out, say):
+        yield resolve(cls, settings, recipes=recipes, overwrite=overwrite)
 
 
 def resolve(
@@ -139,7 +163,12 @@ def resolve_device(name: str) -> torch.device:
 
 def resolve_workers(num_workers: int | None) -> int:
     """How many data processes: what was asked for, else one for each core but one."""
-    return max(1, min(16, len(os.sched_getaffinity(0)) - 1)) if num_workers is None else num_workers
+    return max(1, min(16, num_cores() - 1)) if num_workers is None else num_workers
+
+
+def num_cores() -> int:
+    """Cores that this process may use; all of them where the system does not say."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def resolve_bf16(precision: str, device: torch.device) -> bool:

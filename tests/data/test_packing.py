@@ -289,10 +289,11 @@ def test_where_it_cannot_go(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(RequestError, match="which exists and is no pack; expected a new directory"):
         pack(folder, tmp_path, overwrite=True)
-    with pytest.raises(
-        RequestError, match=r"out is .*file/packed: Not a directory; expected a directory that can be made"
-    ):
+    with pytest.raises(RequestError, match=r"out is .*file/packed: Not a directory; expected a path that can be"):
         pack(folder, tmp_path / "file/packed")
+    (tmp_path / "packed.partial/progress.json").mkdir(parents=True)
+    with pytest.raises(RequestError, match=r"out is .*packed: Is a directory; expected a directory that can be made"):
+        pack(folder, tmp_path / "packed")
 
 
 def test_labels_of_a_source_that_are_not_integers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

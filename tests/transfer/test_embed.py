@@ -262,13 +262,19 @@ def test_a_dry_run_writes_nothing(tmp_path: Path, photos: Path, capsys: pytest.C
         ({"data": None}, "data is not given; expected images: --data photos/"),
         ({"data": "no/such/folder"}, "no/such/folder"),
         ({"out": "features.csv"}, "out is features.csv; expected a name that ends in .parquet or .npy"),
-        ({"out": "/dev/null/x.npy"}, "out is /dev/null/x.npy: .*; expected a file that can be written"),
+        ({"out": "/dev/null/x.npy"}, "out is /dev/null/x.npy: .*; expected a path that can be written"),
     ],
 )
 def test_wrong_requests_are_refused(tmp_path: Path, photos: Path, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(RequestError, match=message) as error:
         fastmim.embed(**(UNTRAINED | {"data": str(photos), "out": tmp_path / "x.npy"} | settings))
     assert "\n" not in str(error.value)
+
+
+def test_an_unfinished_part_that_cannot_be_read(tmp_path: Path, photos: Path) -> None:
+    (tmp_path / "x.npy.partial/progress.json").mkdir(parents=True)
+    with pytest.raises(RequestError, match=r"out is .*x.npy: Is a directory; expected a file that can be written"):
+        embed(photos, tmp_path / "x.npy")
 
 
 def test_parquet_without_pyarrow_is_refused(tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,12 +12,18 @@ from typing import IO, Any
 
 import numpy as np
 
+from fastmim import locking
 from fastmim.config import RequestError
 from fastmim.data.packed import FORMAT, IMAGES, INDEX, MANIFEST, NAMES, ROW, VERSION, crc32, is_packed
 
 BLOCK_BYTES = 1 << 26
 """A block, the unit of the checksums, ends with the batch of images that takes it to this length."""
 _ROWS, _PROGRESS = "rows.bin", "progress.json"
+
+
+def partial_folder(out: Path) -> Path:
+    """Where a pack is until it is whole."""
+    return out.absolute().with_name(out.absolute().name + ".partial")
 
 
 class PackWriter:
@@ -36,7 +42,7 @@ class PackWriter:
     """
 
     def __init__(self, out: Path, *, request: Mapping[str, Any], overwrite: bool = False) -> None:
-        self.out, self.folder = out, out.absolute().with_name(out.absolute().name + ".partial")
+        self.out, self.folder = out, partial_folder(out)
         self.request = json.loads(json.dumps(request))
         self.next, self.num_images, self.last_name = 0, 0, ""
         self.replace = overwrite
@@ -45,7 +51,7 @@ class PackWriter:
         self._bytes = dict.fromkeys((IMAGES, NAMES, _ROWS), 0)
         try:
             if overwrite and self.folder.exists():
-                shutil.rmtree(self.folder)
+                locking.clear(self.folder)
             if (self.folder / _PROGRESS).exists():
                 self._go_on(json.loads((self.folder / _PROGRESS).read_text()))
             self._check_out()
@@ -178,6 +184,7 @@ class PackWriter:
         shutil.rmtree(replaced, ignore_errors=True)
         if self.out.exists():
             self.out.rename(replaced)
+        (self.folder / locking.FILE).unlink(missing_ok=True)
         self.folder.rename(self.out)
         _fsync_folder(self.folder.parent)
         for name in (_ROWS, _PROGRESS):  # needed until here, to go on after a kill

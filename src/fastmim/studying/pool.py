@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -16,13 +14,9 @@ from typing import IO, Any
 import torch
 
 from fastmim import runs
-from fastmim.config import RequestError
 from fastmim.loop import StopSignals
 from fastmim.studying import trial
 from fastmim.studying.settings import StudyConfig
-
-WAIT_SECONDS = 60.0
-"""How long a study waits for the runs of one that was killed to save themselves."""
 
 _POLL_SECONDS = 0.1
 
@@ -46,7 +40,7 @@ class Slots:
 
 def find_slots(config: StudyConfig) -> Slots:
     """The devices of a study, or RequestError where one is not there."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = runs.num_cores()
     device = runs.resolve_device(config.device)
     if device.type == "cpu":
         threads = max(1, int(os.environ.get("OMP_NUM_THREADS") or 1))
@@ -104,7 +98,7 @@ def run_all(trials: Sequence[Trial], slots: Slots, *, lock: int, done: Callable[
     """Run trials in their order, as many at a time as there are slots; those that are done are passed over.
 
     Args:
-        lock: File descriptor of `hold`; the processes keep it too.
+        lock: File descriptor of `locking.hold`; the processes keep it too.
         done: Called after each trial that finished.
     """
     waiting = [t for t in trials if t.results() is None]
@@ -162,38 +156,3 @@ def _last_words(log: Path, status: int) -> str:
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
     said = lines[-1].removeprefix("fastmim: ") if lines and status > 0 else f"it ended with status {status}"
     return f"{said} (see {log})"
-
-
-@contextmanager
-def hold(out: Path, say: Callable[[str], None]) -> Iterator[int]:
-    """Keep a study's directory to this process and its runs; the file descriptor that does.
-
-    Raises:
-        RequestError: another study is at work there, or the directory cannot be written.
-    """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        file = (out / ".lock").open("w")
-    except OSError as error:
-        raise RequestError(f"out is {out}: {error.strerror}; expected a directory that can be written") from None
-    with file:
-        deadline = time.monotonic() + WAIT_SECONDS
-        waited = False
-        while not _lock(file):
-            if time.monotonic() > deadline:
-                raise RequestError(
-                    f"out is {out}, where a study is running now; expected a free one: take another --out"
-                )
-            if not waited:
-                say("waiting for the runs of an earlier study in this directory to end")
-            waited = True
-            time.sleep(_POLL_SECONDS)
-        yield file.fileno()
-
-
-def _lock(file: IO[str]) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

@@ -12,6 +12,7 @@ import yaml
 from rich.console import Console
 
 from fastmim import config as configs
+from fastmim import locking
 from fastmim.config import RequestError, RunError
 from fastmim.studying import budget, pool, report, settings, trial
 from fastmim.studying.budget import Speeds
@@ -70,7 +71,7 @@ def study(*, dry_run: bool = False, **given: Any) -> Studied:
     say(_describe(request, slots))
     if dry_run:
         return Studied(config.out, 0, num_trials, {})
-    with pool.hold(config.out, say) as lock:
+    with locking.hold(config.out, say) as lock:
         plan = _plan(request, slots, lock, say)
         if plan is None:
             return Studied(config.out, 0, num_trials, {})

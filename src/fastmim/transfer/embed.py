@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -11,7 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from fastmim import config as configs
-from fastmim import runs
+from fastmim import locking, runs
 from fastmim.config import RequestError, RunError
 from fastmim.data.bad_images import BadImages
 from fastmim.data.sources import Source, open_source
@@ -73,8 +74,7 @@ def embed(*, overwrite: bool = False, dry_run: bool = False, **settings: Any) ->
             f"out is {config.out}, but pyarrow is not installed; run: pip install 'fastmim[embed]', or take a .npy"
         )
     folder = config.out.with_name(config.out.name + ".partial")
-    if config.out.exists() and not folder.exists() and not overwrite:
-        raise RequestError(f"out is {config.out}, which exists; expected a new file: take another, or add --overwrite")
+    _check_out(config.out, folder, overwrite)
     source = open_source(config.data)
     encoder, facts = open_encoder(config)
     console.print(
@@ -85,6 +85,21 @@ def embed(*, overwrite: bool = False, dry_run: bool = False, **settings: Any) ->
     )
     if dry_run:
         return Embedded(config.out, len(source), 0, 0, encoder.width)
+    say = functools.partial(console.print, soft_wrap=True, markup=False)
+    with locking.hold(folder, say, out=config.out):
+        return _embed(config, encoder, facts, source, folder, overwrite, console)
+
+
+def _embed(
+    config: EmbedConfig,
+    encoder: Encoder,
+    facts: dict[str, Any],
+    source: Source,
+    folder: Path,
+    overwrite: bool,
+    console: Console,
+) -> Embedded:
+    _check_out(config.out, folder, overwrite)  # another process may have made it while this one waited
     asked = {key: value for key, value in configs.to_mapping(config).items() if key not in RESUMABLE}
     partial = Partial(
         folder,
@@ -106,6 +121,13 @@ def embed(*, overwrite: bool = False, dry_run: bool = False, **settings: Any) ->
         note = f"; {left_out:,} unreadable, listed in {partial.bad_images}" if left_out else ""
         console.print(f"wrote {config.out}: {partial.num_rows:,} x {encoder.width}{note}", soft_wrap=True)
     return result
+
+
+def _check_out(out: Path, folder: Path, overwrite: bool) -> None:
+    """A file that is there is not replaced unasked, but one that a kill left half in place is completed."""
+    begun = folder.exists() and any(path.name != locking.FILE for path in folder.iterdir())
+    if out.exists() and not begun and not overwrite:
+        raise RequestError(f"out is {out}, which exists; expected a new file: take another, or add --overwrite")
 
 
 def _check_unchanged(partial: Partial, source: Source) -> None:

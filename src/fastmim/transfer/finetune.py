@@ -77,8 +77,15 @@ def finetune(*, overwrite: bool = False, dry_run: bool = False, **settings: Any)
         RequestError: the request is wrong.
         RunError: the run failed.
     """
-    config = runs.resolve(FinetuneConfig, settings, recipes=FINETUNE_RECIPES, overwrite=overwrite)
     console = Console(highlight=False)
+    opening = runs.opened(
+        FinetuneConfig, settings, recipes=FINETUNE_RECIPES, overwrite=overwrite, dry_run=dry_run, console=console
+    )
+    with opening as config:
+        return _finetune(config, overwrite, dry_run, console)
+
+
+def _finetune(config: FinetuneConfig, overwrite: bool, dry_run: bool, console: Console) -> Result:
     data = _open_data(config)
     plan = make_plan(config, len(data.train))
     found = None if overwrite else _resume_point(config, data)

@@ -19,6 +19,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from fastmim import locking
 from fastmim.config import RequestError
 
 _FEATURES, _INDEX, _BAD, _PROGRESS = "features.npy", "index.csv", "bad_images.txt", "progress.json"
@@ -50,7 +51,7 @@ class Partial:
         self._bytes: dict[str, int] = {}
         try:
             if overwrite and folder.exists():
-                shutil.rmtree(folder)
+                locking.clear(folder)
             folder.mkdir(parents=True, exist_ok=True)
             if (folder / _PROGRESS).exists():
                 self._go_on(json.loads((folder / _PROGRESS).read_text()))
