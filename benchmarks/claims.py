@@ -311,16 +311,47 @@ def findings(records: dict[str, Record], judge: Callable[[Record, str], Iterator
 
 def limits(record: Record) -> str:
     """What the evidence of a study is."""
-    config, hardware = record["config"], record["hardware"]
+    config = record["config"]
     lengths = {point["pretrain"]["images"] for point in record["summary"].values() if "pretrain" in point}
     epochs = " to ".join(dict.fromkeys(f"{n / config['num_images']:.1f}" for n in (min(lengths), max(lengths))))
     networks = "; ".join(f"{name} {args or ''}".strip() for name, args in config["networks"])
-    where = hardware.get("accelerator", f"{hardware['processor']}, {hardware['cores']} cores")
     return (
         f"{config['data']} ({config['num_images']:,} images to pre-train on), {networks}; {epochs} epochs of "
         f"pre-training, fine-tuned at {config['finetune_size']} px for {config['finetune_steps']} steps, "
-        f"{config['seeds']} seed{'s' if config['seeds'] > 1 else ''}, on {where}: `{record['command']}`"
+        f"{config['seeds']} seed{'s' if config['seeds'] > 1 else ''}, on {machine(record)}: `{record['command']}`"
     )
+
+
+def costs(path: Path) -> str:
+    """What an image costs in each recipe, from a record of `benchmarks/recipes.py`."""
+    record = json.loads(path.read_text())
+    names = record["config"]["baselines"]
+    against = [f"times less than {method} (by multiply-adds)" for method in names]
+    lines = [
+        "## What an image costs in each recipe\n",
+        f"A training step at the recipe's own size, {record['config']['precision']}, batches of "
+        f"{record['config']['batch_size']}, {record['config']['threads']} thread(s), on {machine(record)}; the baselines "
+        f"are our recipes {' and '.join(names.values())}; medians of {record['config']['rounds']} rounds, their range "
+        f"([{path.name}](../benchmarks/records/{path.name})).\n",
+        f"| recipe | network | px | GMAC forward | images/s | {' | '.join(against)} |",
+        f"|---|---|---|{'---:|' * (2 + len(names))}",
+    ]
+    for name, cost in record["summary"].items():
+        cells = [name, cost["backbone"], str(cost["sizes"])]
+        cells += [f"{cost['gmac_forward']:.2f}", f"{cost['images_per_s']:.2f}"]
+        for method in names:
+            times = cost[f"times_less_than_{method}"]
+            cells.append(
+                f"{times['median']:.2f}, {times['min']:.2f} to {times['max']:.2f} ({times['multiply_adds']:.2f})"
+            )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, ""])
+
+
+def machine(record: Record) -> str:
+    """What a record was measured on."""
+    hardware = record["hardware"]
+    return str(hardware.get("accelerator", f"{hardware['processor']}, {hardware['cores']} cores"))
 
 
 def page(folder: Path = RECORDS) -> str:
@@ -342,6 +373,7 @@ def page(folder: Path = RECORDS) -> str:
         parts.append("## What the studies found\n")
         parts.append("Top-1 after fine-tuning, mean and standard deviation over the seeds; cost of pre-training.\n")
     parts += [results(folder / file, record) for file, record in records.items()]
+    parts += [costs(path) for path in sorted(folder.glob("recipes-[0-9]*.json"))[-1:]]
     parts.append("## Limits of the evidence\n")
     if not records:
         parts.append("No study has been recorded yet.\n")

@@ -132,5 +132,15 @@ def test_stages_are_given_with_their_cost(claims: Any) -> None:
     assert "against 32 px throughout, for 0.60 (0.60 to 0.60) times its device-seconds" in found.numbers
 
 
+def test_the_cost_of_an_image(claims: Any, tmp_path: Path) -> None:
+    ratio = {"median": 2.0, "min": 1.5, "max": 2.5, "multiply_adds": 3.0}
+    cost = {"backbone": "vit", "sizes": 128, "gmac_forward": 4.4, "images_per_s": 3.0, "times_less_than_MAE": ratio}
+    config = {"baselines": {"MAE": "mae-vit-b"}, "precision": "bf16", "batch_size": 4, "threads": 1, "rounds": 5}
+    content = {"config": config, "summary": {"vit-b": cost}, "hardware": {"processor": "a", "cores": 2}}
+    (tmp_path / "recipes-2026-01-02.json").write_text(json.dumps(content))
+    page = claims.page(tmp_path)
+    assert "| vit-b | vit | 128 | 4.40 | 3.00 | 2.00, 1.50 to 2.50 (3.00) |" in page
+
+
 def test_the_document_is_what_the_records_say(claims: Any) -> None:
     assert (ROOT / "docs/claims.md").read_text() == claims.page()
