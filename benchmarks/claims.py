@@ -325,13 +325,13 @@ def limits(record: Record) -> str:
 def costs(path: Path) -> str:
     """What an image costs in each recipe, from a record of `benchmarks/recipes.py`."""
     record = json.loads(path.read_text())
-    names = record["config"]["baselines"]
+    config, names = record["config"], record["config"]["baselines"]
     against = [f"times less than {method} (by multiply-adds)" for method in names]
     lines = [
         "## What an image costs in each recipe\n",
-        f"A training step at the recipe's own size, {record['config']['precision']}, batches of "
-        f"{record['config']['batch_size']}, {record['config']['threads']} thread(s), on {machine(record)}; the baselines "
-        f"are our recipes {' and '.join(names.values())}; medians of {record['config']['rounds']} rounds, their range "
+        f"A training step at the recipe's own size, {config['precision']}, batches of {config['batch_size']}, "
+        f"{config['threads']} thread(s), on {machine(record)}; the baselines are our recipes "
+        f"{' and '.join(names.values())}; medians of {config['rounds']} rounds, with their range "
         f"([{path.name}](../benchmarks/records/{path.name})).\n",
         f"| recipe | network | px | GMAC forward | images/s | {' | '.join(against)} |",
         f"|---|---|---|{'---:|' * (2 + len(names))}",
