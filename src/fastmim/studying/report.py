@@ -39,7 +39,7 @@ def write(
     header, rows = tabulate(summary)
     table = Table()
     for name in header:
-        table.add_column(name, overflow="fold")
+        table.add_column(name, overflow="fold", no_wrap=name == header[0])
     for row in rows:
         table.add_row(*row)
     Console(highlight=False).print(table)
