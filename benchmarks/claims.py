@@ -244,8 +244,8 @@ Written by `python benchmarks/claims.py` from the studies in `benchmarks/records
 
 The claims are those of FastMIM (Guo et al., arXiv 2212.06593), made there with ViT-B, Swin-B and others on
 ImageNet-1K. Differences below are in points of top-1 after fine-tuning, paired by seed, with their 95 % interval
-(Student's t). "{HELD}" and "{NOT}" need the whole interval on one side; everything else is "{UNDECIDED}", which is
-what few seeds give when a difference is small.
+(Student's t). "{HELD}" and "{NOT}" need the whole interval on one side, and a study in which pre-training is better
+than none; everything else is "{UNDECIDED}", which is what few seeds give when a difference is small.
 """
 
 FOOT = """
@@ -299,10 +299,19 @@ def labels_of(record: Record) -> list[str]:
     return list(next(iter(record["summary"].values()))["top1"])
 
 
+def gains(record: Record, labels: str) -> bool:
+    """Whether any pre-training is better than none: if not, how its settings compare means nothing."""
+    found = [record["summary"][name]["top1"][labels]["gain"]["seeds"] for name in points(record)]
+    return any(interval(seeds)[1] > 0 for seeds in found)
+
+
 def findings(records: dict[str, Record], judge: Callable[[Record, str], Iterator[tuple[str, str]]]) -> list[Finding]:
     """What all studies say to a claim."""
+    useless = "; but no pre-training of this study is better than none"
     return [
         Finding(file, labels, verdict, numbers)
+        if gains(record, labels)
+        else Finding(file, labels, UNDECIDED, numbers + useless)
         for file, record in records.items()
         for labels in labels_of(record)
         for verdict, numbers in judge(record, labels)

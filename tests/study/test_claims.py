@@ -30,7 +30,7 @@ def record(points: dict[str, tuple[dict[str, Any], list[float]]], seconds: dict[
     for name, (_, seeds) in points.items():
         cost = (seconds or {}).get(name, [100.0, 101.0, 102.0])
         summary[name] = {
-            "top1": {"600": spread(seeds)},
+            "top1": {"600": spread(seeds) | {"gain": spread([a - 50 for a in seeds])}},
             "pretrain": {"images": 60_000, "device_seconds": spread(cost), "images_per_s": spread([300.0])},
         }
     config = {
@@ -130,6 +130,14 @@ def test_stages_are_given_with_their_cost(claims: Any) -> None:
     study = {"study-x": record(points, seconds={"a": [60.0, 60.0, 60.0], "b": [100.0, 100.0, 100.0]})}
     [found] = claims.findings(study, claims.CLAIMS[4][2])
     assert "against 32 px throughout, for 0.60 (0.60 to 0.60) times its device-seconds" in found.numbers
+
+
+def test_a_study_without_a_gain_decides_nothing(claims: Any) -> None:
+    content = record({"a": ({"img_size": 16}, shifted(-0.3)), "b": ({}, FULL)})
+    for point in ("a", "b"):
+        content["summary"][point]["top1"]["600"]["gain"] = spread([-1.0, 0.1, 0.2])
+    [found] = claims.findings({"study-x": content}, claims.CLAIMS[0][2])
+    assert found.verdict == "undecided" and "but no pre-training of this study is better than none" in found.numbers
 
 
 def test_the_cost_of_an_image(claims: Any, tmp_path: Path) -> None:
