@@ -341,7 +341,8 @@ def costs(path: Path) -> str:
         f"A training step at the recipe's own size, {config['precision']}, batches of {config['batch_size']}, "
         f"{config['threads']} thread(s), on {machine(record)}; the baselines are our recipes "
         f"{' and '.join(names.values())}; medians of {config['rounds']} rounds, with their range "
-        f"([{path.name}](../benchmarks/records/{path.name})).\n",
+        f"([{path.name}](../benchmarks/records/{path.name})). With batches this small AdamW's own work, which has no "
+        "multiply-adds here, weighs more than in training.\n",
         f"| recipe | network | px | GMAC forward | images/s | {' | '.join(against)} |",
         f"|---|---|---|{'---:|' * (2 + len(names))}",
     ]
