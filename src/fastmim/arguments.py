@@ -34,7 +34,8 @@ def asked_for(settings: Any, file: Path | None) -> dict[str, Any]:
     return (configs.read(file) if file else {}) | flags
 
 
-def stopped(what: str) -> int:
-    """Say that a signal stopped a command after it had saved its work; the exit status."""
-    print(f"stopped and saved {what}; run the same command to resume", file=sys.stderr)
+def stopped(what: str, *, overwrite: bool = False) -> int:
+    """Say that a signal stopped a command, which may have begun anew, after it had saved; the exit status."""
+    again = "the same command without --overwrite" if overwrite else "the same command"
+    print(f"stopped and saved {what}; run {again} to resume", file=sys.stderr)
     return STOPPED

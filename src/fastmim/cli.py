@@ -6,14 +6,15 @@ import errno
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import yaml
 from cyclopts import App, CycloptsError, Parameter
 
-from fastmim.arguments import DONE, FAILED, REFUSED, STOPPED, asked_for, note_given, stopped
+from fastmim.arguments import DONE, FAILED, REFUSED, asked_for, note_given, stopped
 from fastmim.bench.settings import BenchConfig, CostConfig
 from fastmim.config import PretrainConfig, RequestError, RunError
+from fastmim.pack_settings import PackConfig
 from fastmim.studying.command import study
 from fastmim.transfer.feature_settings import EmbedConfig, ProbeConfig
 from fastmim.transfer.settings import FinetuneConfig
@@ -55,7 +56,7 @@ def pretrain(
     result = pretraining.pretrain(overwrite=overwrite, dry_run=dry_run, **given)
     if dry_run or result.finished:
         return DONE
-    return stopped(f"at step {result.step} of {result.total_steps}")
+    return stopped(f"at step {result.step} of {result.total_steps}", overwrite=overwrite)
 
 
 @app.command
@@ -83,67 +84,43 @@ def finetune(
     result = finetuning.finetune(overwrite=overwrite, dry_run=dry_run, **given)
     if dry_run or result.finished:
         return DONE
-    return stopped(f"at step {result.step} of {result.total_steps}")
+    return stopped(f"at step {result.step} of {result.total_steps}", overwrite=overwrite)
 
 
 @app.command
 def pack(
-    data: str,
-    out: Path | None = None,
+    settings: Annotated[PackConfig, Parameter(name="*")] | None = None,
     *,
-    codec: Literal["jpeg", "raw"] = "jpeg",
-    short_side: int = 256,
-    num_workers: int | None = None,
-    max_bad_share: float = 0.05,
+    config: Path | None = None,
     overwrite: Annotated[bool, _NO_NEGATIVE] = False,
+    dry_run: Annotated[bool, _NO_NEGATIVE] = False,
     verify: Annotated[bool, _NO_NEGATIVE] = False,
 ) -> int:
     """Make images small once, for loading them several times faster. The same command again resumes.
 
     Parameters
     ----------
-    data
-        Images, anything that --data takes; with --verify, the pack.
-    out
-        The directory to make, which --data then takes.
-    codec
-        jpeg (quality 95, full colour resolution) or raw (pixels: five times larger, three times faster to read).
-    short_side
-        What the shorter side is shrunk to, in pixels; twice the training resolution is a good choice.
-    num_workers
-        Processes. [default: one for each core]
-    max_bad_share
-        Stop when more than this share of the images is unreadable.
+    config
+        YAML file of settings; flags override it.
     overwrite
         Replace the pack that is there, and what an interrupted call left.
+    dry_run
+        Print what would be packed, and stop.
     verify
         Compare a pack with its checksums instead: fastmim pack --verify packed/
     """
-    if verify == (out is not None):
-        expected = "one directory with --verify" if verify else "two arguments, images and the directory to make"
-        raise RequestError(f"out is {out or 'not given'}; expected {expected}")
+    given = asked_for(settings, config)
+    if verify and given.keys() != {"data"}:
+        raise RequestError(f"out is {given.get('out', 'not given')}; expected one directory with --verify")
     from fastmim import packing
 
-    if out is None:
-        print(f"{data}: all {packing.verify(data):,} images match their checksums")
+    if verify:
+        print(f"{given['data']}: all {packing.verify(given['data']):,} images match their checksums")
         return DONE
-    result = packing.pack(
-        data,
-        out,
-        codec=codec,
-        short_side=short_side,
-        num_workers=num_workers,
-        max_bad_share=max_bad_share,
-        overwrite=overwrite,
-    )
-    if result.finished:
+    result = packing.pack(overwrite=overwrite, dry_run=dry_run, **given)
+    if dry_run or result.finished:
         return DONE
-    print(
-        f"stopped and saved after {result.num_read} of {result.num_source} images; run the same command"
-        f"{' without --overwrite' if overwrite else ''} to resume",
-        file=sys.stderr,
-    )
-    return STOPPED
+    return stopped(f"after {result.num_read} of {result.num_source} images", overwrite=overwrite)
 
 
 @app.command
@@ -266,7 +243,7 @@ def embed(
     result = embedding.embed(overwrite=overwrite, dry_run=dry_run, **given)
     if dry_run or result.finished:
         return DONE
-    return stopped(f"after {result.num_read} of {result.num_images} images")
+    return stopped(f"after {result.num_read} of {result.num_images} images", overwrite=overwrite)
 
 
 @app.command

@@ -301,7 +301,10 @@ def _coerce(key: str, value: Any, hint: Any) -> Any:
             with contextlib.suppress(RequestError):
                 return _coerce(key, value, option)
     origin, args = typing.get_origin(hint) or hint, typing.get_args(hint)
-    expected = hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
+    if origin is Literal:
+        expected = " or ".join(str(arg) for arg in args)
+    else:
+        expected = hint.__name__ if isinstance(hint, type) else str(hint)
     try:
         if origin is Literal and value in args:
             return value

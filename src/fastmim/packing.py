@@ -13,15 +13,17 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
+from fastmim import config as configs
 from fastmim import locking, runs
 from fastmim.config import RequestError, RunError
 from fastmim.data.bad_images import BadImages
 from fastmim.data.files import Files
 from fastmim.data.pack_writer import PackWriter, partial_folder
-from fastmim.data.packed import CODECS, IMAGES, Packed, find_damage, is_packed
+from fastmim.data.packed import IMAGES, Packed, find_damage, is_packed
 from fastmim.data.small import QUALITY, SUBSAMPLING, load_small
 from fastmim.data.sources import Source, open_source
 from fastmim.loop import StopSignals
+from fastmim.pack_settings import PackConfig
 from fastmim.progress import progress
 
 COMMIT_SECONDS = 10.0
@@ -46,14 +48,12 @@ class Packing:
 
 
 def pack(
-    data: str | os.PathLike[str],
-    out: str | os.PathLike[str],
+    data: str | os.PathLike[str] = "",
+    out: str | os.PathLike[str] | None = None,
     *,
-    codec: str = "jpeg",
-    short_side: int = 256,
-    num_workers: int | None = None,
-    max_bad_share: float = 0.05,
     overwrite: bool = False,
+    dry_run: bool = False,
+    **settings: Any,
 ) -> Packing:
     """Make images small once, into a directory that `data` takes and that loads several times faster.
 
@@ -65,59 +65,47 @@ def pack(
     Args:
         data: Anything that `pretrain` takes.
         out: The directory to make.
-        codec: "jpeg" (quality 95, full colour resolution) or "raw" (pixels, five times larger, faster to read).
-        short_side: In pixels; twice the training resolution leaves 3 % of the crops to be enlarged.
-        num_workers: Processes; one for each core if None.
-        max_bad_share: Stop when more than this share of the images is unreadable.
         overwrite: Replace the pack that is there, and what an interrupted call left.
+        dry_run: Print what would be packed, and stop.
+        settings: Fields of `PackConfig` (`fastmim pack --help` lists them).
 
     Raises:
         RequestError: The request is wrong, `out` is there already, or its unfinished part was begun differently.
         RunError: Too many unreadable images, a full disk, or a worker died.
     """
-    if codec not in CODECS:
-        raise RequestError(f"codec is {codec}; expected {' or '.join(CODECS)}")
-    if short_side < 1:
-        raise RequestError(f"short_side is {short_side}; expected at least 1 pixel, such as 256")
-    if num_workers is not None and num_workers < 0:
-        raise RequestError(f"num_workers is {num_workers}; expected 0 or more")
-    if not 0 <= max_bad_share <= 1:
-        raise RequestError(f"max_bad_share is {max_bad_share:g}; expected between 0 and 1")
-    out, console = Path(out), Console(highlight=False)
-    source = open_source(os.fspath(data))
+    config = configs.build(PackConfig, {"data": os.fspath(data), "out": out and Path(out)}, settings)
+    if not config.data or config.out is None:
+        missing = "out" if config.data else "data"
+        raise RequestError(f"{missing} is not given; expected two arguments, images and the directory to make")
+    source, console = open_source(config.data), Console(highlight=False)
     _check_labels(source)
-    workers = runs.num_cores() if num_workers is None else num_workers
+    if dry_run:
+        console.print(_describe(config, source), soft_wrap=True, markup=False)
+        return Packing(config.out, 0, 0, len(source))
     say = functools.partial(console.print, soft_wrap=True, markup=False)
-    with locking.hold(partial_folder(out), say, out=out):
-        return _pack(source, out, console, codec, short_side, workers, max_bad_share, overwrite)
+    with locking.hold(partial_folder(config.out), say, out=config.out):
+        request = {key: getattr(config, key) for key in ("codec", "short_side")}
+        request |= {"data": source.origin, "num_images": len(source)}
+        writer = PackWriter(config.out, request=request, overwrite=overwrite)
+        if writer.next:
+            _check_unchanged(writer, source)
+            console.print(f"resuming at image {writer.next:,} of {len(source):,}")
+        return _write(config, source, writer, console)
 
 
-def _pack(
-    source: Source,
-    out: Path,
-    console: Console,
-    codec: str,
-    short_side: int,
-    workers: int,
-    max_bad_share: float,
-    overwrite: bool,
-) -> Packing:
-    request = {"data": source.origin, "codec": codec, "short_side": short_side, "num_images": len(source)}
-    writer = PackWriter(out, request=request, overwrite=overwrite)
-    if writer.next:
-        _check_unchanged(writer, source)
-        console.print(f"resuming at image {writer.next:,} of {len(source):,}")
+def _write(config: PackConfig, source: Source, writer: PackWriter, console: Console) -> Packing:
+    """Write what is left, and make the pack of it when it is whole."""
     try:
         with writer:
-            _append(source, writer, console, codec, short_side, workers, max_bad_share)
-        result = Packing(out, writer.num_images, writer.next, len(source))
+            _append(config, source, writer, console)
+        result = Packing(writer.out, writer.num_images, writer.next, len(source))
         if result.finished:
             if not writer.num_images:
                 raise RunError(
                     f"none of the {len(source):,} images in {source.origin} can be read: check that the files are "
                     f"images and complete; the reasons are in {writer.folder}/bad_images.txt"
                 )
-            writer.finish(_about(source, codec, short_side))
+            writer.finish(_about(config, source))
     except OSError as error:
         raise RunError(
             f"could not write {writer.folder}: {error.strerror}; the first {writer.next:,} of {len(source):,} images "
@@ -150,18 +138,16 @@ def verify(pack: str | os.PathLike[str]) -> int:
     return len(packed)
 
 
-def _append(
-    source: Source,
-    writer: PackWriter,
-    console: Console,
-    codec: str,
-    short_side: int,
-    num_workers: int,
-    max_bad_share: float,
-) -> None:
+def _append(config: PackConfig, source: Source, writer: PackWriter, console: Console) -> None:
     """Write what is left; returns early, with all that was done saved, if a signal asks for it."""
-    bad_images = BadImages(writer.folder, num_images=len(source), max_share=max_bad_share)
-    stream = load_small(source, codec=codec, short_side=short_side, first=writer.next, num_workers=num_workers)
+    bad_images = BadImages(writer.folder, num_images=len(source), max_share=config.max_bad_share)
+    stream = load_small(
+        source,
+        codec=config.codec,
+        short_side=config.short_side,
+        first=writer.next,
+        num_workers=_num_workers(config),
+    )
     committed = time.monotonic()
     with StopSignals() as stop, progress(console, total=len(source), done=writer.next) as show:
         for found in stream:
@@ -177,6 +163,18 @@ def _append(
             show(read.stop)
             if stop.requested:
                 return
+
+
+def _num_workers(config: PackConfig) -> int:
+    return runs.num_cores() if config.num_workers is None else config.num_workers
+
+
+def _describe(config: PackConfig, source: Source) -> str:
+    return (
+        f"data      {source.origin}: {len(source):,} images\n"
+        f"pack      {config.codec}, shorter side {config.short_side} px at most; {_num_workers(config)} processes\n"
+        f"out       {config.out}"
+    )
 
 
 def _check_labels(source: Source) -> None:
@@ -213,13 +211,13 @@ def _in_origin(source: Source, rows: np.ndarray) -> np.ndarray:
     return rows
 
 
-def _about(source: Source, codec: str, short_side: int) -> dict[str, Any]:
+def _about(config: PackConfig, source: Source) -> dict[str, Any]:
     """What the manifest says besides numbers and checksums."""
     return {
-        "codec": codec,
-        "quality": QUALITY if codec == "jpeg" else None,
-        "subsampling": SUBSAMPLING if codec == "jpeg" else None,
-        "short_side": short_side,
+        "codec": config.codec,
+        "quality": QUALITY if config.codec == "jpeg" else None,
+        "subsampling": SUBSAMPLING if config.codec == "jpeg" else None,
+        "short_side": config.short_side,
         "num_source": len(source),
         "data": source.origin,
         "root": source.root if isinstance(source, Files | Packed) else None,

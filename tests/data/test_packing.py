@@ -274,10 +274,10 @@ def test_other_images_than_it_was_begun_with(folder: Path, tmp_path: Path, monke
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"codec": "webp"}, "codec is webp; expected jpeg or raw"),
+        ({"codec": "webp"}, "codec is 'webp'; expected jpeg or raw"),
         ({"short_side": 0}, "short_side is 0; expected at least 1 pixel"),
-        ({"num_workers": -1}, "num_workers is -1; expected 0 or more"),
-        ({"max_bad_share": 2.0}, "max_bad_share is 2; expected between 0 and 1"),
+        ({"num_workers": -1}, r"num_workers is -1; expected 0 \(work in the main process\) or more"),
+        ({"max_bad_share": 2.0}, "max_bad_share is 2; expected 0 to 1"),
     ],
 )
 def test_what_makes_no_sense_is_refused(options: dict[str, Any], message: str, folder: Path, tmp_path: Path) -> None:
@@ -330,6 +330,23 @@ def test_the_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     errors = capsys.readouterr().err.splitlines()
     assert errors[0].endswith("out is not given; expected two arguments, images and the directory to make")
     assert errors[1].endswith("expected one directory with --verify")
+
+
+def test_a_dry_run_and_a_config_file(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("pack.yaml").write_text(f"data: {folder}\nout: packed\ncodec: raw\nshort_side: 32\n")
+    assert run("pack", "--config", "pack.yaml", "--short-side", "48", "--num-workers", "0", "--dry-run") == 0
+    said = capsys.readouterr().out
+    assert ": 100 images\n" in said and "raw, shorter side 48 px at most" in said and "out       packed" in said
+    assert [path.name for path in tmp_path.iterdir()] == ["pack.yaml"]
+    assert run("pack", "--config", "pack.yaml", "--num-workers", "0") == 0
+    assert open_source("packed").read(0).shape == (32, 43, 3)  # type: ignore[union-attr]
+    with monkeypatch.context() as patch:
+        patch.setattr(PackWriter, "append", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+        assert run("pack", "--config", "pack.yaml", "--num-workers", "0", "--overwrite") == 75
+    assert "run the same command without --overwrite to resume" in capsys.readouterr().err
 
 
 def test_the_command_stopped_by_a_signal_and_again(tmp_path: Path) -> None:
