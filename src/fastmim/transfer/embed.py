@@ -87,31 +87,19 @@ def embed(*, overwrite: bool = False, dry_run: bool = False, **settings: Any) ->
         return Embedded(config.out, len(source), 0, 0, encoder.width)
     say = functools.partial(console.print, soft_wrap=True, markup=False)
     with locking.hold(folder, say, out=config.out):
-        return _embed(config, encoder, facts, source, folder, overwrite, console)
-
-
-def _embed(
-    config: EmbedConfig,
-    encoder: Encoder,
-    facts: dict[str, Any],
-    source: Source,
-    folder: Path,
-    overwrite: bool,
-    console: Console,
-) -> Embedded:
-    _check_out(config.out, folder, overwrite)  # another process may have made it while this one waited
-    asked = {key: value for key, value in configs.to_mapping(config).items() if key not in RESUMABLE}
-    partial = Partial(
-        folder,
-        config.out,
-        width=encoder.width,
-        settings=asked | {"img_size": encoder.backbone.img_size, "num_images": len(source)} | facts,
-        overwrite=overwrite,
-    )
-    with partial:
+        _check_out(config.out, folder, overwrite)  # another process may have made it while this one waited
+        asked = {key: value for key, value in configs.to_mapping(config).items() if key not in RESUMABLE}
+        asked |= {"img_size": encoder.backbone.img_size, "num_images": len(source)} | facts
+        partial = Partial(folder, config.out, width=encoder.width, settings=asked, overwrite=overwrite)
         if partial.num_read:
             _check_unchanged(partial, source)
             console.print(f"resuming at image {partial.num_read:,} of {len(source):,}")
+        return _write(config, encoder, source, partial, console)
+
+
+def _write(config: EmbedConfig, encoder: Encoder, source: Source, partial: Partial, console: Console) -> Embedded:
+    """Encode what is left, and make the file of it when it is whole."""
+    with partial:
         if partial.num_read < len(source):
             _append(config, encoder, source, partial, console)
     result = Embedded(config.out, len(source), partial.num_read, partial.num_rows, encoder.width)
