@@ -109,18 +109,7 @@ def _pretrain(config: PretrainConfig, overwrite: bool, dry_run: bool, console: C
     runs.prepare(config, overwrite=overwrite)
     if found:
         console.print(f"resuming at step {found.step} of {plan.total_steps}")
-    step = _fit(config, plan, source, labelled, model, found, console)
-    if step == plan.total_steps:
-        about = {
-            "recipe": config.recipe,
-            "data": config.data,
-            "steps": step,
-            "mean": IMAGENET_MEAN,
-            "std": IMAGENET_STD,
-        }
-        weights.save(config.out / weights.FILE, model.backbone, about=about)
-        console.print(f"done: {config.out / weights.FILE}", soft_wrap=True)
-    return Result(config.out, step, plan.total_steps)
+    return _Pretraining(config, plan, source, labelled, model, console).train(found)
 
 
 def make_plan(config: PretrainConfig, source: sources.Source) -> Plan:
@@ -236,110 +225,118 @@ def describe(config: PretrainConfig, plan: Plan, model: MIM, console: Console) -
     console.print("\n".join([*lines, f"out       {config.out}"]), soft_wrap=True)
 
 
-def _fit(
-    config: PretrainConfig,
-    plan: Plan,
-    source: sources.Source,
-    labelled: Labelled | None,
-    model: MIM,
-    found: checkpoint.Checkpoint | None,
-    console: Console,
-) -> int:
-    """Wire data, optimiser, logs and pictures to the loop; returns the step reached."""
-    step = found.step if found else 0
-    trackers = open_trackers(
-        config.tracker_names(),
-        auto=config.trackers == "auto",
-        out=config.out,
-        settings=configs.to_mapping(config),
-        step=step,
-    )
-    logs = Logs(config.out, total_steps=plan.total_steps, step=step, trackers=trackers, console=console)
-    periodic = []
-    if plan.picture_every:
-        periodic.append(
-            (plan.picture_every, functools.partial(draw_sample, config.out / "samples", source, model, config.seed))
+class _Pretraining:
+    """One run: what `pretrain` has built, wired to the loop."""
+
+    def __init__(
+        self,
+        config: PretrainConfig,
+        plan: Plan,
+        source: sources.Source,
+        labelled: Labelled | None,
+        model: MIM,
+        console: Console,
+    ) -> None:
+        self.config, self.plan, self.source, self.labelled, self.model = config, plan, source, labelled, model
+        self.console = console
+        say = functools.partial(console.print, soft_wrap=True, markup=False)
+        self.bad_images = BadImages(config.out, num_images=plan.num_images, max_share=config.max_bad_share, say=say)
+
+    def train(self, found: checkpoint.Checkpoint | None) -> Result:
+        """Train from a checkpoint or the start; write the backbone at the end."""
+        config, plan = self.config, self.plan
+        step = found.step if found else 0
+        trackers = open_trackers(
+            config.tracker_names(),
+            auto=config.trackers == "auto",
+            out=config.out,
+            settings=configs.to_mapping(config),
+            step=step,
         )
-    if labelled:
-        periodic.append((plan.probe_every, functools.partial(probe, config, plan, labelled, model, logs)))
-    bad_images = BadImages(config.out, num_images=plan.num_images, max_share=config.max_bad_share, say=logs.say)
-    try:
-        reached = loop.fit(
-            model,
+        logs = Logs(config.out, total_steps=plan.total_steps, step=step, trackers=trackers, console=self.console)
+        try:
+            step = self._fit(found, logs)
+            if self.bad_images:
+                logs.say(self.bad_images.describe())
+        finally:
+            logs.close()
+        if step == plan.total_steps:
+            about = {
+                "recipe": config.recipe,
+                "data": config.data,
+                "steps": step,
+                "mean": IMAGENET_MEAN,
+                "std": IMAGENET_STD,
+            }
+            weights.save(config.out / weights.FILE, self.model.backbone, about=about)
+            self.console.print(f"done: {config.out / weights.FILE}", soft_wrap=True)
+        return Result(config.out, step, plan.total_steps)
+
+    def _fit(self, found: checkpoint.Checkpoint | None, logs: Logs) -> int:
+        config, plan = self.config, self.plan
+        stages = [dataclasses.asdict(stage) for stage in plan.stages]
+        periodic: list[Any] = [(plan.picture_every, self.draw_sample)] if plan.picture_every else []
+        if self.labelled:
+            periodic.append((plan.probe_every, functools.partial(self.probe, self.labelled, logs)))
+        return loop.fit(
+            self.model,
             stages=plan.stages,
-            batches=functools.partial(batches, config, plan, source, bad_images),
+            batches=self.batches,
             prepare=preparation(plan.device),
             build_optimizer=functools.partial(optim.build, weight_decay=config.weight_decay, betas=config.betas),
             learning_rate=functools.partial(
-                schedule.learning_rate,
-                peak=plan.peak_lr,
-                warmup_steps=plan.warmup_steps,
-                total_steps=plan.total_steps,
+                schedule.learning_rate, peak=plan.peak_lr, warmup_steps=plan.warmup_steps, total_steps=plan.total_steps
             ),
             logs=logs,
             run=loop.Run.of(
                 config,
                 plan,
-                about={
-                    "num_images": plan.num_images,
-                    "stages": [dataclasses.asdict(stage) for stage in plan.stages],
-                },
-                faster_data=sources.faster(source),
+                about={"num_images": plan.num_images, "stages": stages},
+                faster_data=sources.faster(self.source),
             ),
             resume_from=found,
             periodic=periodic,
         )
-        if bad_images:
-            logs.say(bad_images.describe())
-        return reached
-    finally:
-        logs.close()
 
+    def batches(self, stage: Stage, first_step: int) -> Generator[loop.Batch]:
+        """The micro-batches of a stage from a step on, their unreadable images reported."""
+        stream = loader.load(
+            self.source,
+            size=stage.size,
+            seed=self.config.seed,
+            global_batch=self.config.batch_size,
+            first_step=first_step,
+            last_step=stage.stop,
+            accumulation=stage.accumulation,
+            num_workers=self.plan.num_workers,
+            crop_scale=self.config.crop_scale,
+            pin_memory=self.plan.device.type == "cuda",
+        )
+        with closing(stream):
+            for batch in stream:
+                self.bad_images.update(batch["bad"], num_seen=len(batch["keys"]))
+                yield {"images": batch["images"], "keys": batch["keys"]}
 
-def batches(
-    config: PretrainConfig, plan: Plan, source: sources.Source, bad_images: BadImages, stage: Stage, first_step: int
-) -> Generator[loop.Batch]:
-    """The micro-batches of a stage from a step on, their unreadable images reported."""
-    stream = loader.load(
-        source,
-        size=stage.size,
-        seed=config.seed,
-        global_batch=config.batch_size,
-        first_step=first_step,
-        last_step=stage.stop,
-        accumulation=stage.accumulation,
-        num_workers=plan.num_workers,
-        crop_scale=config.crop_scale,
-        pin_memory=plan.device.type == "cuda",
-    )
-    with closing(stream):
-        for batch in stream:
-            bad_images.update(batch["bad"], num_seen=len(batch["keys"]))
-            yield {"images": batch["images"], "keys": batch["keys"]}
+    def draw_sample(self, step: int) -> dict[str, float]:
+        """Draw `step_N.png`: the same few images and masks every time, as the model sees them now."""
+        caption, folder = f"step {step}", self.config.out / "samples"
+        picture = visualise.draw(self.model, self.source, num_images=PICTURED, seed=self.config.seed, caption=caption)
+        folder.mkdir(exist_ok=True)
+        picture.save(folder / f"step_{step:09d}.png")
+        return {}
 
-
-def draw_sample(folder: Path, source: sources.Source, model: MIM, seed: int, step: int) -> dict[str, float]:
-    """Draw `step_N.png`: the same few images and masks every time, as the model sees them now."""
-    picture = visualise.draw(model, source, num_images=PICTURED, seed=seed, caption=f"step {step}")
-    folder.mkdir(exist_ok=True)
-    picture.save(folder / f"step_{step:09d}.png")
-    return {}
-
-
-def probe(
-    config: PretrainConfig, plan: Plan, labelled: Labelled, model: MIM, logs: Logs, step: int
-) -> dict[str, float]:
-    """Measure held-out loss, kNN and effective rank of the model as it is now, and say them."""
-    metrics = online.measure(
-        model,
-        labelled,
-        seed=config.seed,
-        batch_size=min(256, config.batch_size // plan.stages[0].accumulation),
-        num_workers=plan.num_workers,
-        bf16=plan.bf16,
-    )
-    logs.say(f"probe at step {step}: {online.describe(metrics)}")
-    return metrics
+    def probe(self, labelled: Labelled, logs: Logs, step: int) -> dict[str, float]:
+        """Measure held-out loss, kNN and effective rank of the model as it is now, and say them."""
+        metrics = online.measure(
+            self.model,
+            labelled,
+            seed=self.config.seed,
+            batch_size=min(256, self.config.batch_size // self.plan.stages[0].accumulation),
+            num_workers=self.plan.num_workers,
+            bf16=self.plan.bf16,
+        )
+        logs.say(f"probe at step {step}: {online.describe(metrics)}")
+        return metrics
 
 
 def visualise_run(run: Path, *, images: str | None = None, out: Path, num_images: int = 8, seed: int = 0) -> None:
