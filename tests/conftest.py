@@ -1,14 +1,16 @@
-"""What several tests share: a folder of small photographs and a run small enough for a test."""
+"""What several tests share: folders of small pictures, and a run small enough for a test."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+import fastmim
 from fastmim.data.sources import open_source
 
 # 0.1 M parameters, 4 x 4 positions: a step takes milliseconds.
@@ -37,6 +39,36 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pixels = samples.read(number * len(samples) // 24)
         Image.fromarray(pixels).convert("RGB").resize((96, 80)).save(folder / f"{number:02d}.jpg")
     return folder
+
+
+def _coloured(label: int, generator: np.random.Generator, side: tuple[int, int]) -> Image.Image:
+    """Noise with more of red, green or blue."""
+    pixels = generator.integers(0, 150, (side[1], side[0], 3))
+    pixels[..., label] += 80
+    return Image.fromarray(pixels.astype(np.uint8))
+
+
+@pytest.fixture(scope="session")
+def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three classes in mixed formats and sizes, 40, 16 and 8 for training and 8 each to validate on."""
+    root = tmp_path_factory.mktemp("labelled")
+    generator = np.random.default_rng(0)
+    for part, counts in (("train", (40, 16, 8)), ("val", (8, 8, 8))):
+        for label, (name, count) in enumerate(zip(("blue", "green", "red"), counts, strict=True)):
+            folder = root / part / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                image = _coloured(2 - label, generator, ((32, 32), (48, 40))[number % 2])
+                image.save(folder / f"{number}{('.png', '.jpg', '.webp')[number % 3]}")
+    return root
+
+
+@pytest.fixture(scope="session")
+def pretrained(tmp_path_factory: pytest.TempPathFactory, labelled: Path) -> Path:
+    """A run of SMALL on the pictures of `labelled`."""
+    out = tmp_path_factory.mktemp("runs") / "pretrained"
+    fastmim.pretrain(**(SMALL | {"data": str(labelled / "train"), "out": out, "steps": 4}))
+    return out
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,193 @@
+"""Other projects' checkpoints, written by hand in each layout, and computed as those projects compute."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import fastmim
+
+State = dict[str, Tensor]
+
+
+class Maker:
+    """Random tensors of given names and shapes."""
+
+    def __init__(self) -> None:
+        self.state: State = {}
+        self.generator = torch.Generator().manual_seed(0)
+
+    def __call__(self, name: str, *shape: int) -> None:
+        scale = 0.1 if len(shape) > 1 else 0.3
+        self.state[name] = torch.randn(shape, generator=self.generator) * scale
+
+    def linear(self, name: str, inputs: int, outputs: int, *, bias: bool = True) -> None:
+        self(f"{name}.weight", outputs, inputs)
+        if bias:
+            self(f"{name}.bias", outputs)
+
+    def norm(self, name: str, width: int) -> None:
+        self(f"{name}.weight", width)
+        self(f"{name}.bias", width)
+
+    def block(self, name: str, width: int) -> None:
+        self.norm(f"{name}.norm1", width)
+        self.linear(f"{name}.attn.qkv", width, 3 * width)
+        self.linear(f"{name}.attn.proj", width, width)
+        self.norm(f"{name}.norm2", width)
+        self.linear(f"{name}.mlp.fc1", width, 4 * width)
+        self.linear(f"{name}.mlp.fc2", 4 * width, width)
+
+    def vit(self, *, width: int, depth: int, grid: int, patch: int = 16) -> None:
+        self("cls_token", 1, 1, width)
+        self("pos_embed", 1, grid * grid + 1, width)
+        self("patch_embed.proj.weight", width, 3, patch, patch)
+        self("patch_embed.proj.bias", width)
+        for index in range(depth):
+            self.block(f"blocks.{index}", width)
+        self.norm("norm", width)
+
+    def decoder(self, width: int, inner: int, outputs: int) -> None:
+        self.linear("decoder_embed", width, inner)
+        self.block("decoder_blocks.0", inner)
+        self.norm("decoder_norm", inner)
+        self.linear("decoder_pred", inner, outputs)
+
+    def swin(
+        self, prefix: str, *, width: int, depths: tuple[int, ...], heads: tuple[int, ...], window: int, side: int
+    ) -> None:
+        self(f"{prefix}patch_embed.proj.weight", width, 3, 4, 4)
+        self(f"{prefix}patch_embed.proj.bias", width)
+        self.norm(f"{prefix}patch_embed.norm", width)
+        for stage, depth in enumerate(depths):
+            dim, here = width * 2**stage, side // 4 // 2**stage
+            for index in range(depth):
+                name = f"{prefix}layers.{stage}.blocks.{index}"
+                self.block(name, dim)
+                self(f"{name}.attn.relative_position_bias_table", (2 * window - 1) ** 2, heads[stage])
+                self.state[f"{name}.attn.relative_position_index"] = relative_index(window)
+                if index % 2 and here > window:
+                    self.state[f"{name}.attn_mask"] = shift_mask(here, window)
+            if stage + 1 < len(depths):
+                self.linear(f"{prefix}layers.{stage}.downsample.reduction", 4 * dim, 2 * dim, bias=False)
+                self.norm(f"{prefix}layers.{stage}.downsample.norm", 4 * dim)
+        self.norm(f"{prefix}norm", width * 2 ** (len(depths) - 1))
+
+
+# The foreign forward passes, from their papers
+
+
+def norm(state: State, name: str, x: Tensor, eps: float) -> Tensor:
+    return F.layer_norm(x, x.shape[-1:], state[f"{name}.weight"], state[f"{name}.bias"], eps)
+
+
+def mlp(state: State, name: str, x: Tensor) -> Tensor:
+    x = F.gelu(F.linear(x, state[f"{name}.fc1.weight"], state[f"{name}.fc1.bias"]))
+    return F.linear(x, state[f"{name}.fc2.weight"], state[f"{name}.fc2.bias"])
+
+
+def attend(state: State, name: str, x: Tensor, heads: int, bias: Tensor | float = 0.0) -> Tensor:
+    """Multi-head self-attention of (B, N, D) with `bias` on the logits."""
+    if f"{name}.q_bias" in state:
+        zeros = torch.zeros_like(state[f"{name}.q_bias"])
+        qkv_bias = torch.cat([state[f"{name}.q_bias"], zeros, state[f"{name}.v_bias"]])
+    else:
+        qkv_bias = state[f"{name}.qkv.bias"]
+    q, k, v = F.linear(x, state[f"{name}.qkv.weight"], qkv_bias).chunk(3, dim=-1)
+    q, k, v = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k, v))
+    weights = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5 + bias).softmax(-1)
+    x = (weights @ v).transpose(1, 2).flatten(2)
+    return F.linear(x, state[f"{name}.proj.weight"], state[f"{name}.proj.bias"])
+
+
+def tokens(state: State, images: Tensor, prefix: str = "") -> Tensor:
+    weight = state[f"{prefix}patch_embed.proj.weight"]
+    maps = F.conv2d(images, weight, state[f"{prefix}patch_embed.proj.bias"], stride=weight.shape[-1])
+    return maps.flatten(2).transpose(1, 2)
+
+
+def vit_forward(state: State, images: Tensor, heads: int) -> Tensor:
+    """(B, 1 + N, D) of MAE's and FastMIM's encoder on whole images."""
+    x = torch.cat([state["cls_token"].expand(len(images), -1, -1), tokens(state, images)], dim=1) + state["pos_embed"]
+    for index in range(sum(name.endswith("norm1.weight") and name.startswith("blocks.") for name in state)):
+        name = f"blocks.{index}"
+        x = x + attend(state, f"{name}.attn", norm(state, f"{name}.norm1", x, 1e-6), heads)
+        x = x + mlp(state, f"{name}.mlp", norm(state, f"{name}.norm2", x, 1e-6))
+    return norm(state, "norm", x, 1e-6)
+
+
+def relative_index(window: int) -> Tensor:
+    """(w * w, w * w) rows of the table, by offset."""
+    y, x = (axis.flatten() for axis in torch.meshgrid(torch.arange(window), torch.arange(window), indexing="ij"))
+    dy, dx = y[:, None] - y[None] + window - 1, x[:, None] - x[None] + window - 1
+    return dy * (2 * window - 1) + dx
+
+
+def to_windows(x: Tensor, window: int) -> Tensor:
+    """(B, H, W, D) -> (B, number of windows, w * w, D)."""
+    B, H, W, D = x.shape
+    x = x.reshape(B, H // window, window, W // window, window, D).transpose(2, 3)
+    return x.reshape(B, (H // window) * (W // window), window * window, D)
+
+
+def shift_mask(side: int, window: int) -> Tensor:
+    """(number of windows, w * w, w * w): -100 between pixels that only the cyclic shift brought together."""
+    region = torch.zeros(side)
+    region[-window:] = 1
+    region[-(window // 2) :] = 2
+    regions = to_windows((3 * region[:, None] + region[None])[None, :, :, None], window)[0, :, :, 0]
+    return (regions[:, :, None] != regions[:, None]) * -100.0
+
+
+def swin_forward(state: State, images: Tensor, *, prefix: str, heads: tuple[int, ...], window: int) -> Tensor:
+    """(B, H, W, D), the normalised last map of the original Swin."""
+    side = images.shape[-1] // 4
+    x = norm(state, f"{prefix}patch_embed.norm", tokens(state, images, prefix), 1e-5).unflatten(1, (side, side))
+    for stage, num_heads in enumerate(heads):
+        index = 0
+        while (name := f"{prefix}layers.{stage}.blocks.{index}") + ".norm1.weight" in state:
+            shift = window // 2 if index % 2 and side > window else 0
+            table = state[f"{name}.attn.relative_position_bias_table"][relative_index(window)]  # (w*w, w*w, heads)
+            bias = table.movedim(-1, 0)[None]
+            if shift:
+                bias = bias + shift_mask(side, window)[:, None]
+            y = norm(state, f"{name}.norm1", x, 1e-5).roll((-shift, -shift), (1, 2))
+            y = to_windows(y, window)
+            outputs = [attend(state, f"{name}.attn", one, num_heads, bias) for one in y]  # an image at a time
+            y = torch.stack(outputs).unflatten(1, (side // window, -1)).unflatten(3, (window, window))
+            x = x + y.transpose(2, 3).reshape(x.shape).roll((shift, shift), (1, 2))
+            x = x + mlp(state, f"{name}.mlp", norm(state, f"{name}.norm2", x, 1e-5))
+            index += 1
+        merge = f"{prefix}layers.{stage}.downsample"
+        if f"{merge}.norm.weight" in state:
+            x = torch.cat([x[:, i::2, j::2] for j in (0, 1) for i in (0, 1)], dim=-1)
+            x = F.linear(norm(state, f"{merge}.norm", x, 1e-5), state[f"{merge}.reduction.weight"])
+            side //= 2
+    return norm(state, f"{prefix}norm", x, 1e-5)
+
+
+def simmim_vit_forward(state: State, images: Tensor, heads: int) -> Tensor:
+    """(B, 1 + N, D) of SimMIM's ViT: no position embedding, one table of biases for all blocks, layer scale."""
+    x = torch.cat([state["encoder.cls_token"].expand(len(images), -1, -1), tokens(state, images, "encoder.")], dim=1)
+    table = state["encoder.rel_pos_bias.relative_position_bias_table"]
+    grid = round((x.shape[1] - 1) ** 0.5)
+    index = torch.full((grid**2 + 1, grid**2 + 1), len(table) - 3)  # class token to all
+    index[:, 0] = len(table) - 2  # all to class token
+    index[0, 0] = len(table) - 1
+    index[1:, 1:] = relative_index(grid)
+    bias = table[index].movedim(-1, 0)
+    for number in range(2):
+        name = f"encoder.blocks.{number}"
+        y = attend(state, f"{name}.attn", norm(state, f"{name}.norm1", x, 1e-6), heads, bias)
+        x = x + state[f"{name}.gamma_1"] * y
+        x = x + state[f"{name}.gamma_2"] * mlp(state, f"{name}.mlp", norm(state, f"{name}.norm2", x, 1e-6))
+    return norm(state, "encoder.norm", x, 1e-6)
+
+
+def features_of(converted: Any, images: Tensor) -> Tensor:
+    model: Any = fastmim.load_backbone(converted.path).eval()
+    with torch.no_grad():
+        return model.forward_features(images)
