@@ -114,12 +114,7 @@ def convert(
     tensors = {k: v.float() if v.is_floating_point() else v for k, v in tensors.items() if k not in classifier}
     _check(file, target, tensors, expected)
     model.model.load_state_dict(tensors)
-    about = {
-        "converted_from": file.name,
-        "method": layout.method,
-        "mean": target.mean,
-        "std": target.std,
-    }
+    about = {"converted_from": file.name, "method": layout.method, "mean": target.mean, "std": target.std}
     _write(out, model, about, as_is=target.img_size != target.native_size)
     return Conversion(
         path=out,

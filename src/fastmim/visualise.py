@@ -126,17 +126,15 @@ def picture(
     def photographs(normalised: Tensor) -> Tensor:
         return _enlarge(_rgb(normalised, mean, std), scale)
 
-    if isinstance(target, HOG):
-        heading, note = "HOG of hidden blocks", f"strokes along edges, {target.cell}-pixel cells"
-        drawn, guess = (_draw_hog(cells, target, scale) for cells in (truth, prediction))
-    elif target.normalize:
-        heading, note = "Pixels of hidden blocks", "each patch with mean 0, deviation 1"
-        drawn, guess = (_enlarge(_draw_standardised(cells, target), scale) for cells in (truth, prediction))
-    else:
-        heading, note = "Pixels of hidden blocks", "the image's pixels"
-        drawn, guess = (photographs(target.to_images(cells, images)) for cells in (truth, prediction))
+    def draw_target(cells: Tensor) -> Tensor:
+        if isinstance(target, HOG):
+            return _draw_hog(cells, target, scale)
+        if target.normalize:
+            return _enlarge(_draw_standardised(cells, target), scale)
+        return photographs(target.to_images(cells, images))
 
-    image = photographs(images)
+    image, drawn, guess = photographs(images), draw_target(truth), draw_target(prediction)
+    heading, note = _words(target)
     seen = 1 - mask.float().mean().item()
     panels = [
         _Panel("image", f"{size} x {size} pixels", image),
@@ -149,6 +147,16 @@ def picture(
         pasted = photographs(target.to_images(prediction, images)).where(hidden, image)
         panels.append(_Panel("reconstruction", note, pasted))
     return _sheet(panels, f"{heading}  (trained target: {target.name})", caption)
+
+
+def _words(target: HOG | Pixels) -> tuple[str, str]:
+    """What the picture shows, and what its target panel shows."""
+    if isinstance(target, HOG):
+        return "HOG of hidden blocks", f"strokes along edges, {target.cell}-pixel cells"
+    return (
+        "Pixels of hidden blocks",
+        "each patch with mean 0, deviation 1" if target.normalize else "the image's pixels",
+    )
 
 
 def glyphs(strengths: Tensor, side: int) -> Tensor:

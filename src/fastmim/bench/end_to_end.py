@@ -80,15 +80,16 @@ def measure(
         key: {name: [line[key] for line in lines] for name, lines in found.items()}
         for key in ("images_per_s", "data_wait_share")
     }
-    summary = {}
-    for name in found:
-        share = [a / b for a, b in zip(raw["images_per_s"][name], raw["images_per_s"][MEMORY], strict=True)]
-        summary[name] = {
-            "images_per_s": statistics.median(raw["images_per_s"][name]),
-            "data_wait_share": statistics.median(raw["data_wait_share"][name]),
-            "of_memory": {"median": statistics.median(share), "min": min(share), "max": max(share)},
-        }
-    return summary, raw
+    return {name: _summarise(raw, name) for name in found}, raw
+
+
+def _summarise(raw: dict[str, dict[str, list[float]]], name: str) -> dict[str, Any]:
+    share = [a / b for a, b in zip(raw["images_per_s"][name], raw["images_per_s"][MEMORY], strict=True)]
+    return {
+        "images_per_s": statistics.median(raw["images_per_s"][name]),
+        "data_wait_share": statistics.median(raw["data_wait_share"][name]),
+        "of_memory": {"median": statistics.median(share), "min": min(share), "max": max(share)},
+    }
 
 
 def _from_memory(config: PretrainConfig, source: Source) -> dict[str, float]:

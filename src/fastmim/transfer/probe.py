@@ -71,12 +71,7 @@ def probe(*, dry_run: bool = False, **settings: Any) -> Probed:
         return Probed(float("nan"), float("nan"), {})
     features, bad = _features(config, encoder, train, labelled, console)
     rank = scores.effective_rank(features["val"].features)
-    if config.method == "knn":
-        by_k = scores.knn(features["train"], features["val"])
-        rows: list[dict[str, float]] = [{"k": k, "top1": top1} for k, top1 in by_k.items()]
-    else:
-        heads = scores.linear(features["train"], features["val"], seed=config.seed)
-        rows = [{"lr": lr, "weight_decay": decay, "top1": top1} for (lr, decay), top1 in heads.items()]
+    rows = _score(config, features["train"], features["val"])
     best = max(rows, key=lambda row: row["top1"])
     report = {
         "settings": configs.to_mapping(config),
@@ -101,6 +96,14 @@ def probe(*, dry_run: bool = False, **settings: Any) -> Probed:
         console.print(f"{len(bad)} images could not be read and were left out")
     console.print(f"wrote {config.out}", soft_wrap=True)
     return Probed(best["top1"], rank, report)
+
+
+def _score(config: ProbeConfig, train: LabelledFeatures, val: LabelledFeatures) -> list[dict[str, float]]:
+    """Top-1 at every setting of the method."""
+    if config.method == "knn":
+        return [{"k": k, "top1": top1} for k, top1 in scores.knn(train, val).items()]
+    heads = scores.linear(train, val, seed=config.seed)
+    return [{"lr": lr, "weight_decay": decay, "top1": top1} for (lr, decay), top1 in heads.items()]
 
 
 def _check_writable(out: Path) -> None:
