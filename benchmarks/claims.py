@@ -7,7 +7,6 @@ speaks to a claim if its points differ in what the claim is about and in nothing
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import statistics
@@ -16,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scipy.stats import t as student
+from fastmim.studying import differences
 
 ROOT = Path(__file__).parent.parent
 RECORDS, OUT = ROOT / "benchmarks/records", ROOT / "docs/claims.md"
@@ -39,16 +38,6 @@ class Finding:
     numbers: str
 
 
-def interval(differences: Sequence[float]) -> tuple[float, float, float]:
-    """Mean and 95 % interval of paired differences (Student's t); infinitely wide from one seed."""
-    mean = statistics.mean(differences)
-    if len(differences) < 2:
-        return mean, -math.inf, math.inf
-    error = statistics.stdev(differences) / math.sqrt(len(differences))
-    width = float(student.ppf(0.975, len(differences) - 1)) * error
-    return mean, mean - width, mean + width
-
-
 def nearly_same(low: float, high: float) -> str:
     """Whether a difference is within the margin."""
     if low >= -MARGIN and high <= MARGIN:
@@ -64,13 +53,6 @@ def above(low: float, high: float, limit: float = 0.0) -> str:
 def worst(verdicts: Sequence[str]) -> str:
     """The verdict on all of several comparisons."""
     return next((v for v in (NOT, UNDECIDED) if v in verdicts), HELD)
-
-
-def words(low_high: tuple[float, float, float]) -> str:
-    """A difference for the reader."""
-    mean, low, high = low_high
-    spread = f" ({low:+.2f} to {high:+.2f})" if math.isfinite(low) else " (one seed)"
-    return f"{mean:+.2f}{spread}"
 
 
 def points(record: Record) -> dict[str, dict[str, Any]]:
@@ -95,7 +77,7 @@ def top1(record: Record, name: str, labels: str) -> list[float]:
 
 def difference(record: Record, labels: str, a: str, b: str) -> tuple[float, float, float]:
     """a - b."""
-    return interval([x - y for x, y in zip(top1(record, a, labels), top1(record, b, labels), strict=True)])
+    return differences.between(record["summary"], labels, a, b)
 
 
 def resolution(record: Record, labels: str) -> Iterator[tuple[str, str]]:
@@ -105,7 +87,7 @@ def resolution(record: Record, labels: str) -> Iterator[tuple[str, str]]:
             continue
         largest = max(group)
         found = {size: difference(record, labels, group[size], group[largest]) for size in sorted(group)[:-1]}
-        numbers = "; ".join(f"{size} px {words(found[size])} against {largest} px" for size in found)
+        numbers = "; ".join(f"{size} px {differences.words(found[size])} against {largest} px" for size in found)
         yield worst([nearly_same(low, high) for _, low, high in found.values()]), numbers
 
 
@@ -126,9 +108,9 @@ def target(record: Record, labels: str) -> Iterator[tuple[str, str]]:
             kind: [a - b for a, b in zip(seeds[high, kind], seeds[low, kind], strict=True)]
             for kind in ("hog", "pixels")
         }
-        found = interval([p - h for p, h in zip(loss["pixels"], loss["hog"], strict=True)])
+        found = differences.interval([p - h for p, h in zip(loss["pixels"], loss["hog"], strict=True)])
         lost = ", ".join(f"{kind} {statistics.mean(values):.2f}" for kind, values in loss.items())
-        yield above(*found[1:]), f"from {high} to {low} px lost: {lost}; pixels lose more by {words(found)}"
+        yield above(*found[1:]), f"from {high} to {low} px lost: {lost}; pixels lose more by {differences.words(found)}"
 
 
 def depth(record: Record, labels: str) -> Iterator[tuple[str, str]]:
@@ -143,7 +125,9 @@ def depth(record: Record, labels: str) -> Iterator[tuple[str, str]]:
             verdicts = [
                 HELD if low >= -MARGIN else NOT if high < -MARGIN else UNDECIDED for _, low, high in found.values()
             ]
-            numbers = "; ".join(f"{share:.0%} of the blocks {words(found[share])} against all" for share in found)
+            numbers = "; ".join(
+                f"{share:.0%} of the blocks {differences.words(found[share])} against all" for share in found
+            )
             yield worst(verdicts), numbers
 
 
@@ -153,7 +137,7 @@ def decoder(record: Record, labels: str) -> Iterator[tuple[str, str]]:
         if "auto" not in group:
             continue
         others = {name: difference(record, labels, group["auto"], group[name]) for name in group if name != "auto"}
-        numbers = "; ".join(f"auto {words(found)} against {name}" for name, found in others.items())
+        numbers = "; ".join(f"auto {differences.words(found)} against {name}" for name, found in others.items())
         yield (
             worst(
                 [HELD if low >= -MARGIN else NOT if high < -MARGIN else UNDECIDED for _, low, high in others.values()]
@@ -169,7 +153,7 @@ def stages(record: Record, labels: str) -> Iterator[tuple[str, str]]:
             found = {plan: difference(record, labels, group[plan], group[None]) for plan in group if plan}
             size = points(record)[group[None]]["img_size"]
             numbers = "; ".join(
-                f"{plan} {words(found[plan])} against {size} px throughout, for "
+                f"{plan} {differences.words(found[plan])} against {size} px throughout, for "
                 f"{share_of_seconds(record, group[plan], group[None])} times its device-seconds"
                 for plan in found
             )
@@ -185,13 +169,13 @@ def cost(record: Record, labels: str) -> Iterator[tuple[str, str]]:
             continue
         a, b = group[min(ours)], group[max(theirs)]
         shares = ratios_of_seconds(record, a, b)
-        _, low, high = interval(shares)
+        _, low, high = differences.interval(shares)
         gap = difference(record, labels, a, b)
         cheap = HELD if high <= 0.25 else NOT if low > 0.25 else UNDECIDED
         good = HELD if gap[1] >= -MARGIN else NOT if gap[2] < -MARGIN else UNDECIDED
         numbers = (
             f"HOG at {min(ours)[0]} px took {share_of_seconds(record, a, b)} times the device-seconds of pixels at "
-            f"{max(theirs)[0]} px; accuracy {words(gap)}"
+            f"{max(theirs)[0]} px; accuracy {differences.words(gap)}"
         )
         yield worst([cheap, good]), numbers
 
@@ -204,7 +188,7 @@ def ratios_of_seconds(record: Record, a: str, b: str) -> list[float]:
 
 def share_of_seconds(record: Record, a: str, b: str) -> str:
     """The same for the reader."""
-    mean, low, high = interval(ratios_of_seconds(record, a, b))
+    mean, low, high = differences.interval(ratios_of_seconds(record, a, b))
     return f"{mean:.2f}" + (f" ({low:.2f} to {high:.2f})" if math.isfinite(low) else " (one seed)")
 
 
@@ -276,17 +260,7 @@ def results(path: Path, record: Record) -> str:
         lines.append(f"| {name} | {' | '.join(cells)} |")
     plot = path.with_suffix(".png")
     picture = [f"![Accuracy against cost](../benchmarks/records/{plot.name})\n"] if plot.exists() else []
-    return "\n".join([*lines, "", *(order(record, number) for number in labels), *picture])
-
-
-def order(record: Record, labels: str) -> str:
-    """Which pairs of points the seeds leave undecided, from the best mean down."""
-    names = sorted(record["summary"], key=lambda name: -record["summary"][name]["top1"][labels]["mean"])
-    pairs = list(itertools.combinations(names, 2))
-    intervals = {pair: difference(record, labels, *pair) for pair in pairs}
-    tied = [f"{a} and {b}, {words(intervals[a, b])}" for a, b in pairs if not intervals[a, b][1] > 0]
-    text = f"With {int(labels):,} labels the seeds order {len(pairs) - len(tied)} of {len(pairs)} pairs"
-    return f"{text}; not told apart: {'; '.join(tied)}.\n" if tied else f"{text}.\n"
+    return "\n".join([*lines, "", *(differences.describe(summary, number) + "\n" for number in labels), *picture])
 
 
 def plus_minus(found: dict[str, Any]) -> str:
@@ -302,7 +276,7 @@ def labels_of(record: Record) -> list[str]:
 def gains(record: Record, labels: str) -> bool:
     """Whether any pre-training is better than none: if not, how its settings compare means nothing."""
     found = [record["summary"][name]["top1"][labels]["gain"]["seeds"] for name in points(record)]
-    return any(interval(seeds)[1] > 0 for seeds in found)
+    return any(differences.interval(seeds)[1] > 0 for seeds in found)
 
 
 def findings(records: dict[str, Record], judge: Callable[[Record, str], Iterator[tuple[str, str]]]) -> list[Finding]:

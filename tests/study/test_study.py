@@ -109,9 +109,32 @@ def test_a_study_that_is_stopped_and_killed_goes_on(
 
     everything = times(out / "runs")
     assert fastmim.study(out=out).finished and times(out / "runs") == everything
-    with pytest.raises(RequestError, match=r"holds another study \(seeds 1 -> 2\): take another --out"):
-        fastmim.study(**given | {"seeds": 2})
+    with pytest.raises(RequestError, match=r"holds another study \(labels '4' -> '6'\): take another --out"):
+        fastmim.study(**given | {"labels": "6"})
     capsys.readouterr()
+
+
+def test_seeds_are_added_to_a_study_that_is_done(
+    bars: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("fastmim.studying.budget.MAX_EPOCHS", 1.0)  # else it would take ten minutes
+    out = tmp_path / "study"
+    fastmim.study(**settings(bars, steps=None, budget="10m", out=out, probe="none", labels="4"))
+    said = capsys.readouterr().out
+    assert "With 4 labels the seeds order 0 of 1 pairs" in said and "(one seed)" in (out / "table.md").read_text()
+    assert f"seeds can be added to tell more apart: fastmim study --seeds 2 --out {out}" in said
+    plan, first = (out / "plan.json").read_bytes(), times(out / "runs")
+
+    result = fastmim.study(out=out, seeds=2)
+    assert result.finished and result.num_trials == 4 and (out / "plan.json").read_bytes() == plan
+    assert first.items() <= times(out / "runs").items()
+    assert "1 seed more than the budget of 10m was for" in capsys.readouterr().out
+    assert len(result.summary["scratch"]["top1"]["4"]["seeds"]) == 2
+    command = json.loads((out / "record.json").read_text())["command"]
+    assert "--seeds 1" in command and command.endswith(f"&& fastmim study --seeds 2 --out {out}")
+    assert yaml.safe_load((out / "config.yaml").read_text())["seeds"] == 2
+    with pytest.raises(RequestError, match=r"holds another study \(seeds 2 -> 1\)"):
+        fastmim.study(out=out, seeds=1)
 
 
 def test_a_directory_that_cannot_be_written(bars: Path) -> None:

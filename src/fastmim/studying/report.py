@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import platform
 import shlex
@@ -19,7 +20,7 @@ from rich.table import Table
 
 from fastmim import config as configs
 from fastmim.config import RequestError
-from fastmim.studying import plot, trial
+from fastmim.studying import differences, plot, trial
 from fastmim.studying.pool import Slots
 from fastmim.studying.request import Request
 from fastmim.studying.settings import StudyConfig
@@ -43,11 +44,18 @@ def write(
     for row in rows:
         table.add_row(*row)
     Console(highlight=False).print(table)
+    labels = [str(number) for number in request.labels]
+    for number in labels:
+        say(differences.order(summary, number))
+    if any(differences.ties(summary, number) for number in labels):
+        more = _command_line(StudyConfig(seeds=2 * config.seeds, out=config.out))
+        say(f"{TABLE} names the others; seeds can be added to tell more apart: {more}")
     title = (
         f"{config.data}, {request.finetune_steps} steps of fine-tuning at {request.finetune_size} px, "
         f"{count(config.seeds, 'seed')}"
     )
-    (config.out / TABLE).write_text(f"{title}\n\n{markdown(header, rows)}\n\n{LEGEND}\n")
+    told_apart = "\n\n".join(differences.describe(summary, number) for number in labels)
+    (config.out / TABLE).write_text(f"{title}\n\n{markdown(header, rows)}\n\n{told_apart}\n\n{LEGEND}\n")
     for suffix in ("png", "svg"):
         plot.draw(summary, config.out / f"{PLOT}.{suffix}", title=title)
     record = _record(request, slots, plan, results, summary)
@@ -72,7 +80,8 @@ LEGEND = (
     "Top-1 in % on the validation images, looked at once, after the last step: mean ± standard deviation over the "
     "seeds; in brackets the gain over the same network from scratch, paired by seed. Device-seconds are those that "
     "training had the device for (pre-training only), without evaluation and saving; where several runs share a "
-    "processor, they slow each other down."
+    "processor, they slow each other down. Two points are ordered where the 95 % interval of their difference, paired "
+    "by seed (Student's t), is on one side of zero."
 )
 
 
@@ -191,7 +200,7 @@ def _record(
         "name": f"study-{config.out.resolve().name}",
         "claim": f"Compares {' x '.join(config.sweep)}, and from scratch, by accuracy after fine-tuning.",
         "date": date.today().isoformat(),
-        "command": command(config),
+        "command": command(config, plan),
         "hardware": _hardware(slots),
         "versions": {"python": platform.python_version()} | {package: version(package) for package in packages},
         "config": configs.to_mapping(config)
@@ -213,8 +222,15 @@ def _record(
     }
 
 
-def command(config: StudyConfig) -> str:
-    """The command line that asks for this study."""
+def command(config: StudyConfig, plan: dict[str, Any]) -> str:
+    """The command lines that ask for this study: the one that it was planned by, then one for more seeds."""
+    first = _command_line(dataclasses.replace(config, seeds=plan["seeds"]))
+    if plan["seeds"] == config.seeds:
+        return first
+    return f"{first} && {_command_line(StudyConfig(seeds=config.seeds, out=config.out))}"
+
+
+def _command_line(config: StudyConfig) -> str:
     words = ["fastmim", "study"]
     defaults = configs.to_mapping(StudyConfig())
     for key, value in configs.to_mapping(config).items():

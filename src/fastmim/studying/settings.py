@@ -63,7 +63,8 @@ class StudyConfig:
     """Arguments for timm.create_model, such as --backbone-args.depth 4."""
 
     seeds: int = 3
-    """Runs of every point; each seed draws weights, order, masks and labels anew, the same for all points."""
+    """Runs of every point; each seed draws weights, order, masks and labels anew, the same for all points. A larger
+    number with the same --out adds runs to a study, whatever its budget was."""
 
     budget: str | None = None
     """Wall-clock time for the whole study, all devices together: 90s, 30m, 2h, 1h30m. What fine-tuning and probing

@@ -111,7 +111,8 @@ def _resolve(given: dict[str, Any]) -> StudyConfig:
     stored = settings.build(configs.read(path))
     wanted = settings.build(configs.read(path), given)
     before, now = configs.to_mapping(stored), configs.to_mapping(wanted)
-    if differing := [k for k in now if k not in settings.RESUMABLE and before[k] != now[k]]:
+    more_seeds = {"seeds"} if wanted.seeds > stored.seeds else set()
+    if differing := [k for k in now if k not in settings.RESUMABLE | more_seeds and before[k] != now[k]]:
         changes = "; ".join(f"{key} {before[key]!r} -> {now[key]!r}" for key in differing)
         raise RequestError(
             f"out is {config.out}, which holds another study ({changes}): take another --out, or drop these settings "
@@ -125,6 +126,7 @@ def _plan(request: Request, slots: Slots, lock: int, say: Any) -> dict[str, Any]
     config = request.config
     path = config.out / _PLAN
     if path.exists() and (config.out / _CONFIG).exists():
+        _write_config(config)  # with the seeds that are asked for now
         return dict(trial.read_json(path))
     speeds, images = None, 0
     if config.budget is not None:
@@ -141,14 +143,18 @@ def _plan(request: Request, slots: Slots, lock: int, say: Any) -> dict[str, Any]
         "images": images or None,
         "steps": steps,
         "finetune_steps": request.finetune_steps,
+        "seeds": config.seeds,
         "speeds": vars(speeds) if speeds else None,
     }
     trial.write_json(path, plan)
-    # Last: a directory with a config holds a study whose plan is made.
+    _write_config(config)  # last: a directory with a config holds a study whose plan is made
+    return plan
+
+
+def _write_config(config: StudyConfig) -> None:
     partial = config.out / ".config.tmp"
     partial.write_text(yaml.safe_dump(configs.to_mapping(config), sort_keys=False))
     partial.replace(config.out / _CONFIG)
-    return plan
 
 
 def _trial(request: Request, slots: Slots, plan: dict[str, Any], point: Point, seed: int) -> Trial:
@@ -200,8 +206,12 @@ def _describe_plan(request: Request, slots: Slots, plan: dict[str, Any]) -> str:
         lines.append(f"  {point.name}: {what}")
     if speeds:
         total = speeds.study(request, slots, images) + speeds.measuring
+        added = request.config.seeds - plan["seeds"]
         lines.append(
-            f"total     {report.seconds(total)} of the budget of {request.config.budget} "
+            f"total     {report.seconds(total)}; {report.count(added, 'seed')} more than the budget of "
+            f"{request.config.budget} was for"
+            if added
+            else f"total     {report.seconds(total)} of the budget of {request.config.budget} "
             f"({budget.RESERVE:.0%} of it is kept in reserve)"
         )
     return "\n".join(lines)
