@@ -107,6 +107,13 @@ def test_a_study_that_is_stopped_and_killed_goes_on(
     assert (out / "accuracy_against_cost.png").read_bytes()[:4] == b"\x89PNG"
     assert "<svg" in (out / "accuracy_against_cost.svg").read_text()
 
+    path = scratch / "trial.json"
+    asked = path.read_text()
+    path.write_text(asked.replace('"lr": 0.004', '"lr": 0.002'))
+    with pytest.raises(RequestError, match=r"scratch seed 0 is done with lr 0.002 \(finetune-4\), which is 0.004 now"):
+        fastmim.study(out=out)
+    path.write_text(asked)
+
     everything = times(out / "runs")
     assert fastmim.study(out=out).finished and times(out / "runs") == everything
     with pytest.raises(RequestError, match=r"holds another study \(labels '4' -> '6'\): take another --out"):

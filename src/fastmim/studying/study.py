@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,6 +24,7 @@ from fastmim.studying.request import Request, check, settings_of
 from fastmim.studying.settings import StudyConfig
 
 _CONFIG, _PLAN, _RUNS = "config.yaml", "plan.json", "runs"
+_WHERE = {"device", "num_workers", "out", "weights"}
 
 
 @dataclass(frozen=True)
@@ -77,29 +80,46 @@ def study(*, dry_run: bool = False, **given: Any) -> Studied:
             return Studied(config.out, 0, num_trials, {})
         request = request.with_finetune_steps(plan["finetune_steps"])
         say(_describe_plan(request, slots, plan))
-        trials = [_trial(request, slots, plan, point, seed) for seed in range(config.seeds) for point in request.points]
-        began = time.monotonic()
-
-        def done(job: Trial) -> None:
-            numbers = sum(t.results() is not None for t in trials)
-            words = report.describe(job.results())
-            say(f"[{numbers}/{num_trials}] {job.name}: {words}; {_clock(began)} since the start")
-
-        outcome = pool.run_all(trials, slots, lock=lock, done=done)
-        finished = [t for t in trials if t.results() is not None]
-        if outcome.failures:
-            name, words = next(iter(outcome.failures.items()))
-            raise RunError(
-                f"{len(outcome.failures)} of {num_trials} trials failed, first {name}: {words}; the others are kept: "
-                f"mend the cause and run the same command to go on"
-            )
-        if len(finished) < num_trials:
-            return Studied(config.out, len(finished), num_trials, {})
-        results = {point.name: [] for point in request.points}  # type: dict[str, list[dict[str, Any]]]
-        for job in trials:
-            results[job.name.rpartition(" seed ")[0]].append(job.results() or {})
+        trials = {
+            (point.name, seed): _trial(request, slots, plan, point, seed)
+            for seed in range(config.seeds)
+            for point in request.points
+        }
+        _check_done(trials.values())
+        num_done = _run_all(list(trials.values()), slots, lock=lock, say=say)
+        if num_done < num_trials:
+            return Studied(config.out, num_done, num_trials, {})
+        results = {
+            point.name: [trials[point.name, seed].results() or {} for seed in range(config.seeds)]
+            for point in request.points
+        }
         summary = report.write(request, slots, plan, results, say=say)
     return Studied(config.out, num_trials, num_trials, summary)
+
+
+def _run_all(trials: list[Trial], slots: Slots, *, lock: int, say: Callable[[str], None]) -> int:
+    """Run what is not done yet, each trial said as it ends; how many are done then.
+
+    Raises:
+        RunError: some failed.
+    """
+    began = time.monotonic()
+
+    def num_done() -> int:
+        return sum(job.results() is not None for job in trials)
+
+    def done(job: Trial) -> None:
+        clock = report.seconds(time.monotonic() - began)
+        say(f"[{num_done()}/{len(trials)}] {job.name}: {report.describe(job.results())}; {clock} since the start")
+
+    outcome = pool.run_all(trials, slots, lock=lock, done=done)
+    if outcome.failures:
+        name, words = next(iter(outcome.failures.items()))
+        raise RunError(
+            f"{len(outcome.failures)} of {len(trials)} trials failed, first {name}: {words}; the others are kept: "
+            f"mend the cause and run the same command to go on"
+        )
+    return num_done()
 
 
 def _resolve(given: dict[str, Any]) -> StudyConfig:
@@ -121,7 +141,7 @@ def _resolve(given: dict[str, Any]) -> StudyConfig:
     return wanted
 
 
-def _plan(request: Request, slots: Slots, lock: int, say: Any) -> dict[str, Any] | None:
+def _plan(request: Request, slots: Slots, lock: int, say: Callable[[str], None]) -> dict[str, Any] | None:
     """The steps of every point: as they were planned, as they are asked for, or as the budget allows."""
     config = request.config
     path = config.out / _PLAN
@@ -165,6 +185,22 @@ def _trial(request: Request, slots: Slots, plan: dict[str, Any], point: Point, s
         return settings_of(request, point, seed, folder, steps=steps, device=device, num_workers=slots.num_workers)
 
     return Trial(f"{point.name} seed {seed}", folder, runs)
+
+
+def _check_done(trials: Iterable[Trial]) -> None:
+    """What is done must have been done as the rest will be: another version may have other defaults."""
+    for job in trials:
+        if job.results() is None or not (job.folder / trial.FILE).exists():
+            continue
+        before, now = trial.read_json(job.folder / trial.FILE), json.loads(json.dumps(job.runs("cpu")))
+        for run, settings_now in now.items():
+            for key in sorted(settings_now.keys() & before[run].keys() - _WHERE):
+                if before[run][key] != settings_now[key]:
+                    raise RequestError(
+                        f"out is {job.folder.parent.parent}, where {job.name} is done with {key} {before[run][key]!r} "
+                        f"({run}), which is {settings_now[key]!r} now; expected one version's settings for all: take "
+                        f"another --out"
+                    )
 
 
 def _describe(request: Request, slots: Slots) -> str:
@@ -215,7 +251,3 @@ def _describe_plan(request: Request, slots: Slots, plan: dict[str, Any]) -> str:
             f"({budget.RESERVE:.0%} of it is kept in reserve)"
         )
     return "\n".join(lines)
-
-
-def _clock(began: float) -> str:
-    return report.seconds(time.monotonic() - began)
