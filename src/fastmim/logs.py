@@ -157,7 +157,7 @@ class Logs:
             self._bar.update(self._task, completed=step)
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
-        """Record a log step. Keys are those of DESIGN's run directory; others are passed through."""
+        """Record a log step; one with a loss is shown on the console too."""
         # JSON has no NaN: a line without any finite step says null.
         line = {"step": step} | {k: v if math.isfinite(v) else None for k, v in metrics.items()}
         self._file.write(json.dumps(line) + "\n")
