@@ -43,7 +43,10 @@ def write(
         table.add_column(name, overflow="fold", no_wrap=name == header[0])
     for row in rows:
         table.add_row(*row)
-    Console(highlight=False).print(table)
+    console = Console(highlight=False)
+    if not console.is_terminal:  # a file has no width, and cells folded to 80 columns are hard to read
+        console.width = 200
+    console.print(table)
     labels = [str(number) for number in request.labels]
     for number in labels:
         say(differences.order(summary, number))
