@@ -20,7 +20,7 @@ from fastmim.config import IMAGENET_MEAN, IMAGENET_STD, PretrainConfig, RequestE
 from fastmim.data import augment, loader, sources
 from fastmim.data.bad_images import BadImages
 from fastmim.data.labelled import Labelled, open_labelled
-from fastmim.logs import Logs, open_trackers
+from fastmim.logs import Logs
 from fastmim.mim import MIM, TARGETS
 from fastmim.recipes import RECIPES
 from fastmim.schedule import Stage
@@ -245,15 +245,7 @@ class _Pretraining:
     def train(self, found: checkpoint.Checkpoint | None) -> Result:
         """Train from a checkpoint or the start; write the backbone at the end."""
         config, plan = self.config, self.plan
-        step = found.step if found else 0
-        trackers = open_trackers(
-            config.tracker_names(),
-            auto=config.trackers == "auto",
-            out=config.out,
-            settings=configs.to_mapping(config),
-            step=step,
-        )
-        logs = Logs(config.out, total_steps=plan.total_steps, step=step, trackers=trackers, console=self.console)
+        logs = runs.open_logs(config, total_steps=plan.total_steps, resume_from=found, console=self.console)
         try:
             step = self._fit(found, logs)
             if self.bad_images:

@@ -19,6 +19,7 @@ from rich.console import Console
 from fastmim import checkpoint, locking
 from fastmim import config as configs
 from fastmim.config import RequestError, TrainConfig
+from fastmim.logs import Logs, open_trackers
 
 Config = TypeVar("Config", bound=TrainConfig)
 
@@ -128,6 +129,25 @@ def resume_point(config: TrainConfig, *, num_images: int) -> checkpoint.Checkpoi
             f"the run in {config.out} began with: give it the same images, another --out, or --overwrite"
         )
     return found
+
+
+def open_logs(
+    config: TrainConfig, *, total_steps: int, resume_from: checkpoint.Checkpoint | None, console: Console
+) -> Logs:
+    """A run's metrics.jsonl, progress and trackers, from where it goes on.
+
+    Raises:
+        RequestError: a tracker that was asked for by name is not installed.
+    """
+    step = resume_from.step if resume_from else 0
+    trackers = open_trackers(
+        config.tracker_names(),
+        auto=config.trackers == "auto",
+        out=config.out,
+        settings=configs.to_mapping(config),
+        step=step,
+    )
+    return Logs(config.out, total_steps=total_steps, step=step, trackers=trackers, console=console)
 
 
 def read_config(cls: type[Config], out: Path) -> Config:

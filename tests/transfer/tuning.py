@@ -14,17 +14,8 @@ from conftest import SMALL
 from fastmim.transfer import finetune as finetuning
 
 NETWORK = {key: SMALL[key] for key in ("backbone", "backbone_args")}
-TINY: dict[str, Any] = {
-    "img_size": 32,
-    "batch_size": 8,
-    "steps": 12,
-    "lr": 1e-2,
-    "save_every": 4,
-    "log_every": 2,
-    "eval_every": "4 steps",
-    "num_workers": 0,
-    "device": "cpu",
-    "trackers": "none",
+TINY: dict[str, Any] = {key: value for key, value in SMALL.items() if key not in (*NETWORK, "picture_every")} | {
+    "eval_every": "4 steps"
 }
 PLAIN: dict[str, Any] = {"mixup": 0.0, "cutmix": 0.0, "reprob": 0.0, "randaugment": "none", "drop_path": 0.0}
 

@@ -16,14 +16,13 @@ from rich.console import Console
 from torch.optim import AdamW
 
 from fastmim import checkpoint, loop, memory, optim, runs, schedule, weights
-from fastmim import config as configs
 from fastmim.config import RequestError
 from fastmim.data import loader, sources
 from fastmim.data.bad_images import BadImages
 from fastmim.data.labelled import Labelled, limit_labels, open_labelled
 from fastmim.data.mixing import Mix
 from fastmim.data.rand_augment import RandAugment
-from fastmim.logs import Logs, open_trackers
+from fastmim.logs import Logs
 from fastmim.recipes import FINETUNE_RECIPES
 from fastmim.schedule import Stage
 from fastmim.transfer.plan import Plan, make_plan, make_stage
@@ -169,15 +168,7 @@ class _Finetuning:
     def train(self, found: checkpoint.Checkpoint | None) -> Result:
         """Train from a checkpoint or the start; write the final weights at the end."""
         config, plan = self.config, self.plan
-        step = found.step if found else 0
-        trackers = open_trackers(
-            config.tracker_names(),
-            auto=config.trackers == "auto",
-            out=config.out,
-            settings=configs.to_mapping(config),
-            step=step,
-        )
-        logs = Logs(config.out, total_steps=plan.total_steps, step=step, trackers=trackers, console=self.console)
+        logs = runs.open_logs(config, total_steps=plan.total_steps, resume_from=found, console=self.console)
         validator = Validator(
             config=config,
             plan=plan,
