@@ -107,6 +107,10 @@ def test_jpeg_keeps_colour_at_full_resolution_and_raw_keeps_everything() -> None
     assert simplejpeg.decode_jpeg_header(make_small(grey, codec="jpeg", short_side=64)[0])[2] == "Gray"
     turned = np.asarray(photograph())[::-1, ::-1]  # neither writeable nor in order
     assert make_small(turned, codec="raw", short_side=64)[1] == (64, 96, 3)
+    for short_side in (64, 1000):  # shrunk, and as it is
+        content, shape = make_small(turned, codec="jpeg", short_side=short_side)
+        encoded, pixels = decode_whole(content), decode_whole(turned, short_side=short_side)
+        assert encoded.shape == shape and psnr(Image.fromarray(encoded), Image.fromarray(pixels)) > 35
 
 
 def test_what_cannot_be_a_jpeg_is_a_bad_image() -> None:

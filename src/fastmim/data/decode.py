@@ -125,14 +125,14 @@ def decode_whole(
         max_pixels: Larger pictures are refused before they are decoded.
 
     Returns:
-        uint8 (H, W, 1) if it is grey, else (H, W, 3).
+        uint8 (H, W, 1) if it is grey, else (H, W, 3); C-contiguous, as encoders want it.
 
     Raises:
         BadImage: The data is no picture, damaged, or too large.
     """
     if isinstance(data, np.ndarray):
         _check_array(data)
-        return _shrink(data, data.shape[0], data.shape[1], short_side)
+        return np.ascontiguousarray(_shrink(data, data.shape[0], data.shape[1], short_side))
     height, width, colours = jpeg_header(data)
     if colours:
         if height * width > max_pixels:
