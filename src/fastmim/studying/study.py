@@ -146,8 +146,11 @@ def _plan(request: Request, slots: Slots, lock: int, say: Callable[[str], None])
     config = request.config
     path = config.out / _PLAN
     if path.exists() and (config.out / _CONFIG).exists():
+        known: dict[str, Any] = trial.read_json(path)
+        known.setdefault("seeds", settings.build(configs.read(config.out / _CONFIG)).seeds)  # of an earlier version
+        trial.write_json(path, known)
         _write_config(config)  # with the seeds that are asked for now
-        return dict(trial.read_json(path))
+        return known
     speeds, images = None, 0
     if config.budget is not None:
         speeds = budget.measure(request, slots, config.out, lock=lock, say=say)
