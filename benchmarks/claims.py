@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastmim.studying import differences
+from fastmim.studies import differences
 
 ROOT = Path(__file__).parent.parent
 RECORDS, OUT = ROOT / "benchmarks/records", ROOT / "docs/claims.md"

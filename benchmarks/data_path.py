@@ -27,9 +27,9 @@ from PIL import Image
 import record
 from fastmim.bench.corpus import cut_corpus, make_tiers
 from fastmim.bench.data_path import BATCH, SIZE, read, read_plainly
-from fastmim.data import Source
 from fastmim.data.augment import NUM_RANDOMS, crop_box
 from fastmim.data.decode import Box, decode_box, reduction, snap
+from fastmim.data.sources import Source
 
 
 def crop_psnr(source: Source, originals: Source) -> list[float]:

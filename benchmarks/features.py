@@ -22,10 +22,11 @@ from PIL import Image
 
 import record
 from fastmim import Backbone
-from fastmim.data.centers import load_centers
+from fastmim.data.center_crops import load_centers
 from fastmim.data.sources import open_source
-from fastmim.runs import resolve_bf16, resolve_device
-from fastmim.transfer.features import Encoder, extract
+from fastmim.system.devices import resolve_bf16, resolve_device
+from fastmim.transfer.features.encoder import Encoder
+from fastmim.transfer.features.extraction import extract
 
 
 def write_photographs(folder: Path, number: int, size: int = 500) -> None:

@@ -22,14 +22,14 @@ import torch
 from rich.console import Console
 
 import record
-from fastmim import loop, optim, schedule
 from fastmim.backbone import Classifier
-from fastmim.config import IMAGENET_MEAN, IMAGENET_STD
 from fastmim.data.mixing import Mix
-from fastmim.logs import Logs
+from fastmim.data.statistics import IMAGENET_MEAN, IMAGENET_STD
 from fastmim.randomness import image_keys
-from fastmim.schedule import Stage
-from fastmim.transfer.training import Finetuner, Preparation
+from fastmim.training import loop, optim, schedule
+from fastmim.training.logs import Logs
+from fastmim.training.schedule import Stage
+from fastmim.transfer.classify.finetuner import Finetuner, Preparation
 
 NUM_CLASSES = 100
 

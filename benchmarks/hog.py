@@ -28,8 +28,8 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 import record
-from fastmim import targets
 from fastmim.bench.references import PlainHOG
+from fastmim.method import targets
 
 PHOTOGRAPHS = (
     "astronaut",

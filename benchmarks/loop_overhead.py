@@ -21,13 +21,13 @@ import torch
 from rich.console import Console
 
 import record
-from fastmim import loop, optim, schedule
-from fastmim.config import IMAGENET_MEAN, IMAGENET_STD
 from fastmim.data import augment
-from fastmim.logs import Logs
-from fastmim.mim import MIM
+from fastmim.data.statistics import IMAGENET_MEAN, IMAGENET_STD
+from fastmim.method.mim import MIM
 from fastmim.randomness import image_keys
-from fastmim.schedule import Stage
+from fastmim.training import loop, optim, schedule
+from fastmim.training.logs import Logs
+from fastmim.training.schedule import Stage
 
 
 def main() -> None:

@@ -25,8 +25,8 @@ import torch
 import fastmim
 import record
 from fastmim.bench.corpus import SHORT_SIDE, cut_corpus, make_tiers
-from fastmim.data import Source
 from fastmim.data.loader import load
+from fastmim.data.sources import Source
 
 CODECS = ("jpeg", "raw")
 SIZE, BATCH = 128, 128

@@ -19,11 +19,11 @@ import torch
 
 import record
 from fastmim import config as configs
-from fastmim import pretraining
 from fastmim.bench import peak
 from fastmim.bench.records import Times, take_turns
 from fastmim.bench.steps import Form, fastmim_step
-from fastmim.config import PretrainConfig
+from fastmim.method import build
+from fastmim.method.settings import PretrainConfig
 from fastmim.recipes import RECIPES
 
 BASELINES = {"MAE": "mae-vit-b", "SimMIM": "simmim-swin-b"}
@@ -40,7 +40,7 @@ def time_step(config: PretrainConfig, form: Form, *, device: str, batch_size: in
     """A step's time, after one that does not count, and the forward pass's operations for an image."""
     torch.compiler.reset()
     torch.manual_seed(0)
-    model = pretraining.build_model(config).to(device).train()
+    model = build.build_model(config).to(device).train()
     flops = peak.count_flops(model, config.img_size, device)
     step = fastmim_step(model, peak.synthetic(batch_size, config.img_size, device), form)
     return take_turns({"step": step}, rounds=1, device=device, warm_up=1 if device == "cpu" else 3), flops

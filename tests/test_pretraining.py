@@ -297,12 +297,14 @@ def test_several_processes_are_refused_not_silently_independent(
 
 
 def test_a_recipe_gives_the_settings_and_flags_override(tmp_path: Path) -> None:
-    from fastmim import runs
-    from fastmim.config import PretrainConfig
+    from fastmim.method.settings import PretrainConfig
     from fastmim.recipes import RECIPES
+    from fastmim.training import run_directory
 
     for name in RECIPES:
-        config = runs.resolve(PretrainConfig, {"recipe": name, "out": tmp_path / "x", "steps": 3}, recipes=RECIPES)
+        config = run_directory.resolve(
+            PretrainConfig, {"recipe": name, "out": tmp_path / "x", "steps": 3}, recipes=RECIPES
+        )
         assert (config.steps, config.epochs, config.recipe, config.img_size) == (
             3,
             None,

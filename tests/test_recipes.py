@@ -11,7 +11,8 @@ import pytest
 import fastmim
 from fastmim import cli
 from fastmim import config as configs
-from fastmim.config import PretrainConfig, RequestError
+from fastmim.errors import RequestError
+from fastmim.method.settings import PretrainConfig
 from fastmim.recipes import FINETUNE_RECIPES, RECIPES, result
 
 REDUCED: dict[str, dict[str, Any]] = {

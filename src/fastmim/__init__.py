@@ -14,37 +14,37 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from fastmim.config import RequestError, RunError
+from fastmim.errors import RequestError, RunError
 
 if TYPE_CHECKING:
     from fastmim.backbone import Backbone
-    from fastmim.converting import convert
-    from fastmim.exporting import export
-    from fastmim.mim import MIM
-    from fastmim.packing import pack
+    from fastmim.data.packs.packing import pack
+    from fastmim.method.mim import MIM
+    from fastmim.method.targets import HOG, Pixels
     from fastmim.pretraining import pretrain
-    from fastmim.studying.study import study
-    from fastmim.targets import HOG, Pixels
-    from fastmim.transfer.embed import embed
-    from fastmim.transfer.finetune import finetune
-    from fastmim.transfer.probe import probe
+    from fastmim.studies.study import study
+    from fastmim.transfer.classify.finetune import finetune
+    from fastmim.transfer.features.embed import embed
+    from fastmim.transfer.features.probe import probe
     from fastmim.weights import load_backbone
+    from fastmim.weights.convert import convert
+    from fastmim.weights.export import export
 
 # Imported at first use, so that `fastmim --help` need not wait for torch.
 _HOMES = {
     "Backbone": "fastmim.backbone",
-    "HOG": "fastmim.targets",
-    "MIM": "fastmim.mim",
-    "Pixels": "fastmim.targets",
-    "convert": "fastmim.converting",
-    "embed": "fastmim.transfer.embed",
-    "export": "fastmim.exporting",
-    "finetune": "fastmim.transfer.finetune",
+    "HOG": "fastmim.method.targets",
+    "MIM": "fastmim.method.mim",
+    "Pixels": "fastmim.method.targets",
+    "convert": "fastmim.weights.convert",
+    "embed": "fastmim.transfer.features.embed",
+    "export": "fastmim.weights.export",
+    "finetune": "fastmim.transfer.classify.finetune",
     "load_backbone": "fastmim.weights",
-    "pack": "fastmim.packing",
+    "pack": "fastmim.data.packs.packing",
     "pretrain": "fastmim.pretraining",
-    "probe": "fastmim.transfer.probe",
-    "study": "fastmim.studying.study",
+    "probe": "fastmim.transfer.features.probe",
+    "study": "fastmim.studies.study",
 }
 
 __all__ = [

@@ -14,17 +14,23 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from fastmim import checkpoint, loop, memory, optim, runs, schedule, visualise, weights
 from fastmim import config as configs
-from fastmim.config import IMAGENET_MEAN, IMAGENET_STD, PretrainConfig, RequestError
+from fastmim import weights
 from fastmim.data import augment, loader, sources
 from fastmim.data.bad_images import BadImages
 from fastmim.data.labelled import Labelled, open_labelled
-from fastmim.logs import Logs
-from fastmim.mim import MIM, TARGETS
+from fastmim.data.statistics import IMAGENET_MEAN, IMAGENET_STD
+from fastmim.errors import RequestError
+from fastmim.method import pictures
+from fastmim.method.build import build_model
+from fastmim.method.mim import MIM
+from fastmim.method.settings import PretrainConfig
 from fastmim.recipes import RECIPES
-from fastmim.schedule import Stage
-from fastmim.transfer import online
+from fastmim.system import devices
+from fastmim.training import checkpoint, loop, micro_batch, optim, run_directory, schedule
+from fastmim.training.logs import Logs
+from fastmim.training.schedule import Stage
+from fastmim.transfer.features import online_probe
 
 PICTURED = 6
 DEFAULT_EPOCHS = 200.0
@@ -83,7 +89,7 @@ def pretrain(*, overwrite: bool = False, dry_run: bool = False, **settings: Any)
         RunError: the run failed.
     """
     console = Console(highlight=False)
-    opening = runs.opened(
+    opening = run_directory.opened(
         PretrainConfig, settings, recipes=RECIPES, overwrite=overwrite, dry_run=dry_run, console=console
     )
     with opening as config:
@@ -103,10 +109,10 @@ def _pretrain(config: PretrainConfig, overwrite: bool, dry_run: bool, console: C
     describe(config, plan, model, console)
     if dry_run:
         return Result(config.out, 0, plan.total_steps)
-    found = None if overwrite else runs.resume_point(config, num_images=plan.num_images)
+    found = None if overwrite else run_directory.resume_point(config, num_images=plan.num_images)
     if config.init and config.init != "timm" and not found:
         weights.load_into(model.backbone, config.init)
-    runs.prepare(config, overwrite=overwrite)
+    run_directory.prepare(config, overwrite=overwrite)
     if found:
         console.print(f"resuming at step {found.step} of {plan.total_steps}")
     return _Pretraining(config, plan, source, labelled, model, console).train(found)
@@ -125,7 +131,7 @@ def make_plan(config: PretrainConfig, source: sources.Source) -> Plan:
     steps = functools.partial(
         schedule.to_steps, total_steps=total, steps_per_epoch=steps_per_epoch, batch_size=config.batch_size
     )
-    device = runs.resolve_device(config.device)
+    device = devices.resolve_device(config.device)
     plan = Plan(
         num_images=len(source),
         steps_per_epoch=steps_per_epoch,
@@ -136,9 +142,9 @@ def make_plan(config: PretrainConfig, source: sources.Source) -> Plan:
         peak_lr=config.lr * config.batch_size / 256,
         stages=[],
         device=device,
-        bf16=runs.resolve_bf16(config.precision, device),
+        bf16=devices.resolve_bf16(config.precision, device),
         compile=device.type == "cuda" if config.compile is None else config.compile,
-        num_workers=runs.resolve_workers(config.num_workers),
+        num_workers=devices.resolve_workers(config.num_workers),
     )
     return with_stages(config, plan, micro_batch=None if config.micro_batch == "auto" else config.micro_batch)
 
@@ -153,7 +159,7 @@ def with_stages(config: PretrainConfig, plan: Plan, *, micro_batch: int | None) 
 
 def try_micro_batch(config: PretrainConfig, plan: Plan, model: MIM) -> int:
     """What `micro_batch="auto"` comes to on this device; RequestError where nothing fits."""
-    return memory.largest_micro_batch(
+    return micro_batch.largest_micro_batch(
         model,
         batch_size=config.batch_size,
         img_size=plan.stages[0].size,
@@ -167,38 +173,6 @@ def preparation(device: torch.device) -> Callable[[Mapping[str, Any]], dict[str,
     """The device's half of the augmentation, for ImageNet's mean and deviation."""
     mean, std = (torch.tensor(values, device=device) for values in (IMAGENET_MEAN, IMAGENET_STD))
     return functools.partial(augment.prepare, mean=mean, std=std)
-
-
-def build_model(config: PretrainConfig) -> MIM:
-    """The MIM that a config describes, at the first stage's size; every stage's size is tried.
-
-    Raises:
-        RequestError: an unknown backbone, or a size that it cannot take.
-    """
-    sizes = [size for size, _ in config.sizes()]
-    build = functools.partial(
-        MIM,
-        config.backbone,
-        img_size=sizes[0],
-        target=TARGETS[config.target](),
-        masking=config.masking,
-        mask_ratio=config.mask_ratio,
-        block=config.block,
-        decoder=config.decoder_size(),
-        loss=config.loss,
-        encoder_depth=config.encoder_depth,
-        pretrained=config.init == "timm",
-        backbone_args=config.backbone_args,
-    )
-    if len(sizes) > 1:  # better now than at the boundary, days into the run
-        trial = build()
-        for size in sizes[1:]:
-            trial.set_input_size(size)
-        torch.manual_seed(config.seed)
-    model = build()
-    if config.checkpoint_activations:
-        model.backbone.checkpoint_activations()
-    return model
 
 
 def describe(config: PretrainConfig, plan: Plan, model: MIM, console: Console) -> None:
@@ -245,7 +219,7 @@ class _Pretraining:
     def train(self, found: checkpoint.Checkpoint | None) -> Result:
         """Train from a checkpoint or the start; write the backbone at the end."""
         config, plan = self.config, self.plan
-        logs = runs.open_logs(config, total_steps=plan.total_steps, resume_from=found, console=self.console)
+        logs = run_directory.open_logs(config, total_steps=plan.total_steps, resume_from=found, console=self.console)
         try:
             step = self._fit(found, logs)
             if self.bad_images:
@@ -312,14 +286,14 @@ class _Pretraining:
     def draw_sample(self, step: int) -> dict[str, float]:
         """Draw `step_N.png`: the same few images and masks every time, as the model sees them now."""
         caption, folder = f"step {step}", self.config.out / "samples"
-        picture = visualise.draw(self.model, self.source, num_images=PICTURED, seed=self.config.seed, caption=caption)
+        picture = pictures.draw(self.model, self.source, num_images=PICTURED, seed=self.config.seed, caption=caption)
         folder.mkdir(exist_ok=True)
         picture.save(folder / f"step_{step:09d}.png")
         return {}
 
     def probe(self, labelled: Labelled, logs: Logs, step: int) -> dict[str, float]:
         """Measure held-out loss, kNN and effective rank of the model as it is now, and say them."""
-        metrics = online.measure(
+        metrics = online_probe.measure(
             self.model,
             labelled,
             seed=self.config.seed,
@@ -327,48 +301,5 @@ class _Pretraining:
             num_workers=self.plan.num_workers,
             bf16=self.plan.bf16,
         )
-        logs.say(f"probe at step {step}: {online.describe(metrics)}")
+        logs.say(f"probe at step {step}: {online_probe.describe(metrics)}")
         return metrics
-
-
-def visualise_run(run: Path, *, images: str | None = None, out: Path, num_images: int = 8, seed: int = 0) -> None:
-    """Draw what a run's model (its newest checkpoint) makes of images, as a PNG.
-
-    Args:
-        run: Run directory.
-        images: Anything that `data` takes; the run's own images if None.
-        out: The file to write.
-
-    Raises:
-        RequestError: no run, no checkpoint, no images, or an unwritable file.
-    """
-    config = runs.read_config(PretrainConfig, run)
-    found = checkpoint.newest(run / "checkpoints")
-    if found is None:
-        raise RequestError(f"run is {run}, which has no checkpoint yet; expected one: let the run come to its first")
-    model = load_checkpointed(config, found)
-    picture = visualise.draw(
-        model,
-        sources.open_source(images or config.data),
-        num_images=num_images,
-        seed=seed,
-        caption=f"{run.resolve().name}, step {found.step}",
-    )
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(out)
-    except (OSError, ValueError) as error:
-        raise RequestError(
-            f"out is {out}: {error}; expected a picture file that can be written, such as x.png"
-        ) from None
-
-
-def load_checkpointed(config: PretrainConfig, found: checkpoint.Checkpoint) -> MIM:
-    """The whole model of a checkpoint, at the image size that it was saved at."""
-    model = build_model(config)
-    stages = [schedule.Stage(**stage) for stage in found.manifest["stages"]]
-    size = schedule.stage_at(stages, found.step - 1).size
-    if size != model.backbone.img_size:
-        model.set_input_size(size)
-    checkpoint.load(found, model)
-    return model

@@ -18,7 +18,7 @@ from rich.console import Console
 from fastmim import cli
 from fastmim.bench import chart, corpus, cost, records, run, tables
 from fastmim.bench.settings import PARTS, BenchConfig, CostConfig
-from fastmim.config import RequestError
+from fastmim.errors import RequestError
 
 TODAY = date.today().isoformat()
 

@@ -10,7 +10,7 @@ import torch
 from fastmim.bench import methods, peak
 from fastmim.bench.references import PlainHOG, plain, reference_step
 from fastmim.bench.steps import Case, Form, fastmim_step
-from fastmim.targets import HOG
+from fastmim.method.targets import HOG
 
 VIT: dict[str, Any] = {
     "backbone": "vit_tiny_patch16_224",

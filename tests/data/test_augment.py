@@ -14,8 +14,16 @@ from scipy.stats import ks_2samp
 from torchvision.transforms import CenterCrop, InterpolationMode, RandomResizedCrop, Resize
 from torchvision.transforms.functional import normalize
 
-from fastmim.data import decode_center, decode_crop, denormalise, normalise, prepare
-from fastmim.data.augment import NUM_RANDOMS, center_box, crop_box
+from fastmim.data.augment import (
+    NUM_RANDOMS,
+    center_box,
+    crop_box,
+    decode_center,
+    decode_crop,
+    denormalise,
+    normalise,
+    prepare,
+)
 from fastmim.randomness import image_keys, uniform
 
 MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])

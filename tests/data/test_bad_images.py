@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from fastmim.config import RunError
-from fastmim.data import BadImages
+from fastmim.data.bad_images import BadImages
+from fastmim.errors import RunError
 
 
 def named(*numbers: int) -> list[tuple[str, str]]:

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from pictures import encode, photograph
 
-from fastmim.config import RequestError
 from fastmim.data.labelled import Labelled, limit_labels, open_labelled
 from fastmim.data.sources import Source
+from fastmim.errors import RequestError
 
 
 def folder(root: Path, **counts: int) -> Path:

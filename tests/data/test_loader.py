@@ -12,9 +12,11 @@ import pytest
 import torch
 from pictures import encode, photograph
 
-from fastmim.config import RequestError, RunError
-from fastmim.data import BadImage, Source, StepSampler, decode_crop, load, open_source, steps_per_epoch
-from fastmim.data.augment import NUM_RANDOMS
+from fastmim.data.augment import NUM_RANDOMS, decode_crop
+from fastmim.data.decode import BadImage
+from fastmim.data.loader import StepSampler, load, steps_per_epoch
+from fastmim.data.sources import Source, open_source
+from fastmim.errors import RequestError, RunError
 from fastmim.randomness import image_keys, uniform
 
 

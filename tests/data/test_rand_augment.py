@@ -10,9 +10,9 @@ import pytest
 import torch
 from pictures import encode, photograph
 
-from fastmim.config import RequestError
 from fastmim.data.decode import Box, decode_box
 from fastmim.data.rand_augment import RandAugment
+from fastmim.errors import RequestError
 
 POLICY = "rand-m9-mstd0.5-inc1"
 

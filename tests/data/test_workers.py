@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 import torch.utils.data._utils as data_utils
 
-from fastmim.config import RunError
-from fastmim.data import load, open_source
+from fastmim.data.loader import load
+from fastmim.data.sources import open_source
+from fastmim.errors import RunError
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "sigtimedwait"), reason="this platform cannot see a sender")
 
@@ -140,7 +141,8 @@ def test_an_error_ends_the_workers_while_its_traceback_lives() -> None:
 
 TRAINER = """
 import multiprocessing, signal, sys, time
-from fastmim.data import load, open_source
+from fastmim.data.loader import load
+from fastmim.data.sources import open_source
 from test_workers import OPTIONS, Stuck
 
 def main():

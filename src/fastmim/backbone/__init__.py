@@ -7,8 +7,8 @@ Importing this package registers CMT-S with timm: `timm.create_model("cmt_s")`, 
 """
 
 from fastmim.backbone import cmt as _cmt  # noqa: F401 - registers itself
+from fastmim.backbone.backbone import Backbone
 from fastmim.backbone.classifier import Classifier
-from fastmim.backbone.module import Backbone
 from fastmim.backbone.names import describe, find, published_input, resolve
 
 __all__ = ["Backbone", "Classifier", "describe", "find", "published_input", "resolve"]

@@ -10,6 +10,7 @@ from timm.models import get_model_args
 from timm.optim import param_groups_layer_decay
 from torch import Tensor, nn
 
+from fastmim.backbone.architecture import Source
 from fastmim.backbone.features import (
     checkpoint_activations,
     fuse_attention,
@@ -19,8 +20,7 @@ from fastmim.backbone.features import (
     start_from_sincos,
 )
 from fastmim.backbone.names import resolve
-from fastmim.backbone.source import Source
-from fastmim.config import RequestError
+from fastmim.errors import RequestError
 
 # What depends on the image size or on the classifier, so no part of what was asked for.
 _FOLLOWS = ("img_size", "num_classes", "in_chans", "global_pool", "fc_norm")

@@ -15,7 +15,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from fastmim.config import RequestError
+from fastmim.errors import RequestError
 
 
 def last_map(model: nn.Module, images: Tensor, *, norm: bool) -> Tensor:

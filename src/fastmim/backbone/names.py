@@ -9,9 +9,9 @@ from typing import Any
 import timm
 from timm.models import get_model_input_config
 
+from fastmim.backbone.architecture import Source
 from fastmim.backbone.features import nearest_grid
-from fastmim.backbone.source import Source
-from fastmim.config import RequestError
+from fastmim.errors import RequestError
 
 
 def find(pattern: str) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from fastmim.bench import tables
 from fastmim.bench.tables import Record
-from fastmim.config import RequestError
+from fastmim.errors import RequestError
 
 GREY, BLUE, LIGHT = "#9aa0a6", "#1a5fb4", "#7fb0e6"
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from fastmim import packing
-from fastmim.data.samples import open_samples
+from fastmim.data.packs import packing
 from fastmim.data.sources import Source, open_source
+from fastmim.data.sources.samples import open_samples
 
 WALLPAPERS = (Path("/usr/share/wallpapers"), Path("/usr/share/backgrounds"))
 TARGET_BYTES = 100_000

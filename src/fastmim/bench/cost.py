@@ -9,7 +9,7 @@ from typing import Any
 
 from fastmim.bench import records, tables
 from fastmim.bench.settings import CostConfig
-from fastmim.config import RequestError
+from fastmim.errors import RequestError
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from fastmim.bench.records import Sides, Times, ratios, take_turns
-from fastmim.config import IMAGENET_MEAN, IMAGENET_STD
 from fastmim.data.augment import prepare
 from fastmim.data.loader import load
 from fastmim.data.sources import Source
+from fastmim.data.statistics import IMAGENET_MEAN, IMAGENET_STD
 
 REFERENCE = "Pillow + torchvision"
 SIZE, BATCH = 128, 64

@@ -14,12 +14,14 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from fastmim import loop, optim, pretraining, schedule
+from fastmim import pretraining
 from fastmim.bench import peak
-from fastmim.config import PretrainConfig
 from fastmim.data.sources import Source
-from fastmim.logs import Logs
-from fastmim.schedule import Stage
+from fastmim.method import build
+from fastmim.method.settings import PretrainConfig
+from fastmim.training import loop, optim, schedule
+from fastmim.training.logs import Logs
+from fastmim.training.schedule import Stage
 
 MEMORY = "batches in memory"
 SMALL: dict[str, Any] = {"patch_size": 32, "embed_dim": 96, "depth": 2, "num_heads": 3}
@@ -96,7 +98,7 @@ def _from_memory(config: PretrainConfig, source: Source) -> dict[str, float]:
     """The same run with one batch that is on the device already, again and again."""
     torch.compiler.reset()
     plan = pretraining.make_plan(config, source)
-    model = pretraining.build_model(config).to(plan.device)
+    model = build.build_model(config).to(plan.device)
     batch = peak.synthetic(config.batch_size, config.img_size, str(plan.device))
 
     def batches(stage: Stage, first_step: int) -> Generator[loop.Batch]:

@@ -10,7 +10,7 @@ import torch
 from fastmim.bench import peak
 from fastmim.bench.records import Times, ratios, take_turns
 from fastmim.bench.references import PlainHOG
-from fastmim.targets import HOG
+from fastmim.method.targets import HOG
 
 REFERENCE = "one-hot form"
 

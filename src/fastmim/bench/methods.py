@@ -12,9 +12,9 @@ import torch
 from fastmim.bench import peak
 from fastmim.bench.records import Times, ratios, take_turns
 from fastmim.bench.steps import Form, fastmim_step
-from fastmim.config import RequestError
-from fastmim.mim import MIM
-from fastmim.targets import HOG, Pixels
+from fastmim.errors import RequestError
+from fastmim.method.mim import MIM
+from fastmim.method.targets import HOG, Pixels
 
 EPOCH = 1_281_167
 """Images of ImageNet-1K's training set, which papers count epochs in."""

@@ -15,7 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from fastmim.config import RequestError
+from fastmim.errors import RequestError
 
 PACKAGES = ("fastmim", "torch", "torchvision", "timm", "numpy", "pillow", "simplejpeg")
 

@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastmim import targets
-from fastmim.config import IMAGENET_MEAN, IMAGENET_STD
 from fastmim.data import augment
-from fastmim.mim import MIM
+from fastmim.data.statistics import IMAGENET_MEAN, IMAGENET_STD
+from fastmim.method import targets
+from fastmim.method.mim import MIM
 
 LEARNING_RATE = 1e-4
 

@@ -10,12 +10,12 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from fastmim import runs
 from fastmim.backbone import describe
 from fastmim.bench import chart, records, tables
-from fastmim.bench.parts import Parts, Scale, record_name
 from fastmim.bench.settings import PARTS, BenchConfig, CostConfig
-from fastmim.config import RequestError
+from fastmim.bench.suite import Parts, Scale, record_name
+from fastmim.errors import RequestError
+from fastmim.system import devices
 
 THREADS = 1
 """A CPU's time on one thread means the same however busy the other cores are."""
@@ -34,7 +34,7 @@ def bench(config: BenchConfig, *, console: Console | None = None) -> list[Path]:
         RequestError: an unknown backbone, a device that is not there, a directory that cannot be written.
     """
     console = console or Console(highlight=False)
-    device = str(runs.resolve_device(config.device))
+    device = str(devices.resolve_device(config.device))
     names = config.backbone_names(device)
     for name in names:
         describe(name, 128)

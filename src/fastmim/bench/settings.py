@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from fastmim.config import RequestError, nearest
+from fastmim.config import nearest
+from fastmim.errors import RequestError
 
 PARTS = ("data", "hog", "step", "methods", "end-to-end")
 BACKBONES = {

@@ -5,23 +5,22 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
-from fastmim import optim
 from fastmim.backbone import Backbone
 from fastmim.backbone.features import drops_tokens
 from fastmim.bench import peak
 from fastmim.bench.records import Times, ratios, take_turns
 from fastmim.bench.references import LEARNING_RATE, plain, reference_step
-from fastmim.config import IMAGENET_MEAN, IMAGENET_STD
 from fastmim.data import augment
-from fastmim.loop import Meter, Run
-from fastmim.mim import MIM, TARGETS
+from fastmim.data.statistics import IMAGENET_MEAN, IMAGENET_STD
+from fastmim.method.mim import MIM, TARGETS
+from fastmim.training import optim
+from fastmim.training.meter import Meter
 
 REFERENCE = "plain reference"
 
@@ -90,8 +89,7 @@ def fastmim_step(model: MIM, batch: dict[str, Tensor], form: Form) -> Callable[[
     optimizer = optim.build(model, weight_decay=0.05, betas=(0.9, 0.95))
     for group in optimizer.param_groups:
         group["lr"] = LEARNING_RATE
-    run = Run(out=Path(), seed=0, batch_size=len(batch["keys"]), steps_per_epoch=1, device=device, about={})
-    meter = Meter(run, 0)
+    meter = Meter(0, device=device, batch_size=len(batch["keys"]), steps_per_epoch=1)
     mean, std = (torch.tensor(values, device=device) for values in (IMAGENET_MEAN, IMAGENET_STD))
 
     def compute(batch: dict[str, Tensor]) -> Tensor:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from fastmim.config import RunError
+from fastmim.errors import RunError
 
 _MIN_SEEN = 1000
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from fastmim.config import RequestError
-from fastmim.data.files import Files
-from fastmim.data.packed import Packed
 from fastmim.data.sources import Source, open_source
+from fastmim.data.sources.files import Files
+from fastmim.data.sources.pack import Packed
+from fastmim.errors import RequestError
 
 TRAIN_FOLDER = "train"
 VAL_NAMES = ("val", "validation", "valid", "test")

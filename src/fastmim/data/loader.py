@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from fastmim.config import RequestError, RunError
 from fastmim.data.augment import CROP_STREAM, NUM_RANDOMS, decode_crop
 from fastmim.data.decode import MAX_PIXELS, BadImage
 from fastmim.data.sources import Source
 from fastmim.data.workers import obey_parent_only, signals_blocked
+from fastmim.errors import RequestError, RunError
 from fastmim.randomness import image_keys, step_seed, uniform
 
 _ORDER_STREAM = 3

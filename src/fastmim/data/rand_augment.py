@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fastmim.config import RequestError
+from fastmim.errors import RequestError
 from fastmim.randomness import step_seed
 
 _STREAM = 7

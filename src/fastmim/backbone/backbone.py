@@ -1,0 +1,264 @@
+"""The backbone of every fastmim model."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastmim.backbone.architecture import Source
+from fastmim.backbone.features import (
+    checkpoint_activations,
+    drop_no_paths,
+    drops_tokens,
+    fuse_attention,
+    inner_map,
+    last_map,
+    leave_out,
+    list_checkpointable,
+    resample,
+    start_from_sincos,
+    untrained_head,
+    visible_tokens,
+)
+from fastmim.backbone.names import resolve
+from fastmim.errors import RequestError
+
+
+class Backbone(nn.Module):
+    """A timm model without its classifier: images -> the last feature map of the encoder.
+
+    The map carries the model's final norm wherever timm can apply it. Parameters that it does not depend on
+    (left-out blocks, parts that serve the classifier only) require no gradient and keep their first values.
+
+    Where the model cannot take `img_size` (128 px in patches of 14), images are resampled to the nearest size
+    that it can (126 px). Both sizes span the same picture, so each cell of the map still lies over its own
+    share of it; padding or cropping would shift the map against the targets. For the same reason a map that
+    does not divide the image into whole HOG cells (9 x 9) is resampled to the nearest that does (8 x 8).
+
+    Args:
+        name: One of `timm.list_models()`, with or without a pretrained tag.
+        img_size: Side of the square images in pixels.
+        in_chans: Image channels.
+        encoder_depth: Share of the blocks to run, above 0 and at most 1; the last blocks are left out.
+        pretrained: Start from timm's published weights (from the network or timm's cache).
+        args: Further arguments of the timm model, such as {"patch_size": 4, "embed_dim": 96}.
+
+    Raises:
+        RequestError: an unknown name or argument, a size or a depth that the model cannot take.
+        RunError: the pretrained weights could not be loaded.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        img_size: int = 128,
+        in_chans: int = 3,
+        encoder_depth: float = 1.0,
+        pretrained: bool = False,
+        args: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self._source = Source(resolve(name), dict(args or {}), in_chans)
+        self._fit = self._source.fit(img_size, encoder_depth)
+        self.img_size = img_size
+        self.encoder_depth = encoder_depth
+        self.model = self._source.create(self._fit.input_size, pretrained=pretrained)
+        if not pretrained:
+            start_from_sincos(self.model)
+        self._checkpoints_activations = False
+        self._settle()
+
+    @property
+    def name(self) -> str:
+        """timm's name of the model, with the pretrained tag if one was given."""
+        return self._source.name
+
+    @property
+    def args(self) -> dict[str, Any]:
+        """The further arguments that the model was asked for with."""
+        return dict(self._source.args)
+
+    @property
+    def in_chans(self) -> int:
+        """Channels C of the images."""
+        return self._source.in_chans
+
+    @property
+    def width(self) -> int:
+        """Channels D of the map."""
+        return self._fit.width
+
+    @property
+    def grid(self) -> int:
+        """Cells along a side of the map; divides `img_size`."""
+        return self._fit.grid
+
+    @property
+    def stride(self) -> int:
+        """Pixels of the image along a side of one cell of the map."""
+        return self.img_size // self.grid
+
+    @property
+    def input_size(self) -> int:
+        """Side of the images that the timm model is given: `img_size`, or the nearest that it can take."""
+        return self._fit.input_size
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks that `encoder_depth` counts, over all stages; 0 where the model does not list its blocks."""
+        return self._fit.num_blocks
+
+    @property
+    def trained_blocks(self) -> int:
+        """Blocks that run: the first ones."""
+        return self._fit.num_blocks - len(self._fit.left_out)
+
+    @property
+    def untrained_blocks(self) -> tuple[str, ...]:
+        """timm's names of the blocks that `encoder_depth` leaves out."""
+        return self._fit.left_out
+
+    @property
+    def untrained(self) -> frozenset[str]:
+        """timm's names of the parameters that are not trained: the map does not depend on them, or timm fixes them."""
+        return self._fit.frozen
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, C, S, S) normalised images, S = `img_size` -> (B, `width`, `grid`, `grid`)."""
+        # Convolutions are quicker with channels last, and a transformer's tokens are so anyway.
+        x = resample(images, self._fit.input_size).contiguous(memory_format=torch.channels_last)
+        return resample(last_map(self.model, x, norm=self._fit.norm), self.grid)
+
+    def check_drops_tokens(self) -> None:
+        """Raise RequestError unless `encode_visible` can be asked of this backbone."""
+        if not drops_tokens(self.model) or self.img_size != self.input_size:
+            raise RequestError(
+                f"masking is 'drop', and {self.name} at {self.img_size} px cannot leave tokens out; expected a plain "
+                f"ViT such as vit_small_patch16_224, at a multiple of its patch; or take masking in-place"
+            )
+
+    def encode_visible(self, images: Tensor, visible: Tensor) -> Tensor:
+        """Encode some positions as if there were no others; see `check_drops_tokens`.
+
+        Args:
+            images: (B, C, S, S), normalised, S = `img_size`.
+            visible: (B, n) int64, positions on the map in row-major order.
+
+        Returns:
+            (B, n, `width`).
+        """
+        return visible_tokens(self.model, images, visible)
+
+    def checkpoint_activations(self) -> None:
+        """From now on keep each block's input only for the backward pass, and compute the rest again.
+
+        Raises:
+            RequestError: the model does not list its blocks.
+        """
+        list_checkpointable(self.model, self.name)
+        self._checkpoints_activations = True
+        self._settle()
+
+    @property
+    def num_maps(self) -> int:
+        """How many maps `inner_map` can give: the blocks of a ViT, the stages of a hierarchical model."""
+        described: Any = self.model.feature_info
+        return len(described)
+
+    def inner_map(self, images: Tensor, block: int) -> tuple[Tensor, Tensor | None]:
+        """The map after one of the blocks, on the model's own grid, and the class token there.
+
+        Args:
+            images: (B, C, S, S), normalised, S = `img_size`.
+            block: 0 to `num_maps` - 1.
+
+        Returns:
+            (B, D, h, h), and (B, D) or None where the model has no class token; D is that block's width.
+        """
+        return inner_map(self.model, resample(images, self._fit.input_size), block, norm=self._fit.norm)
+
+    def set_input_size(self, img_size: int) -> None:
+        """Take images of another size from now on; timm resamples the weights that depend on it.
+
+        Position embeddings are interpolated, windows keep their share of the map. The new weights are a fixed
+        linear function of the old, so an optimiser's moments put in their place can be carried the same way.
+
+        Raises:
+            RequestError: the model cannot take the size, or its stride would change; nothing has changed then.
+        """
+        fit = self._source.fit(img_size, self.encoder_depth)
+        if img_size != self.stride * fit.grid:
+            raise RequestError(
+                f"{self.name} has stride {self.stride} at {self.img_size} px and {img_size // fit.grid} at "
+                f"{img_size} px: expected one stride throughout; choose sizes that are multiples of {self.stride}"
+            )
+        self.model = self._source.resize(self.model, self._fit.input_size, fit.input_size)
+        self._fit, self.img_size = fit, img_size
+        self._settle()
+
+    def no_weight_decay(self) -> set[str]:
+        """Names, relative to this module, of the parameters that timm wants free of weight decay."""
+        return {f"model.{name}" for name in getattr(self.model, "no_weight_decay", set)()}
+
+    def arguments(self, *, as_is: bool = False) -> dict[str, Any]:
+        """The arguments with which `timm.create_model(name, **arguments)` loads `native_state_dict` strictly.
+
+        None (but `in_chans` where it is not 3) for a plain name whose weights timm can bring to its own size;
+        else, and if `as_is`, those of the model as it is now, at its present size and without classifier.
+        """
+        if as_is or self._source.native_size(self._fit.input_size) is None:
+            return self._source.arguments(self.model)
+        return dict(self._source.chans)
+
+    def native_state_dict(self, *, as_is: bool = False) -> dict[str, Tensor]:
+        """The weights under timm's names for `timm.create_model(name, **arguments())`.
+
+        For a plain name they are resampled by timm to its own size and joined by an untrained classifier, unless
+        `as_is`: then they stay as they are. Parameters in `untrained` have their first values.
+        """
+        model = copy.deepcopy(self.model)
+        native_size = None if as_is else self._source.native_size(self._fit.input_size)
+        if native_size is None:
+            return dict(model.state_dict())
+        bare = self._source.resize(model, self._fit.input_size, native_size).state_dict()
+        return {**bare, **untrained_head(self._source.whole.state_dict(), bare)}
+
+    def load_native_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take weights as `native_state_dict` gives them, resampled to this backbone's size; a classifier is ignored.
+
+        Weights that are `as_is` for this very size are taken as they are.
+
+        Raises:
+            RequestError: they are not this model's, or of a size that timm cannot bring them from.
+        """
+        size = self._fit.input_size
+        if any(name in state and state[name].shape != now.shape for name, now in self.model.state_dict().items()):
+            size = self._source.native_size(size) or size
+        model = self._source.create(size)
+        own = model.state_dict().keys()
+        try:
+            model.load_state_dict({name: tensor for name, tensor in state.items() if name in own})
+        except RuntimeError as error:
+            raise RequestError(
+                f"these weights are not those of {self.name} at {size} px ({' '.join(str(error).split())[:200]}): "
+                f"expected the same model, arguments and size; take other weights"
+            ) from error
+        device, training = next(self.model.parameters()).device, self.model.training
+        self.model = self._source.resize(model.to(device).train(training), size, self._fit.input_size)
+        self._settle()
+
+    def _settle(self) -> None:
+        """Give a newly made or resized timm model this backbone's depth and its frozen parameters."""
+        leave_out(self.model, self._fit.left_out)
+        fuse_attention(self.model)
+        if self._checkpoints_activations:
+            checkpoint_activations(self.model, list_checkpointable(self.model, self.name))
+        if "drop_path_rate" not in self.args:
+            drop_no_paths(self.model)
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(name not in self._fit.frozen)

@@ -1,0 +1,196 @@
+"""The parts of `fastmim bench`: how much each measures, and its record."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from fastmim.bench import corpus, data_path, end_to_end, hog, methods, peak, records, steps
+from fastmim.bench.settings import BenchConfig
+from fastmim.data.sources import Source
+from fastmim.system import devices
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much is measured."""
+
+    device: str
+    batch_size: int
+    rounds: int
+    num_pictures: int
+    """JPEGs that are cut for the data path."""
+    data_batch: int
+    hog_batch: int
+    run_steps: int
+    """Steps of an end-to-end run."""
+
+    @classmethod
+    def of(cls, config: BenchConfig, device: str) -> Scale:
+        """What the config and the device come to."""
+        small = device == "cpu"
+        if config.quick:
+            return cls(device, config.batch_size or 2, config.rounds or 1, 16, 8, 4, 4)
+        return cls(
+            device=device,
+            batch_size=config.batch_size or (16 if small else 256),
+            rounds=config.rounds or (5 if small else 15),
+            num_pictures=256 if small else 2048,
+            data_batch=data_path.BATCH,
+            hog_batch=32 if small else 512,
+            run_steps=16 if small else 60,
+        )
+
+
+def record_name(part: str, device: str) -> str:
+    """Reading is the processor's work on any machine."""
+    return f"bench-{part}" if device == "cpu" or part == "data" else f"bench-{part}-{device.partition(':')[0]}"
+
+
+class Parts:
+    """The parts, with what they share."""
+
+    def __init__(self, folder: Path, scale: Scale, names: tuple[str, ...], scratch: Path, console: Console) -> None:
+        self._folder, self._scale, self._names = folder, scale, names
+        self._scratch, self._console = scratch, console
+        self._tiers: dict[str, Source] = {}
+        self._num_photographs = 0
+        self._peaks: dict[str, float] = {}
+        self.status = console.status("")
+        """What is being measured, on a terminal."""
+        self.run: dict[str, Callable[[], Path]] = {
+            "data": self._data,
+            "hog": self._hog,
+            "step": self._step,
+            "methods": self._methods,
+            "end-to-end": self._end_to_end,
+        }
+
+    @contextmanager
+    def timing(self, what: str) -> Iterator[None]:
+        """Show that something runs, and say how long it took."""
+        start = time.monotonic()
+        self.status.update(what.strip())
+        yield
+        self._console.print(f"{what}: {time.monotonic() - start:.0f} s", soft_wrap=True)
+
+    def _write(self, part: str, claim: str, summary: dict[str, Any], raw: dict[str, Any], **config: Any) -> Path:
+        device = "cpu" if part == "data" else self._scale.device
+        return records.write(
+            self._folder,
+            record_name(part, device),
+            claim=claim,
+            config={"rounds": self._scale.rounds, "threads": torch.get_num_threads()} | config,
+            raw=raw,
+            summary=summary,
+            device=device,
+        )
+
+    def _data(self) -> Path:
+        scale, tiers = self._scale, self._make_tiers()
+        summary, times = data_path.measure(tiers, rounds=scale.rounds, batch=scale.data_batch)
+        sizes = {name: corpus.mean_bytes(source) for name, source in tiers.items()}
+        return self._write(
+            "data",
+            "A folder and its packs are read with less CPU time than by Pillow and torchvision's transforms.",
+            {"pipelines": summary},
+            times.raw(),
+            num_images=scale.num_pictures,
+            num_photographs=self._num_photographs,
+            crop_size=data_path.SIZE,
+            batch_size=scale.data_batch,
+            short_side=corpus.SHORT_SIDE,
+            mean_bytes=sizes,
+        )
+
+    def _hog(self) -> Path:
+        scale = self._scale
+        rounds = scale.rounds * 3  # they are short
+        compiled = scale.device.startswith("cuda")
+        summary, times = hog.measure(device=scale.device, batch_size=scale.hog_batch, rounds=rounds, compile=compiled)
+        claim = "The HOG target takes a fraction of the time and memory of its one-hot form."
+        return self._write(
+            "hog", claim, {"forms": summary}, times.raw(), batch_size=scale.hog_batch, img_size=128, rounds=rounds
+        )
+
+    def _step(self) -> Path:
+        scale, found, raw = self._scale, {}, {}
+        for case in steps.cases(self._names):
+            with self.timing(f"  {case.name}"):
+                found[case.name], times = steps.measure(
+                    case,
+                    device=scale.device,
+                    batch_size=scale.batch_size,
+                    rounds=scale.rounds,
+                    peaks=self._measured_peaks(),
+                )
+                raw[case.name] = times.raw()
+        claim = "A training step makes more images per second than its plain reference form."
+        summary = {"peak_tflops": self._peaks, "cases": found}
+        return self._write("step", claim, summary, raw, batch_size=scale.batch_size)
+
+    def _methods(self) -> Path:
+        scale = self._scale
+        form = steps.forms(scale.device, self._measured_peaks())[-1]
+        # Half the images: the largest of them are 224 px.
+        batch_size = max(1, scale.batch_size // 2)
+        summary, times = methods.measure(
+            self._names[0], form, device=scale.device, batch_size=batch_size, rounds=scale.rounds
+        )
+        claim = "FastMIM at 128 px costs a fraction of MAE at 224 px and SimMIM at 192 px, an image and an epoch."
+        return self._write(
+            "methods",
+            claim,
+            {"backbone": self._names[0], "methods": summary},
+            times.raw(),
+            batch_size=batch_size,
+            form=form.name,
+            epoch=methods.EPOCH,
+        )
+
+    def _end_to_end(self) -> Path:
+        scale = self._scale
+        on_cpu = scale.device == "cpu"
+        rounds = min(3 if on_cpu else 2, scale.rounds)
+        settings: dict[str, Any] = {
+            "backbone": "vit_tiny_patch16_224" if on_cpu else self._names[0],
+            "backbone_args": end_to_end.SMALL if on_cpu else None,
+            "batch_size": scale.data_batch if on_cpu else scale.batch_size,
+            "steps": scale.run_steps,
+            "rounds": rounds,
+            "bf16": steps.forms(scale.device, self._measured_peaks())[-1].precision == "bf16",
+        }
+        summary, raw = end_to_end.measure(
+            self._make_tiers(), Path(tempfile.mkdtemp(dir=self._scratch)), device=scale.device, **settings
+        )
+        return self._write(
+            "end-to-end",
+            "A run from the disk waits for data under a tenth of its time.",
+            {"tiers": summary},
+            raw,
+            **settings,
+            num_workers=devices.resolve_workers(None),
+        )
+
+    def _make_tiers(self) -> dict[str, Source]:
+        if not self._tiers:
+            with self.timing("  cutting and packing photographs"):
+                folder = self._scratch / "photos"
+                folder.mkdir()
+                self._num_photographs = corpus.cut_corpus(folder, self._scale.num_pictures)
+                self._tiers = corpus.make_tiers(folder, self._scratch)
+        return self._tiers
+
+    def _measured_peaks(self) -> dict[str, float]:
+        if not self._peaks:
+            more = ("fp16",) if self._scale.device.startswith("cuda") else ()
+            self._peaks = {name: peak.matmul_tflops(self._scale.device, name) for name in ("float32", "bf16", *more)}
+        return self._peaks

@@ -1,0 +1,5 @@
+"""The `fastmim` command."""
+
+from fastmim.cli.commands import app, main
+
+__all__ = ["app", "main"]

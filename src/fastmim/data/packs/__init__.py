@@ -1,0 +1,1 @@
+"""Packs: images shrunk once, for fast loading."""

@@ -1,0 +1,171 @@
+"""HuggingFace's datasets by name: rows of Arrow tables, whose encoded images go straight to the decoder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl
+
+import numpy as np
+
+from fastmim.data.decode import BadImage, one_line
+from fastmim.errors import RequestError, RunError
+
+_OPTIONS = ("split", "column", "label", "config", "revision")
+_LABELS = ("label", "labels")
+_BINARY = {"binary", "large_binary"}
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Encoded images in one column of a dataset."""
+
+    origin: str
+    dataset: Any
+    """Of that column only, not decoded. Its tables are mapped from files, so it is small when pickled."""
+    column: str
+    labels: np.ndarray | None
+    classes: list[str] | None
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def read(self, index: int) -> bytes:
+        cell = self.dataset[index][self.column]
+        if isinstance(cell, dict):  # {"bytes": ..., "path": ...}, one of which may be missing
+            cell = cell["bytes"] or (Path(cell["path"]).read_bytes() if cell["path"] else None)
+        if not cell:
+            raise BadImage("the row has no image")
+        return bytes(cell)
+
+    def name(self, index: int) -> str:
+        return f"{self.origin}#{index}"
+
+
+def open_huggingface(request: str, *, origin: str) -> Rows:
+    """Open "owner/name?split=train&column=image&label=label&config=...&revision=...".
+
+    In the place of the name may be a folder (./folder, ~/folder, /folder) of Parquet files or whatever else
+    `datasets` reads without a script, or one that `Dataset.save_to_disk` wrote. Datasets are prepared in
+    HuggingFace's own cache.
+
+    Args:
+        request: What follows hf://. The split is train unless said; the column the only one of images; the label
+            the only class column, or one called label.
+        origin: What the user wrote.
+
+    Raises:
+        RequestError: `datasets` is not installed, or there is no such dataset, split or column, or no rows.
+        RunError: The dataset could not be fetched or prepared.
+    """
+    name, _, query = request.partition("?")
+    options = dict(parse_qsl(query, keep_blank_values=True))
+    if unknown := options.keys() - set(_OPTIONS):
+        expected = ", ".join(f"{option}=..." for option in _OPTIONS)
+        raise RequestError(f"--data {origin}: {unknown.pop()!r} is not an option; expected {expected}")
+    if not name.strip("/"):
+        raise RequestError(f"--data {origin} names no dataset; expected hf://owner/name or hf://./folder")
+    dataset = _load(name, options, origin)
+    column = _image_column(dataset.features, options.get("column"), origin)
+    labels, classes = _labels(dataset, _label_column(dataset.features, options.get("label"), origin), origin)
+    return Rows(origin, _undecoded(dataset.select_columns([column]), column), column, labels, classes)
+
+
+def _load(name: str, options: Mapping[str, str], origin: str) -> Any:
+    """The split as a `datasets.Dataset`."""
+    try:  # over a second, which other sources need not wait for
+        from datasets import load_dataset, load_from_disk
+    except ImportError as error:
+        missing = one_line(error)
+        raise RequestError(
+            f"--data {origin} needs the datasets library ({missing}): pip install 'fastmim[hf]'"
+        ) from None
+    split = options.get("split", "train")
+    folder = Path(name).expanduser() if name[0] in "./~" else None
+    if folder and not folder.is_dir():
+        raise RequestError(f"--data {origin}: no such folder: {folder.absolute()}; correct it, or give hf://owner/name")
+    saved = folder and any((folder / file).is_file() for file in ("state.json", "dataset_dict.json"))
+    try:
+        if saved:
+            loaded = load_from_disk(str(folder))
+        else:
+            loaded = load_dataset(
+                str(folder or name), options.get("config"), split=split, revision=options.get("revision")
+            )
+    except (FileNotFoundError, ValueError) as error:  # DatasetNotFoundError is a FileNotFoundError
+        raise RequestError(f"--data {origin}: {one_line(error)}; correct the name or its options") from None
+    except Exception as error:  # the hub's client, readers of a dozen formats
+        raise RunError(
+            f"{origin} could not be fetched: {one_line(error)}; go online, or name a folder of its files as hf://./folder"
+        ) from None
+    if isinstance(loaded, Mapping):
+        if split not in loaded:
+            raise RequestError(f"--data {origin}: no split {split!r}; expected {' or '.join(loaded)}: add ?split=...")
+        loaded = loaded[split]
+    elif saved and "split" in options and str(loaded.split) != split:
+        raise RequestError(f"--data {origin}: no split {split!r}; the folder holds one table: leave out ?split=...")
+    return loaded
+
+
+def _image_column(features: Mapping[str, Any], asked: str | None, origin: str) -> str:
+    kinds = {name: _kind(feature) for name, feature in features.items()}
+    images = [name for name, kind in kinds.items() if kind == "Image"]
+    if asked is not None:
+        if asked not in kinds:
+            raise RequestError(f"--data {origin}: no column {asked!r}; expected {' or '.join(images or kinds)}")
+        if kinds[asked] != "Image" and kinds[asked] not in _BINARY:
+            raise RequestError(f"--data {origin}: the column {asked} holds {kinds[asked]}; expected images")
+        return asked
+    if len(images) != 1:
+        seen = ", ".join(f"{name} ({kind})" for name, kind in kinds.items())
+        count = f"several image columns: {', '.join(images)}" if images else f"no image column among {seen}"
+        raise RequestError(f"--data {origin} has {count}; name the one with encoded images by ?column=...")
+    return images[0]
+
+
+def _undecoded(dataset: Any, column: str) -> Any:
+    from datasets import Image
+
+    if _kind(dataset.features[column]) == "Image":
+        return dataset.cast_column(column, Image(decode=False))
+    return dataset
+
+
+def _label_column(features: Mapping[str, Any], asked: str | None, origin: str) -> str | None:
+    kinds = {name: _kind(feature) for name, feature in features.items()}
+    fit = [name for name, kind in kinds.items() if kind in ("ClassLabel", "string") or "int" in kind or kind == "bool"]
+    if asked is not None:
+        if asked not in fit:
+            what = f"the column {asked} holds {kinds[asked]}" if asked in kinds else f"no column {asked!r}"
+            raise RequestError(f"--data {origin}: {what}; expected labels, as in {' or '.join(fit) or '(none)'}")
+        return asked
+    classes = [name for name in fit if kinds[name] == "ClassLabel"]
+    return classes[0] if len(classes) == 1 else next((name for name in _LABELS if name in fit), None)
+
+
+def _labels(dataset: Any, column: str | None, origin: str) -> tuple[np.ndarray | None, list[str] | None]:
+    """(N,) int64 and the classes; None where there are no labels, which some test splits mark by -1."""
+    if column is None:
+        return None, None
+    values = dataset.select_columns([column]).with_format("arrow")[:].column(column)
+    names = getattr(dataset.features[column], "names", None)
+    num_missing = values.null_count or (int((values.to_numpy() < 0).sum()) if names else 0)
+    if num_missing == len(dataset):
+        return None, None
+    if num_missing:
+        raise RequestError(
+            f"--data {origin}: {num_missing:,} of {len(dataset):,} rows have no {column}; expected a label in every "
+            f"row or in none: choose another column by ?label=..."
+        )
+    if names:
+        return values.to_numpy().astype(np.int64), list(names)
+    distinct, labels = np.unique(values.to_numpy(), return_inverse=True)
+    return labels.astype(np.int64), [str(value) for value in distinct.tolist()]
+
+
+def _kind(feature: Any) -> str:
+    """A feature's type: Image, ClassLabel, or Arrow's name of a plain value."""
+    kind = type(feature).__name__
+    return str(feature.dtype) if kind == "Value" else kind

@@ -1,0 +1,82 @@
+"""Text lists that name images, with labels or without."""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+
+from fastmim.data.decode import image_extensions
+from fastmim.data.sources.files import Files, PackedNames
+from fastmim.errors import RequestError
+
+_HEADERS = {"path", "file", "filename", "file_name", "filepath", "image", "image_path"}
+
+
+_NUM_PROBED = 16
+
+
+def read_list(path: Path, *, origin: str) -> Files:
+    """Open a text file that names images.
+
+    One image a row: its path, relative to the list's folder, then optionally a label (a name or a
+    number) after a comma (.csv), a tab (.tsv, .txt), or a space if every row of a .txt reads
+    "image.ext number". A header row "path" or "path,label" is passed over. A file that is missing counts
+    as an unreadable image when its turn comes.
+
+    Raises:
+        RequestError: The list is empty or its rows make no sense, or none of its first files exists.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
+    except OSError as error:
+        raise RequestError(f"cannot read the list {origin}: {error.strerror}") from None
+    rows = _rows(text, path.suffix.lower())
+    if rows and rows[0][0].strip().casefold() in _HEADERS:
+        rows = rows[1:]
+    if not rows:
+        raise RequestError(f"the list {origin} names no images: expected one path a line")
+    for number, row in enumerate(rows, start=1):
+        if len(row) > 2 or len(row) != len(rows[0]) or not all(row):
+            raise RequestError(
+                f"{origin}, entry {number}: {','.join(row)!r} does not read like the first, "
+                f"{','.join(rows[0])!r}: expected a path, or a path and a label, in every row"
+            )
+    labels, classes = _labels([row[1] for row in rows]) if len(rows[0]) == 2 else (None, None)
+    root = path.absolute().parent
+    files = Files(origin, str(root), PackedNames.pack([os.fsencode(row[0]) for row in rows]), labels, classes)
+    probed = range(0, len(files), -(-len(files) // _NUM_PROBED))
+    if not any(Path(files.name(index)).exists() for index in probed):
+        raise RequestError(
+            f"{origin}: no such file: {rows[0][0]} (nor the others that were looked for); "
+            f"paths are taken relative to the list's folder, {root}"
+        )
+    return files
+
+
+def _rows(text: str, suffix: str) -> list[list[str]]:
+    lines = [line for line in text.splitlines() if line.strip()]
+    if suffix != ".txt":
+        rows = csv.reader(lines, delimiter="," if suffix == ".csv" else "\t", skipinitialspace=True)
+        return [[cell.strip() for cell in row] for row in rows]
+    if any("\t" in line for line in lines):
+        return [[cell.strip() for cell in line.split("\t")] for line in lines]
+    # "n01440764/x.JPEG 0", as ImageNet's lists are written. Spaces are common in paths, so this is only
+    # believed if all rows have this form.
+    ends = "|".join(re.escape(end) for end in image_extensions())
+    numbered = [re.fullmatch(rf"(.+(?:{ends}))\s+(\d+)", line.strip(), re.IGNORECASE) for line in lines]
+    return [
+        list(match.groups()) if match and all(numbered) else [line.strip()]
+        for match, line in zip(numbered, lines, strict=True)
+    ]
+
+
+def _labels(names: list[str]) -> tuple[np.ndarray, list[str]]:
+    """Class names -> (N,) int64 and the distinct names, sorted, as numbers where all are numbers."""
+    distinct = set(names)
+    classes = sorted(distinct, key=int) if all(name.isdecimal() for name in distinct) else sorted(distinct)
+    number = {name: position for position, name in enumerate(classes)}
+    return np.array([number[name] for name in names], dtype=np.int64), classes

@@ -1,0 +1,86 @@
+"""Where images come from: one string -> a Source, which gives encoded bytes or pixels by index."""
+
+from __future__ import annotations
+
+import os
+from difflib import get_close_matches
+from pathlib import Path
+
+from fastmim.data.sources.folder import scan
+from fastmim.data.sources.huggingface import open_huggingface
+from fastmim.data.sources.lists import read_list
+from fastmim.data.sources.pack import is_packed, open_packed
+from fastmim.data.sources.samples import open_samples
+from fastmim.data.sources.shard_names import name_shards
+from fastmim.data.sources.shards import open_shards
+from fastmim.data.sources.source import Source
+from fastmim.data.sources.torchvision_sets import open_torchvision
+from fastmim.errors import RequestError
+
+_ACCEPTED = (
+    "a directory of images or a pack of them, .tar shards such as 'shards/{000..127}.tar', a .txt, .csv or .tsv list "
+    "of paths, samples, hf://OWNER/NAME, or torchvision://NAME"
+)
+_LISTS = {".txt", ".csv", ".tsv"}
+
+
+def open_source(data: str, *, cache_dir: Path | None = None) -> Source:
+    """Open what `--data` names.
+
+    Args:
+        data: "samples", "torchvision://NAME?split=test&root=/path", "hf://owner/name?split=test&column=image", a
+            directory of images or one that `fastmim pack` made, tar shards ("shards/{000..127}.tar", "shards/*.tar",
+            one .tar, or a directory of nothing else), or a .txt, .csv or .tsv list. A directory called samples is
+            "./samples".
+        cache_dir: For indices of directories and downloads; $XDG_CACHE_HOME/fastmim or ~/.cache/fastmim
+            if None.
+
+    Returns:
+        A source of at least one image.
+
+    Raises:
+        RequestError: There is no such source, or it holds no images.
+        RunError: A dataset could not be fetched.
+    """
+    if cache_dir is None:
+        cache_dir = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "fastmim"
+    if data == "samples":
+        return open_samples()
+    scheme, separator, rest = data.partition("://")
+    if separator and scheme == "torchvision":
+        return open_torchvision(rest, origin=data, cache_dir=cache_dir)
+    if separator and scheme == "hf":
+        return open_huggingface(rest, origin=data)
+    if separator or not data:
+        raise RequestError(f"--data {data or repr(data)} is not understood; expected {_ACCEPTED}")
+    path = Path(data).expanduser()
+    if path.is_dir() and is_packed(path):
+        return open_packed(path, origin=data)
+    if shards := name_shards(data):
+        return open_shards(shards, origin=data, cache_dir=cache_dir)
+    if path.is_dir():
+        return scan(path, origin=data, cache_dir=cache_dir)
+    if path.is_file() and path.suffix.lower() in _LISTS:
+        return read_list(path, origin=data)
+    if path.exists():
+        raise RequestError(f"--data {data} is a file, not a list of images; expected {_ACCEPTED}")
+    raise RequestError(f"--data {data}: {_what_is_missing(path)} expected {_ACCEPTED}")
+
+
+def _what_is_missing(path: Path) -> str:
+    parent = path.absolute().parent
+    while not parent.is_dir():
+        path, parent = parent, parent.parent
+    try:
+        near = get_close_matches(path.name, [p.name for p in parent.iterdir()], n=1)
+    except OSError:
+        near = []
+    advice = f"did you mean {parent / near[0]}? Otherwise" if near else ""
+    return f"no such file or directory ({parent} holds no {path.name!r}); {advice}".rstrip()
+
+
+def faster(source: Source) -> str:
+    """What to do where the device waits for images of this source."""
+    if is_packed(Path(source.origin)):
+        return "raise --num-workers, or pack with --codec raw"
+    return f"`fastmim pack {source.origin} packed/` once and give --data packed/, or raise --num-workers"

@@ -1,0 +1,95 @@
+"""The built-in images: overlapping tiles of the real photographs in scikit-image's wheel."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from fastmim.data.decode import Box
+from fastmim.errors import RunError
+
+# Photographs and micrographs, grey and colour; no drawings, logos, test charts or near-duplicates.
+_PHOTOGRAPHS = (
+    "astronaut.png", "brick.png", "camera.png", "cell.png", "chelsea.png", "clock_motion.png", "coffee.png",
+    "coins.png", "grass.png", "gravel.png", "hubble_deep_field.jpg", "ihc.png", "moon.png",
+    "motorcycle_left.png", "page.png", "retina.jpg", "rocket.jpg",
+)  # fmt: skip
+_MIN_SIDE = 192
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Tiles of photographs, decoded once per process when first read.
+
+    A tile is a square of 192 pixels, or of a quarter of the photograph's shorter side where that is more;
+    neighbours overlap by half or a little more, so that the tiles reach the photograph's edges.
+    """
+
+    tiles: tuple[tuple[str, int, Box], ...]
+    """(photograph, number within it, place)."""
+    origin: str = "samples"
+    labels: None = None
+    classes: None = None
+
+    def __len__(self) -> int:
+        return len(self.tiles)
+
+    def read(self, index: int) -> np.ndarray:
+        photograph, _, box = self.tiles[index]
+        pixels = _photograph(photograph)
+        return pixels[box.top : box.top + box.height, box.left : box.left + box.width]
+
+    def name(self, index: int) -> str:
+        photograph, number, _ = self.tiles[index]
+        return f"samples/{photograph}#{number}"
+
+
+def open_samples() -> Samples:
+    """The tiles of every photograph.
+
+    Raises:
+        RunError: scikit-image is absent, or was installed without its photographs.
+    """
+    tiles = []
+    for photograph in _PHOTOGRAPHS:
+        try:
+            with Image.open(_folder() / photograph) as image:
+                boxes = _boxes(image.height, image.width)
+        except OSError as error:
+            raise RunError(
+                f"the built-in photograph {photograph} cannot be read ({error.strerror or error}): "
+                "reinstall scikit-image from its wheel, or give --data a folder of images"
+            ) from None
+        tiles += [(photograph, number, box) for number, box in enumerate(boxes)]
+    return Samples(tuple(tiles))
+
+
+def _folder() -> Path:
+    # Found without importing it: scikit-image's data module would take a second.
+    spec = find_spec("skimage")
+    return Path(spec.submodule_search_locations[0] if spec and spec.submodule_search_locations else "skimage", "data")
+
+
+@cache
+def _photograph(name: str) -> np.ndarray:
+    """uint8 (H, W) or (H, W, 3)."""
+    with Image.open(_folder() / name) as image:
+        return np.array(image)
+
+
+def _boxes(height: int, width: int) -> list[Box]:
+    side = max(_MIN_SIDE, min(height, width) // 4)
+    rows, columns = _starts(height, side), _starts(width, side)
+    return [Box(top, left, min(side, height), min(side, width)) for top in rows for left in columns]
+
+
+def _starts(length: int, side: int) -> list[int]:
+    """Evenly spaced starts of windows that overlap by half or more and cover the length."""
+    room = max(length - side, 0)
+    num_steps = -(-room // (side // 2))
+    return [round(step * room / max(num_steps, 1)) for step in range(num_steps + 1)]

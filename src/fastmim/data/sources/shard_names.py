@@ -1,0 +1,92 @@
+"""Which tar shards `--data` names: one file, a pattern, or a directory of nothing else."""
+
+from __future__ import annotations
+
+import glob
+import itertools
+import os
+import re
+from contextlib import suppress
+from pathlib import Path
+
+from fastmim.data.decode import image_extensions
+from fastmim.errors import RequestError
+
+_UNPACKERS = {"gz": "gunzip", "tgz": "gunzip", "bz2": "bunzip2", "xz": "unxz", "zst": "unzstd"}
+_MAX_SHARDS = 1_000_000
+
+
+def name_shards(data: str) -> list[Path] | None:
+    """The shards that `--data` names; None if it names none.
+
+    It may be one .tar, a pattern of them with {000..127}, {a,b}, *, ? or [], or a directory that holds
+    .tar files and neither images nor folders.
+
+    Raises:
+        RequestError: A pattern that matches nothing, a shard that is missing, or compressed ones.
+    """
+    path = Path(data).expanduser()
+    if path.is_dir():
+        return _in_directory(path)
+    if compressed := re.search(r"\.(?:tar\.(gz|bz2|xz|zst)|(tgz))$", data, re.IGNORECASE):
+        command = _UNPACKERS[compressed[1] or compressed[2]]
+        raise RequestError(f"--data {data} is compressed, so its images cannot be read at random; {command} it first")
+    if path.suffix.lower() != ".tar":
+        return None
+    if path.exists():
+        return [path]
+    names = _expand(str(path), data)
+    if names == [str(path)] and not glob.has_magic(data):
+        return None  # one plain name; that there is no such file is said elsewhere
+    paths = [match for name in names for match in _matches(name)]
+    if not paths:
+        raise RequestError(f"--data {data}: no file matches the pattern; expected .tar shards: correct it")
+    if missing := next((path for path in paths if not path.is_file()), None):
+        raise RequestError(
+            f"--data {data}: no such shard: {missing} (of {len(paths):,}); correct the range, or fetch the shard"
+        )
+    return paths
+
+
+def _matches(name: str) -> list[Path]:
+    if not glob.has_magic(name):
+        return [Path(name)]
+    return [Path(match) for match in sorted(glob.glob(name))]  # noqa: PTH207 - an absolute pattern may be given
+
+
+def _in_directory(directory: Path) -> list[Path] | None:
+    tars, endings = [], image_extensions()
+    with suppress(OSError), os.scandir(os.fsencode(directory)) as entries:  # as bytes: names of any encoding
+        for entry in entries:
+            name = os.fsdecode(entry.name)
+            ending = Path(name).suffix.lower()
+            if name.startswith("."):
+                continue
+            if ending in endings or entry.is_dir():
+                return None
+            if ending == ".tar":
+                tars.append(directory / name)
+    return sorted(tars) or None
+
+
+def _expand(pattern: str, data: str) -> list[str]:
+    """{000..127} and {a,b}, as a shell expands them."""
+    parts = re.split(r"\{([^{}]*)\}", pattern)
+    choices: list[list[str]] = []
+    for number, part in enumerate(parts):
+        span = re.fullmatch(r"(\d+)\.\.(\d+)", part)
+        if number % 2 == 0:
+            choices.append([part])
+        elif span:
+            first, last = span.groups()
+            padded = any(len(end) > 1 and end.startswith("0") for end in (first, last))
+            width = max(len(first), len(last)) if padded else 0
+            step = 1 if int(first) <= int(last) else -1
+            if abs(int(last) - int(first)) >= _MAX_SHARDS:
+                raise RequestError(f"--data {data}: {{{part}}} is more than {_MAX_SHARDS:,} shards; correct the range")
+            choices.append([f"{value:0{width}d}" for value in range(int(first), int(last) + step, step)])
+        elif "," in part:
+            choices.append(part.split(","))
+        else:
+            raise RequestError(f"--data {data}: {{{part}}} is not understood; expected {{000..127}} or {{a,b}}")
+    return ["".join(chosen) for chosen in itertools.islice(itertools.product(*choices), _MAX_SHARDS)]

@@ -1,0 +1,267 @@
+"""Tar shards with WebDataset's naming: indexed once by their headers, then read by offset, never extracted."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import time
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from fastmim.data.decode import image_extensions
+from fastmim.data.sources import index_cache
+from fastmim.data.sources.files import PackedNames
+from fastmim.data.sources.tar import CUT_SHORT, Member, TarDamage, members
+from fastmim.errors import RequestError
+
+_FORMAT = 1
+_SETTLED_NS = 2_000_000_000  # a shard that changed just now may change again without its time showing it
+_MAX_OPEN = 128  # shards that a process keeps open
+_NUM_THREADS = 8  # an index waits for the disk or the network, a header at a time
+
+
+@dataclass(frozen=True, eq=False)
+class Shards:
+    """Encoded images in tars."""
+
+    origin: str
+    paths: PackedNames
+    """The shards."""
+    stamps: np.ndarray
+    """(number of shards, 2) int64, size in bytes and modification time in ns, as they were indexed."""
+    members: PackedNames
+    """The images' names within their shards."""
+    shard: np.ndarray
+    """(N,) int32, positions in `paths`."""
+    offsets: np.ndarray
+    """(N,) int64, of an image's first byte."""
+    lengths: np.ndarray
+    """(N,) int64, in bytes."""
+    labels: np.ndarray | None = None
+    classes: list[str] | None = None
+
+    def __len__(self) -> int:
+        return len(self.shard)
+
+    def read(self, index: int) -> bytes:
+        shard = int(self.shard[index])
+        opened = _open(self.paths[shard], *self.stamps[shard].tolist())
+        return os.pread(opened.fd, int(self.lengths[index]), int(self.offsets[index]))
+
+    def name(self, index: int) -> str:
+        return f"{os.fsdecode(self.paths[int(self.shard[index])])}#{os.fsdecode(self.members[index])}"
+
+
+class _Opened:
+    """A file descriptor that is closed with its last user. Processes may share it: `pread` has no position."""
+
+    def __init__(self, path: bytes) -> None:
+        self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def __del__(self) -> None:
+        with suppress(AttributeError, OSError):
+            os.close(self.fd)
+
+
+@lru_cache(maxsize=_MAX_OPEN)
+def _open(path: bytes, size: int, modified: int) -> _Opened:
+    opened = _Opened(path)
+    status = os.fstat(opened.fd)
+    if (status.st_size, status.st_mtime_ns) != (size, modified):
+        raise OSError(0, "the shard has changed since it was indexed; start again")
+    return opened
+
+
+def open_shards(paths: Sequence[Path], *, origin: str, cache_dir: Path) -> Shards:
+    """Index shards, or take the index of an earlier start while no shard has changed.
+
+    Images are the files whose names end like one of Pillow's picture formats. The key of "set/0001.rgb.jpg" is
+    "set/0001"; "set/0001.cls" in the same shard holds its label, an integer as text. Of a shard that is cut
+    short the images before the cut are used, with a warning.
+
+    Raises:
+        RequestError: A shard cannot be read or is no tar, a label is no integer or is missing where others have
+            one, or there are no images.
+    """
+    stats = [_stat(path, origin) for path in paths]
+    stamps = np.array([(s.st_size, s.st_mtime_ns) for s in stats], dtype=np.int64).reshape(-1, 2)
+    names = [os.fsencode(path.absolute()) for path in paths]
+    known = repr((_FORMAT, sorted(image_extensions()), names, stamps.tolist()))
+    cached = cache_dir / "shards" / f"{hashlib.sha256(known.encode()).hexdigest()[:32]}.npz"
+    index = _load(cached)
+    if index is None:
+        started = time.time_ns()
+        with ThreadPoolExecutor(_NUM_THREADS) as pool:
+            found = list(pool.map(_index_shard, paths))
+        index = _join(found)
+        if not len(index.members):
+            raise RequestError(_nothing_found(origin, found))
+        if stamps[:, 1].max() < started - _SETTLED_NS:
+            _save(index, cached)
+    for damage in index.damages:
+        warnings.warn(os.fsdecode(damage), stacklevel=3)
+    labels, classes = None, None
+    if len(index.labels):
+        distinct, labels = np.unique(index.labels, return_inverse=True)
+        classes = [str(number) for number in distinct.tolist()]
+    packed = PackedNames.pack(names)
+    return Shards(origin, packed, stamps, index.members, index.shard, index.offsets, index.lengths, labels, classes)
+
+
+@dataclass(frozen=True, eq=False)
+class _Index:
+    members: PackedNames
+    damages: PackedNames
+    """What is to be said of damaged shards."""
+    shard: np.ndarray
+    offsets: np.ndarray
+    lengths: np.ndarray
+    labels: np.ndarray
+    """(N,) int64 as they are written in the shards; (0,) if there are none."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Found:
+    """What one shard holds."""
+
+    path: Path
+    names: PackedNames
+    places: np.ndarray
+    """(n, 2) int64, offset and length of each image."""
+    labels: np.ndarray
+    """(n,) int64, 0 where there is none."""
+    has_label: np.ndarray
+    """(n,) bool."""
+    others: Counter[str]
+    """Files that are no images, by their ending."""
+    damage: str
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+def _index_shard(path: Path) -> _Found:
+    endings = frozenset(map(os.fsencode, image_extensions()))
+    images: list[Member] = []
+    classes: dict[bytes, int] = {}
+    others: Counter[str] = Counter()
+    damage = ""
+    try:
+        opened = _Opened(os.fsencode(path))
+        try:
+            for member in members(opened.fd):
+                key, ending = _parts(member.name)
+                if key.endswith(b"/"):  # a hidden file, such as macOS adds to its tars
+                    continue
+                if ending in endings:
+                    images.append(member)
+                elif ending == b".cls":
+                    text = os.pread(opened.fd, min(member.length, 64), member.offset)
+                    classes[key] = _label(text, path, member.name)
+                else:
+                    others[os.fsdecode(ending)] += 1
+        except TarDamage as error:
+            if not error.position and str(error) != CUT_SHORT:
+                zipped = os.pread(opened.fd, 2, 0) == b"\x1f\x8b"
+                advice = "it is gzipped: gunzip it first" if zipped else "make it again with tar"
+                raise RequestError(f"the shard {path} is not a tar ({error}); {advice}") from None
+            damage = f"{error} at byte {error.position:,}"
+    except OSError as error:
+        raise RequestError(f"cannot read the shard {path}: {error.strerror}") from None
+    labels = [classes.get(_parts(image.name)[0]) for image in images]
+    return _Found(
+        path=path,
+        names=PackedNames.pack([image.name for image in images]),
+        places=np.array([image[1:] for image in images], dtype=np.int64).reshape(-1, 2),
+        labels=np.array([label or 0 for label in labels], dtype=np.int64),
+        has_label=np.array([label is not None for label in labels], dtype=bool),
+        others=others,
+        damage=damage,
+    )
+
+
+def _parts(name: bytes) -> tuple[bytes, bytes]:
+    """b"set/0001.rgb.JPG" -> (b"set/0001", b".jpg"): up to the first dot of the base name, and from the last."""
+    folder, _, base = name.rpartition(b"/")
+    stem, dot, extension = base.partition(b".")
+    return folder + b"/" + stem, b"." + extension.rpartition(b".")[2].lower() if dot else b""
+
+
+def _label(text: bytes, path: Path, member: bytes) -> int:
+    if not re.fullmatch(rb"\s*[+-]?\d{1,18}\s*", text):
+        raise RequestError(
+            f"the shard {path}: {os.fsdecode(member)} holds {text[:32].decode('utf-8', 'replace')!r}; expected the "
+            f"number of a class, such as 7"
+        )
+    return int(text)
+
+
+def _join(found: Sequence[_Found]) -> _Index:
+    """One index of all shards; RequestError if some images have labels and others have none."""
+    has_label = np.concatenate([shard.has_label for shard in found])
+    if has_label.any() and not has_label.all():
+        shard = next(shard for shard in found if not shard.has_label.all())
+        name = os.fsdecode(shard.names[int(shard.has_label.argmin())])
+        raise RequestError(
+            f"{(~has_label).sum():,} of {len(has_label):,} images have no label, the first is {shard.path}#{name}; "
+            f"expected a .cls beside every image or beside none: add those that are missing, or leave the labels out"
+        )
+    damages = [
+        f"the shard {shard.path} is damaged ({shard.damage}): only the {len(shard):,} images before that are used; "
+        f"fetch it again"
+        for shard in found
+        if shard.damage
+    ]
+    sizes = [len(shard) for shard in found]
+    starts = np.cumsum([0] + [len(shard.names.blob) for shard in found])
+    ends = [shard.names.ends + start for shard, start in zip(found, starts, strict=False)]
+    places = np.concatenate([shard.places for shard in found])
+    return _Index(
+        members=PackedNames(b"".join(shard.names.blob for shard in found), np.concatenate(ends)),
+        damages=PackedNames.pack([os.fsencode(damage) for damage in damages]),
+        shard=np.repeat(np.arange(len(found), dtype=np.int32), sizes),
+        offsets=places[:, 0].copy(),
+        lengths=places[:, 1].copy(),
+        labels=np.concatenate([shard.labels for shard in found])[has_label],
+    )
+
+
+_NAMES = ("members", "damages")
+_NUMBERS = ("shard", "offsets", "lengths", "labels")
+
+
+def _save(index: _Index, path: Path) -> None:
+    names, numbers = ({name: getattr(index, name) for name in group} for group in (_NAMES, _NUMBERS))
+    index_cache.save(path, names, numbers)
+
+
+def _load(path: Path) -> _Index | None:
+    found = index_cache.load(path, _NAMES, _NUMBERS)
+    return _Index(**found) if found else None
+
+
+def _stat(path: Path, origin: str) -> os.stat_result:
+    try:
+        return path.stat()
+    except OSError as error:
+        raise RequestError(f"--data {origin}: cannot read the shard {path}: {error.strerror}") from None
+
+
+def _nothing_found(origin: str, found: Sequence[_Found]) -> str:
+    others: Counter[str] = sum((shard.others for shard in found), Counter())
+    most = sorted(others.items(), key=lambda item: (-item[1], item[0]))[:5]
+    seen = ", ".join(f"{ending or 'no ending'} {count:,}" for ending, count in most) or "none"
+    damage = next((f"; {shard.path}: {shard.damage}" for shard in found if shard.damage), "")
+    return (
+        f"no images in the {len(found):,} shards of {origin} (files: {seen}{damage}); expected members such as "
+        f"0001.jpg with an optional 0001.cls"
+    )

@@ -1,0 +1,249 @@
+"""torchvision's datasets by name: arrays and files where they can be, so that workers hold no objects."""
+
+from __future__ import annotations
+
+import gzip
+import inspect
+import math
+import os
+import socket
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl
+
+import numpy as np
+from PIL import Image
+
+from fastmim.data.decode import BadImage, one_line, to_rgb
+from fastmim.data.sources.files import Files, PackedNames
+from fastmim.errors import RequestError
+
+if TYPE_CHECKING:
+    from fastmim.data.sources import Source
+
+# Sets that are published as MNIST's four IDX files, and their folder under Debian's /usr/share/datasets.
+_IDX_SETS = {"MNIST": "mnist", "FashionMNIST": "fashion-mnist", "KMNIST": "kmnist"}
+_DEBIAN = Path("/usr/share/datasets")
+_TIMEOUT_S = 30.0
+
+
+@dataclass(frozen=True, eq=False)
+class Arrays:
+    """Decoded images of one size."""
+
+    origin: str
+    images: np.ndarray
+    """uint8 (N, H, W) or (N, H, W, 3)."""
+    labels: np.ndarray | None
+    classes: list[str] | None
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def read(self, index: int) -> np.ndarray:
+        return self.images[index]
+
+    def name(self, index: int) -> str:
+        return f"{self.origin}#{index}"
+
+
+@dataclass(frozen=True, eq=False)
+class Pictures:
+    """A torchvision dataset that opens its own files."""
+
+    origin: str
+    dataset: Any
+    labels: np.ndarray | None
+    classes: list[str] | None
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def read(self, index: int) -> np.ndarray:
+        try:
+            return np.asarray(to_rgb(self.dataset[index][0]))
+        except Exception as error:  # Pillow's plugins meet damage with any exception
+            raise BadImage(one_line(error)) from None
+
+    def name(self, index: int) -> str:
+        return f"{self.origin}#{index}"
+
+
+def open_torchvision(request: str, *, origin: str, cache_dir: Path) -> Source:
+    """Open "NAME?split=test&root=/path"; split is train unless said, or the dataset's own default.
+
+    Files are taken from the root (default `cache_dir`/torchvision) or, for the MNIST family, from the
+    system's datasets; what is not there is downloaded.
+
+    Raises:
+        RequestError: Unknown dataset, split or parameter, or the files are neither here nor to be had.
+    """
+    from torchvision import datasets  # over a second, which other sources need not wait for
+
+    name, _, query = request.partition("?")
+    options = dict(parse_qsl(query, keep_blank_values=True))
+    if unknown := options.keys() - {"split", "root"}:
+        raise RequestError(f"--data {origin}: {unknown.pop()!r} is not an option; expected split=... or root=...")
+    dataset = _find(name, datasets)
+    arguments = _split_argument(name, dataset, options.get("split"))
+    root = Path(options.get("root") or cache_dir / "torchvision").expanduser()
+    if name in _IDX_SETS:
+        found = _find_idx(name, root, train=arguments.get("train", True))
+        if found:
+            images, labels = (_read_idx(path) for path in found)
+            if labels.shape != images.shape[:1] or images.ndim != 3:
+                raise RequestError(f"{found[0]} and {found[1]} do not belong together; fetch both again")
+            return Arrays(origin, images, labels.astype(np.int64), list(dataset.classes))
+    return _as_source(_build(name, dataset, root, arguments), origin)
+
+
+def _find(name: str, datasets: Any) -> Any:
+    """The dataset class of that name."""
+    classes = {key: getattr(datasets, key) for key in datasets.__all__}
+    usable = {}
+    for key, dataset in classes.items():
+        if inspect.isclass(dataset) and key != "VisionDataset":
+            parameters = inspect.signature(dataset).parameters
+            needed = [p.name for p in parameters.values() if p.default is p.empty and p.kind != p.VAR_KEYWORD]
+            if "root" in parameters and set(needed) <= {"root", "split"}:
+                usable[key] = dataset
+    if name not in usable:
+        near = {key.lower(): key for key in usable}
+        nearest = [near[key] for key in get_close_matches(name.lower(), near, n=3, cutoff=0.5)]
+        advice = f"the nearest are {', '.join(nearest)}" if nearest else "for example CIFAR10, FashionMNIST, STL10"
+        raise RequestError(f"torchvision has no image dataset {name!r} that needs only a root; {advice}")
+    return usable[name]
+
+
+def _split_argument(name: str, dataset: Any, split: str | None) -> dict[str, Any]:
+    """train or test -> the argument by which this dataset tells its splits apart."""
+    parameters = inspect.signature(dataset).parameters
+    if "train" in parameters:
+        if split not in (None, "train", "test"):
+            raise RequestError(f"{name} has no split {split!r}; expected train or test")
+        return {"train": split != "test"}
+    for argument in ("split", "image_set"):
+        if argument in parameters:
+            required = parameters[argument].default is inspect.Parameter.empty
+            return {argument: split or "train"} if split or required else {}
+    if split:
+        raise RequestError(f"{name} has no splits; leave out split={split}")
+    return {}
+
+
+def _build(name: str, dataset: Any, root: Path, arguments: Mapping[str, Any]) -> Any:
+    """The dataset from local files, or else downloaded."""
+    from torchvision.datasets import MNIST
+
+    can_download = "download" in inspect.signature(dataset).parameters or issubclass(dataset, MNIST)
+    attempts: list[dict[str, bool]] = [{"download": False}, {"download": True}] if can_download else [{}]
+    reason = ""
+    for download in attempts:
+        try:
+            with _timeout(_TIMEOUT_S):
+                return dataset(str(root), **arguments, **download)
+        except (RuntimeError, OSError) as error:
+            reason = one_line(error)
+        except (ValueError, ImportError) as error:
+            raise RequestError(f"torchvision://{name}: {one_line(error)}") from None
+    tried = "could not be downloaded" if can_download else "cannot be downloaded by torchvision"
+    raise RequestError(f"{name} is not in {root} and {tried} ({reason}); {_remedy(name, dataset, root)}")
+
+
+def _remedy(name: str, dataset: Any, root: Path) -> str:
+    if name in _IDX_SETS:
+        files = ", ".join(file for file, _ in dataset.resources)
+        debian = ", or apt-get install dataset-fashion-mnist" if name == "FashionMNIST" else ""
+        return f"fetch {files} from {dataset.mirrors[0]} and put them in {root / name / 'raw'}{debian}"
+    url = getattr(dataset, "url", None)
+    documentation = f"https://docs.pytorch.org/vision/stable/generated/torchvision.datasets.{name}.html"
+    wanted = f"fetch {url}" if isinstance(url, str) else f"fetch its files ({documentation})"
+    return f"{wanted} on a machine with a network, put it in {root}, or name its folder with ?root=..."
+
+
+@contextmanager
+def _timeout(seconds: float) -> Iterator[None]:
+    """torchvision's downloads wait for ever by default."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def _as_source(dataset: Any, origin: str) -> Source:
+    classes = getattr(dataset, "classes", None)
+    classes = list(classes) if classes and all(isinstance(name, str) for name in classes) else None
+    labels = _labels(dataset)
+    if labels is None:
+        classes = None
+    samples = getattr(dataset, "samples", None)
+    if samples and isinstance(samples[0], tuple) and Path(str(samples[0][0])).is_file():
+        paths = PackedNames.pack([os.fsencode(Path(path).absolute()) for path, _ in samples])
+        return Files(origin, "", paths, labels, classes)
+    first = dataset[0][0]
+    if not isinstance(first, Image.Image):
+        raise RequestError(f"--data {origin}: the dataset gives {type(first).__name__}, not images")
+    images = _image_array(getattr(dataset, "data", None), np.asarray(first), len(dataset))
+    return Pictures(origin, dataset, labels, classes) if images is None else Arrays(origin, images, labels, classes)
+
+
+def _labels(dataset: Any) -> np.ndarray | None:
+    for attribute in ("targets", "labels", "_labels"):
+        values = getattr(dataset, attribute, None)
+        if values is not None and len(values) == len(dataset):
+            labels = np.asarray(values)
+            if labels.ndim == 1 and np.issubdtype(labels.dtype, np.integer) and labels.min() >= 0:
+                return labels.astype(np.int64)
+    return None
+
+
+def _image_array(data: Any, first: np.ndarray, num_images: int) -> np.ndarray | None:
+    """The dataset's pixels as (N, H, W) or (N, H, W, 3), if it holds such an array.
+
+    Some keep channels before rows, or rows and columns exchanged; the arrangement that shows the first
+    image as the dataset itself gives it is right.
+    """
+    images = np.asarray(data) if hasattr(data, "shape") else None
+    if images is None or images.dtype != np.uint8 or len(images) != num_images:
+        return None
+    for axes in ((0, 1, 2), (0, 1, 2, 3), (0, 2, 3, 1), (0, 3, 2, 1)):
+        if images.ndim == len(axes) and np.array_equal(images.transpose(axes)[0], first):
+            return images.transpose(axes)
+    return None
+
+
+def _find_idx(name: str, root: Path, *, train: bool) -> tuple[Path, Path] | None:
+    """The images' and the labels' file."""
+    part = "train" if train else "t10k"
+    for folder in (root, root / name / "raw", root / name, root / "raw", _DEBIAN / _IDX_SETS[name]):
+        for dot in "-.":  # both spellings are handed around
+            stems = (folder / f"{part}-images{dot}idx3-ubyte", folder / f"{part}-labels{dot}idx1-ubyte")
+            files = [next((p for p in (stem, Path(f"{stem}.gz")) if p.is_file()), None) for stem in stems]
+            if files[0] and files[1]:
+                return files[0], files[1]
+    return None
+
+
+def _read_idx(path: Path) -> np.ndarray:
+    """An IDX file of unsigned bytes, gzipped or not, as LeCun's MNIST page describes it.
+
+    Two zeros, the type (8 = uint8), the number of axes, each axis as a big-endian 32-bit number, the data.
+    """
+    try:
+        data = path.read_bytes()
+        data = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
+    except (OSError, EOFError, zlib.error) as error:
+        raise RequestError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
+    num_axes = data[3] if data[:3] == b"\0\0\x08" and len(data) > 3 else 0
+    start = 4 + 4 * num_axes
+    shape = [int.from_bytes(data[at : at + 4]) for at in range(4, start, 4)]
+    if not num_axes or len(data) - start != math.prod(shape):
+        raise RequestError(f"{path} is no whole IDX file of bytes; fetch it again")
+    return np.frombuffer(data, dtype=np.uint8, offset=start).reshape(shape)

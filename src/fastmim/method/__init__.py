@@ -1,0 +1,1 @@
+"""The method (FastMIM): masking, targets, decoder, loss."""

@@ -1,0 +1,54 @@
+"""From a config to a MIM."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+
+from fastmim.method.mim import MIM, TARGETS
+from fastmim.method.settings import PretrainConfig
+from fastmim.training import checkpoint, schedule
+
+
+def build_model(config: PretrainConfig) -> MIM:
+    """The MIM that a config describes, at the first stage's size; every stage's size is tried.
+
+    Raises:
+        RequestError: an unknown backbone, or a size that it cannot take.
+    """
+    sizes = [size for size, _ in config.sizes()]
+    build = functools.partial(
+        MIM,
+        config.backbone,
+        img_size=sizes[0],
+        target=TARGETS[config.target](),
+        masking=config.masking,
+        mask_ratio=config.mask_ratio,
+        block=config.block,
+        decoder=config.decoder_size(),
+        loss=config.loss,
+        encoder_depth=config.encoder_depth,
+        pretrained=config.init == "timm",
+        backbone_args=config.backbone_args,
+    )
+    if len(sizes) > 1:  # better now than at the boundary, days into the run
+        trial = build()
+        for size in sizes[1:]:
+            trial.set_input_size(size)
+        torch.manual_seed(config.seed)
+    model = build()
+    if config.checkpoint_activations:
+        model.backbone.checkpoint_activations()
+    return model
+
+
+def load_checkpointed(config: PretrainConfig, found: checkpoint.Checkpoint) -> MIM:
+    """The whole model of a checkpoint, at the image size that it was saved at."""
+    model = build_model(config)
+    stages = [schedule.Stage(**stage) for stage in found.manifest["stages"]]
+    size = schedule.stage_at(stages, found.step - 1).size
+    if size != model.backbone.img_size:
+        model.set_input_size(size)
+    checkpoint.load(found, model)
+    return model

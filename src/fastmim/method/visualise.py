@@ -1,0 +1,44 @@
+"""`fastmim visualise`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fastmim.data import sources
+from fastmim.errors import RequestError
+from fastmim.method import pictures
+from fastmim.method.build import load_checkpointed
+from fastmim.method.settings import PretrainConfig
+from fastmim.training import checkpoint, run_directory
+
+
+def visualise_run(run: Path, *, images: str | None = None, out: Path, num_images: int = 8, seed: int = 0) -> None:
+    """Draw what a run's model (its newest checkpoint) makes of images, as a PNG.
+
+    Args:
+        run: Run directory.
+        images: Anything that `data` takes; the run's own images if None.
+        out: The file to write.
+
+    Raises:
+        RequestError: no run, no checkpoint, no images, or an unwritable file.
+    """
+    config = run_directory.read_config(PretrainConfig, run)
+    found = checkpoint.newest(run / "checkpoints")
+    if found is None:
+        raise RequestError(f"run is {run}, which has no checkpoint yet; expected one: let the run come to its first")
+    model = load_checkpointed(config, found)
+    picture = pictures.draw(
+        model,
+        sources.open_source(images or config.data),
+        num_images=num_images,
+        seed=seed,
+        caption=f"{run.resolve().name}, step {found.step}",
+    )
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(out)
+    except (OSError, ValueError) as error:
+        raise RequestError(
+            f"out is {out}: {error}; expected a picture file that can be written, such as x.png"
+        ) from None

@@ -1,0 +1,53 @@
+"""The machine: its devices, cores, precision and memory."""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+
+import torch
+
+from fastmim.errors import RequestError
+
+
+def memory_gb(device: torch.device) -> float:
+    """The most memory used so far, in GiB: the device's where it tells, else this process's."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return kilobytes * (1 if sys.platform == "darwin" else 1024) / 2**30
+
+
+def resolve_device(name: str) -> torch.device:
+    """The torch device; `auto` is the accelerator if there is one.
+
+    Raises:
+        RequestError: no such device here.
+    """
+    if name == "auto":
+        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise RequestError(
+            f"device is {name!r}; expected one that this machine has ({reason}); try --device auto"
+        ) from None
+    return device
+
+
+def resolve_workers(num_workers: int | None) -> int:
+    """How many data processes: what was asked for, else one for each core but one."""
+    return max(1, min(16, num_cores() - 1)) if num_workers is None else num_workers
+
+
+def num_cores() -> int:
+    """Cores that this process may use; all of them where the system does not say."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def resolve_bf16(precision: str, device: torch.device) -> bool:
+    """Whether to autocast to bfloat16; `auto` does where a CUDA device has it."""
+    return precision == "bf16" or (precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported())

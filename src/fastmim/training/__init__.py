@@ -1,0 +1,1 @@
+"""Training runs of any kind: plan, loop, optimiser, checkpoints, logs, run directory."""

@@ -1,0 +1,1 @@
+"""Frozen features: extraction, probes, embeddings."""

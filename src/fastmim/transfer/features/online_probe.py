@@ -1,0 +1,111 @@
+"""The probe inside pre-training: held-out loss, kNN and effective rank, since the training loss tells little.
+
+Held-out MIM loss follows fine-tuning accuracy well, within one method and backbone (Xie et al., "On Data Scaling in
+Masked Image Modeling", arXiv 2206.04664). kNN on features of masked image modeling is low by nature: look at
+whether it rises. A falling effective rank tells collapse.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from fastmim import randomness
+from fastmim.data.augment import normalise
+from fastmim.data.center_crops import Indices, load_centers
+from fastmim.data.labelled import Labelled
+from fastmim.data.sources import Source
+from fastmim.data.statistics import IMAGENET_MEAN, IMAGENET_STD
+from fastmim.method.mim import MIM
+from fastmim.transfer.features import scores
+from fastmim.transfer.features.encoder import Encoder, evaluating
+from fastmim.transfer.features.extraction import gather
+from fastmim.transfer.features.scores import LabelledFeatures
+
+MAX_TRAIN, MAX_VAL = 10_000, 2_000
+"""Labelled images that the online probe looks at; of more, some spread evenly."""
+NEIGHBOURS = 20
+
+
+def measure(
+    model: MIM, labelled: Labelled, *, seed: int, batch_size: int, num_workers: int = 0, bf16: bool = False
+) -> dict[str, float]:
+    """Probe a model as it is now, and leave it as it was.
+
+    Args:
+        model: On its device; its modes and weights are not changed, and no generator is drawn from.
+        labelled: Images that have labels, at best none that it trains on.
+        seed: With an image's position it decides the image's mask, the same at each call (and image size).
+        batch_size: Images at once.
+        num_workers: Worker processes that read and crop; 0 does it here.
+        bf16: Autocast to bfloat16.
+
+    Returns:
+        "probe_mim_loss": mean over the validation images; "probe_knn": top-1 share of cosine kNN, k = 20, on
+        average-pooled features of the last block; "probe_effective_rank": of the validation images' features.
+
+    Raises:
+        RunError: no image can be read, or a data worker died.
+    """
+    encoder = Encoder(model.backbone)
+    features = {}
+    for part, source, most in (("train", labelled.train, MAX_TRAIN), ("val", labelled.val, MAX_VAL)):
+        found = gather(
+            encoder, source, indices=_spread(source, most), batch_size=batch_size, num_workers=num_workers, bf16=bf16
+        )
+        device = encoder.mean.device
+        labels = torch.as_tensor(source.labels)[found.indices]
+        features[part] = LabelledFeatures(found.features.to(device), labels.to(device))
+    [top1] = scores.knn(features["train"], features["val"], ks=(NEIGHBOURS,)).values()
+    loss = _held_out_loss(
+        model,
+        labelled.val,
+        indices=_spread(labelled.val, MAX_VAL),
+        seed=seed,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        bf16=bf16,
+    )
+    rank = scores.effective_rank(features["val"].features)
+    return {"probe_mim_loss": loss, "probe_knn": top1, "probe_effective_rank": rank}
+
+
+def _held_out_loss(
+    model: MIM,
+    source: Source,
+    *,
+    indices: Indices,
+    seed: int,
+    batch_size: int,
+    num_workers: int = 0,
+    bf16: bool = False,
+) -> float:
+    """Mean MIM loss over images by the central crop, with masks that depend on (seed, index) only."""
+    device = next(model.parameters()).device
+    mean, std = (torch.tensor(values, device=device) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    batches = load_centers(
+        source, size=model.backbone.img_size, batch_size=batch_size, indices=indices, num_workers=num_workers
+    )
+    total, count = torch.zeros((), device=device), 0
+    for batch in batches:
+        if not len(batch["indices"]):
+            continue
+        keys = randomness.image_keys(seed, 0, batch["indices"]).to(device)
+        with evaluating(model), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            images = normalise(batch["images"].to(device), mean, std)
+            total += model(images, keys)["loss"] * len(images)  # every image has as many hidden cells
+        count += len(images)
+    return total.item() / count
+
+
+def describe(metrics: dict[str, float]) -> str:
+    """The numbers of `measure` in one short line."""
+    return (
+        f"held-out loss {metrics['probe_mim_loss']:.4f}  kNN {metrics['probe_knn']:.1%}  "
+        f"effective rank {metrics['probe_effective_rank']:.1f}"
+    )
+
+
+def _spread(source: Source, most: int) -> np.ndarray:
+    """At most so many positions, spread evenly over the source."""
+    return np.linspace(0, len(source) - 1, min(most, len(source))).round().astype(np.int64)

@@ -1,0 +1,150 @@
+"""Probing: how well frozen features tell classes apart, by nearest neighbours or by linear heads."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from fastmim import config as configs
+from fastmim.data.labelled import Labelled, limit_labels, open_labelled
+from fastmim.data.sources import Source
+from fastmim.errors import RequestError
+from fastmim.system import devices
+from fastmim.transfer.features import scores
+from fastmim.transfer.features.encoder import Encoder, open_encoder
+from fastmim.transfer.features.extraction import gather
+from fastmim.transfer.features.scores import LabelledFeatures
+from fastmim.transfer.features.settings import ProbeConfig
+
+
+@dataclass(frozen=True)
+class Probed:
+    """The result of a probe."""
+
+    top1: float
+    """Of the best k, or of the best learning rate and weight decay: chosen on the same validation images."""
+    effective_rank: float
+    """Of the validation images' features."""
+    report: dict[str, Any]
+    """All that the JSON file holds; empty after a dry run."""
+
+
+def probe(*, dry_run: bool = False, **settings: Any) -> Probed:
+    """Measure frozen features by kNN or by a linear probe.
+
+    kNN on features of masked image modeling is low by nature, since nothing in pre-training pulls images of a
+    class together: compare it between runs, not with contrastive methods. Fine-tuning shows what weights are worth.
+
+    Args:
+        dry_run: Print the resolved settings and what would be probed, and stop.
+        settings: Fields of `ProbeConfig` (`fastmim probe --help` lists them).
+
+    Raises:
+        RequestError: the request is wrong.
+        RunError: too many unreadable images, or published weights that cannot be had.
+    """
+    config = configs.build(ProbeConfig, settings)
+    console = Console(highlight=False)
+    if config.data is None:
+        raise RequestError("data is not given; expected labelled images: --data labelled/")
+    _check_writable(config.out)
+    labelled = open_labelled(config.data, val_data=config.val_data, val_share=config.val_share)
+    train: Source = labelled.train
+    if config.num_labels is not None:
+        train = limit_labels(train, config.num_labels, seed=config.seed)
+    encoder, facts = open_encoder(config)
+    console.print(
+        f"weights   {config.weights}: {', '.join(f'{k} {v}' for k, v in facts.items())}\n"
+        f"features  {config.pool} of block {encoder.block} at {encoder.backbone.img_size} px: {encoder.width} numbers\n"
+        f"data      {config.data}: {len(train):,} images train, {len(labelled.val):,} validate, "
+        f"{len(labelled.classes)} classes",
+        soft_wrap=True,
+    )
+    if dry_run:
+        return Probed(float("nan"), float("nan"), {})
+    features, bad = _features(config, encoder, train, labelled, console)
+    rank = scores.effective_rank(features["val"].features)
+    rows = _score(config, features["train"], features["val"])
+    best = max(rows, key=lambda row: row["top1"])
+    report = {
+        "settings": configs.to_mapping(config),
+        "weights": facts,
+        "img_size": encoder.backbone.img_size,
+        "width": encoder.width,
+        "classes": labelled.classes,
+        "num_train": len(features["train"]),
+        "num_val": len(features["val"]),
+        "best": best,
+        "results": rows,
+        "effective_rank": rank,
+        "bad_images": bad,
+        "versions": {package: version(package) for package in ("fastmim", "torch", "timm")},
+    }
+    partial = config.out.with_name(config.out.name + ".tmp")
+    partial.write_text(json.dumps(report, indent=1) + "\n")
+    partial.replace(config.out)
+    console.print(_table(rows, best))
+    console.print(f"effective rank {rank:.1f} of {encoder.width}")
+    if bad:
+        console.print(f"{len(bad)} images could not be read and were left out")
+    console.print(f"wrote {config.out}", soft_wrap=True)
+    return Probed(best["top1"], rank, report)
+
+
+def _score(config: ProbeConfig, train: LabelledFeatures, val: LabelledFeatures) -> list[dict[str, float]]:
+    """Top-1 at every setting of the method."""
+    if config.method == "knn":
+        return [{"k": k, "top1": top1} for k, top1 in scores.knn(train, val).items()]
+    heads = scores.linear(train, val, seed=config.seed)
+    return [{"lr": lr, "weight_decay": decay, "top1": top1} for (lr, decay), top1 in heads.items()]
+
+
+def _check_writable(out: Path) -> None:
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with out.with_name(out.name + ".tmp").open("w"):
+            pass
+        out.with_name(out.name + ".tmp").unlink()
+    except OSError as error:
+        raise RequestError(f"out is {out}: {error.strerror}; expected a file that can be written") from None
+
+
+def _features(
+    config: ProbeConfig, encoder: Encoder, train: Source, labelled: Labelled, console: Console
+) -> tuple[dict[str, LabelledFeatures], list[tuple[str, str]]]:
+    """Both parts' features with labels on the encoder's device, and the unreadable images."""
+    device = encoder.mean.device
+    features, bad = {}, []
+    for part, source in (("train", train), ("val", labelled.val)):
+        with console.status(f"extracting features of {len(source):,} images ({part})"):
+            found = gather(
+                encoder,
+                source,
+                batch_size=config.batch_size,
+                num_workers=devices.resolve_workers(config.num_workers),
+                bf16=devices.resolve_bf16(config.precision, device),
+                max_bad_share=config.max_bad_share,
+            )
+        labels = torch.as_tensor(source.labels)[found.indices]
+        features[part] = LabelledFeatures(found.features.to(device), labels.to(device))
+        bad += found.bad
+    return features, bad
+
+
+def _table(rows: list[dict[str, float]], best: dict[str, float]) -> Table:
+    """One row for each k, or for each learning rate and weight decay; the best is marked."""
+    table = Table()
+    for name in rows[0]:
+        table.add_column({"k": "k", "lr": "learning rate", "weight_decay": "weight decay", "top1": "top-1"}[name])
+    for row in rows:
+        *varied, top1 = row.values()
+        mark = " *" if row == best else ""
+        table.add_row(*(f"{value:g}" for value in varied), f"{top1:.2%}{mark}")
+    return table

@@ -1,0 +1,239 @@
+"""Other people's pre-training checkpoints as fastmim weights files: recognised, checked name by name, nothing run."""
+
+from __future__ import annotations
+
+import argparse
+import pickle
+import re
+import tempfile
+import warnings
+import zipfile
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from fastmim import weights
+from fastmim.backbone import Backbone, resolve
+from fastmim.errors import RequestError, RunError
+from fastmim.weights import foreign
+
+_NAMED = 8  # at most so many keys are named in a message
+_CONTAINERS = ("model", "state_dict")
+_CLASSIFIERS = ("head.", "fc.", "classifier.")
+_WRAPPERS = ("module.", "_orig_mod.")  # DistributedDataParallel's and torch.compile's
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What was written, and from what."""
+
+    path: Path
+    method: str
+    """Whose layout the checkpoint has: FastMIM, MAE, SimMIM or timm."""
+    backbone: str
+    arguments: dict[str, Any]
+    """Arguments of the timm model beyond its name."""
+    img_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    num_parameters: int
+    dropped: tuple[str, ...]
+    """Tensors of the checkpoint that are not the backbone's: decoder, mask token, classifier, computed buffers."""
+    left: tuple[str, ...]
+    """What else the file holds, such as an optimiser."""
+    note: str
+    """What a user should know; empty where there is nothing."""
+
+    def describe(self) -> str:
+        """The outcome in plain words."""
+        arguments = "".join(f", {key} {value}" for key, value in self.arguments.items())
+        flags = "".join(f" --backbone-args.{key} {value}" for key, value in self.arguments.items())
+        lines = [
+            f"checkpoint {self.method}'s layout: {self.num_parameters / 1e6:.1f} M parameters of the backbone",
+            f"backbone   {self.backbone}{arguments}, trained at {self.img_size} px; "
+            f"images with mean {_numbers(self.mean)}, deviation {_numbers(self.std)}",
+        ]
+        if self.note:
+            lines.append(f"note       {self.note}")
+        if self.dropped:
+            lines.append(f"dropped    {len(self.dropped)} tensors that are not the backbone's: {_groups(self.dropped)}")
+        if self.left:
+            lines.append(f"left out   {', '.join(self.left)}")
+        lines.append(f"wrote      {self.path}; read back, equal to the bit")
+        lines.append(f"go on with fastmim pretrain --init {self.path} --backbone {self.backbone}{flags}")
+        return "\n".join(lines)
+
+
+def convert(
+    file: str | Path,
+    *,
+    out: str | Path,
+    backbone: str | None = None,
+    backbone_args: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+) -> Conversion:
+    """Write another project's checkpoint as a fastmim weights file, at the image size that it was trained at.
+
+    Known are pre-training checkpoints of FastMIM (ViT-B, Swin-B), MAE (ViT-B, L, H; with and without decoder) and
+    SimMIM (Swin-B, ViT-B), and any timm state dict. The file is a PyTorch pickle or safetensors; of a pickle
+    nothing but tensors, plain Python values and `argparse.Namespace` is ever loaded.
+
+    Args:
+        file: The checkpoint.
+        out: The .safetensors file to write.
+        backbone: timm's name of the architecture; found from the tensors if None.
+        backbone_args: Further arguments of the timm model.
+        overwrite: Replace `out`.
+
+    Raises:
+        RequestError: no such file, damaged, or holding other objects; unknown or missing tensors or other shapes,
+            which are named; `out` is taken or cannot be written.
+        RunError: what was written does not read back the same.
+    """
+    file, out = Path(file), Path(out)
+    if out.suffix != ".safetensors":
+        raise RequestError(f"out is {out}; expected a file ending in .safetensors")
+    if out.exists() and not overwrite:
+        raise RequestError(f"out is {out}, which exists; expected a path that is free: take another, or --overwrite")
+    state, left = _read(file)
+    layout = foreign.recognise(state)
+    tensors, dropped = foreign.split(state, layout)
+    target = foreign.locate(
+        tensors, state, layout, name=backbone and resolve(backbone), arguments=dict(backbone_args or {})
+    )
+    model = Backbone(target.name, img_size=target.img_size, args=target.arguments)
+    expected = model.model.state_dict()
+    classifier = [name for name in tensors if name.startswith(_CLASSIFIERS) and name not in expected]
+    dropped += classifier
+    tensors = {k: v.float() if v.is_floating_point() else v for k, v in tensors.items() if k not in classifier}
+    _check(file, target, tensors, expected)
+    model.model.load_state_dict(tensors)
+    about = {"converted_from": file.name, "method": layout.method, "mean": target.mean, "std": target.std}
+    _write(out, model, about, as_is=target.img_size != target.native_size)
+    return Conversion(
+        path=out,
+        method=layout.method,
+        backbone=target.name,
+        arguments=target.arguments,
+        img_size=target.img_size,
+        mean=target.mean,
+        std=target.std,
+        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        dropped=tuple(dropped),
+        left=tuple(left),
+        note=layout.note,
+    )
+
+
+def _read(file: Path) -> tuple[dict[str, Tensor], list[str]]:
+    """The state dict in a file, and the names of what else it holds."""
+    if not file.is_file():
+        raise RequestError(f"file is {file}; expected a checkpoint, such as mae_pretrain_vit_base.pth")
+    loaded = _load_safetensors(file) if file.suffix == ".safetensors" else _load_pickle(file)
+    container = next((key for key in _CONTAINERS if isinstance(loaded.get(key), Mapping)), None)
+    state = loaded[container] if container else loaded
+    if not state or not all(isinstance(value, Tensor) for value in state.values()):
+        raise RequestError(
+            f"file is {file}, which holds {_some([str(key) for key in loaded])}; expected tensors by name, alone or "
+            f"under {' or '.join(_CONTAINERS)}: save the model's state_dict"
+        )
+    for wrapper in _WRAPPERS:
+        if all(name.startswith(wrapper) for name in state):
+            state = {name.removeprefix(wrapper): tensor for name, tensor in state.items()}
+    return dict(state), [str(key) for key in loaded if key != container] if container else []
+
+
+def _load_safetensors(file: Path) -> Mapping[str, Any]:
+    try:
+        with safe_open(file, framework="pt") as opened:
+            metadata = opened.metadata() or {}
+    except SafetensorError as error:
+        raise RequestError(f"file is {file}, which is damaged: {error}; download it again") from None
+    if metadata.get("format") == weights.FORMAT:
+        raise RequestError(f"file is {file}, which is a fastmim weights file already: use it as it is")
+    return load_file(file)
+
+
+def _load_pickle(file: Path) -> Mapping[str, Any]:
+    """A pickle's tensors and plain values. Nothing that it names is called, `argparse.Namespace` excepted."""
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickles in another protocol: they load, or are refused below
+            loaded = torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        named = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if named is None:
+            raise RequestError(
+                f"file is {file}, which is damaged or no PyTorch checkpoint: download it again"
+            ) from None
+        raise RequestError(
+            f"file is {file}, a pickle that holds {named[1]}; expected tensors, plain values and argparse.Namespace, "
+            f"as anything else could run code (nothing was run): if you trust its author, save its tensors alone, "
+            f'torch.save(torch.load("{file.name}", weights_only=False)["model"], "tensors.pth")'
+        ) from None
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        raise RequestError(
+            f"file is {file}, which is damaged or no PyTorch checkpoint ({reason}): download it again"
+        ) from None
+    return loaded if isinstance(loaded, Mapping) else {type(loaded).__name__: loaded}
+
+
+def _check(file: Path, target: foreign.Target, tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Refuse a checkpoint that is not the target's, tensor by tensor."""
+    unknown = [name for name in tensors if name not in expected]
+    missing = [name for name in expected if name not in tensors]
+    shapes = [
+        f"{name} {tuple(tensors[name].shape)} instead of {tuple(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in tensors and tensors[name].shape != tensor.shape
+    ]
+    wrong = [
+        f"{what} {_some(names)}"
+        for what, names in (("unknown keys", unknown), ("missing keys", missing), ("other shapes", shapes))
+        if names
+    ]
+    if wrong:
+        arguments = f" with {target.arguments}" if target.arguments else ""
+        raise RequestError(
+            f"file is {file}, which is not {target.name}{arguments}: {'; '.join(wrong)}; "
+            f"expected that model's tensors and no others: give the right --backbone and --backbone-args"
+        )
+
+
+def _write(out: Path, backbone: Backbone, about: Mapping[str, Any], *, as_is: bool) -> None:
+    """Write, read back and compare, and only then put in place."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=out.parent, prefix=".convert-") as folder:
+            partial = Path(folder, out.name)
+            weights.save(partial, backbone, about=about, as_is=as_is)
+            written = weights.load_backbone(partial).state_dict()
+            differing = [k for k, v in backbone.model.state_dict().items() if not torch.equal(v, written[k])]
+            if differing:
+                raise RunError(f"{_some(differing)} did not read back the same from {out}; report the checkpoint")
+            partial.replace(out)
+    except OSError as error:
+        raise RequestError(f"out is {out}: {error.strerror or error}; expected a file that can be written") from None
+
+
+def _some(names: Sequence[str]) -> str:
+    rest = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + rest
+
+
+def _groups(names: Sequence[str]) -> str:
+    """Names with what follows their first part counted, as "decoder_blocks.* (12)"."""
+    counts = Counter(re.sub(r"\..*", ".*", name) for name in names)
+    return ", ".join(name if count == 1 else f"{name} ({count})" for name, count in counts.items())
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return " ".join(f"{value:g}" for value in values)

@@ -1,0 +1,178 @@
+"""What `--data` may be, and what is said when it is something else."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fastmim.data.augment import decode_center
+from fastmim.data.sources import Source, open_source, samples
+from fastmim.errors import RequestError, RunError
+from pictures import encode, photograph
+
+
+def folder(root: Path, *names: str) -> Path:
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encode(photograph().resize((60, 40))))
+    return root
+
+
+def names(source: Source) -> list[str]:
+    return [source.name(index) for index in range(len(source))]
+
+
+def test_samples_are_hundreds_of_real_tiles() -> None:
+    source = open_source("samples")
+    assert len(source) >= 256  # the default batch
+    assert source.labels is None and source.classes is None
+    assert len(set(names(source))) == len(source)
+    assert "samples/coffee.png#3" in names(source)
+    for index in range(len(source)):
+        tile = source.read(index)
+        assert isinstance(tile, np.ndarray) and tile.dtype == np.uint8 and min(tile.shape[:2]) >= 190
+    assert all(decode_center(source.read(index), 64).shape == (3, 64, 64) for index in (0, len(source) - 1))
+    assert len(pickle.dumps(source)) < 50_000  # places, not pixels
+
+
+def test_tiles_reach_every_edge_of_their_photograph() -> None:
+    source = open_source("samples")
+    pixels = np.asarray(photograph())
+    tiles = [source.read(i) for i in range(len(source)) if source.name(i).startswith("samples/coffee")]
+    side = tiles[0].shape[0]
+    assert np.array_equal(tiles[0], pixels[:side, :side])
+    assert np.array_equal(tiles[-1], pixels[-side:, -side:])
+
+
+def test_samples_without_scikit_images_photographs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(samples, "_folder", lambda: tmp_path)
+    with pytest.raises(RunError, match=r"photograph astronaut.png cannot be read .* reinstall scikit-image"):
+        open_source("samples")
+
+
+def test_a_directory_called_samples_is_reached_by_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder(tmp_path, "samples/a.jpg")
+    monkeypatch.chdir(tmp_path)
+    assert len(open_source("./samples", cache_dir=tmp_path / "cache")) == 1
+
+
+def test_the_home_directory_is_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    folder(tmp_path, "photos/a.jpg")
+    assert names(open_source("~/photos")) == [str(tmp_path / "photos/a.jpg")]
+
+
+@pytest.mark.parametrize("data", ["s3://bucket/x", "ftp://x", ""])
+def test_unknown_schemes_list_what_is_accepted(data: str) -> None:
+    with pytest.raises(
+        RequestError, match=r"is not understood; expected a directory of images or .* torchvision://NAME"
+    ):
+        open_source(data)
+
+
+def test_other_files_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "photo.jpg").write_bytes(b"")
+    with pytest.raises(RequestError, match=r"photo.jpg is a file, not a list of images; expected a directory"):
+        open_source(str(tmp_path / "photo.jpg"))
+
+
+def test_no_such_directory_says_how_far_it_goes(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    with pytest.raises(
+        RequestError, match=rf"no such file .*{tmp_path} holds no 'phtos'.*did you mean {tmp_path}/photos\?"
+    ):
+        open_source(str(tmp_path / "phtos"))
+    with pytest.raises(RequestError, match=rf"{tmp_path} holds no 'x'\); expected a directory"):
+        open_source(str(tmp_path / "x" / "y" / "train"))
+
+
+# Lists
+
+
+def write(path: Path, text: str) -> str:
+    path.write_text(text)
+    return str(path)
+
+
+def test_a_plain_list_is_relative_to_its_folder(tmp_path: Path) -> None:
+    folder(tmp_path, "a b.jpg", "sub/c, d.jpg")
+    source = open_source(write(tmp_path / "list.txt", f"sub/c, d.jpg\n\n{tmp_path}/a b.jpg\r\n"))
+    assert names(source) == [str(tmp_path / "sub/c, d.jpg"), str(tmp_path / "a b.jpg")]
+    assert source.labels is None and source.classes is None
+    assert source.read(1) == (tmp_path / "a b.jpg").read_bytes()
+    assert names(pickle.loads(pickle.dumps(source))) == names(source)  # noqa: S301 - our own
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("list.csv", "path,label\na.jpg,dog\nb.jpg,cat\nc.jpg,dog\n"),
+        ("list.csv", '\ufeffFile, class\n"a.jpg", dog\n"b.jpg", cat\n"c.jpg", dog\n'),
+        ("list.tsv", "a.jpg\tdog\nb.jpg\tcat\nc.jpg\tdog\n"),
+        ("list.txt", "a.jpg\tdog\nb.jpg\tcat\nc.jpg\tdog\n"),
+    ],
+)
+def test_labels_by_name(tmp_path: Path, name: str, text: str) -> None:
+    folder(tmp_path, "a.jpg", "b.jpg", "c.jpg")
+    source = open_source(write(tmp_path / name, text))
+    assert [Path(n).name for n in names(source)] == ["a.jpg", "b.jpg", "c.jpg"]
+    assert source.classes == ["cat", "dog"]
+    assert source.labels is not None
+    assert source.labels.dtype == np.int64 and source.labels.tolist() == [1, 0, 1]
+
+
+@pytest.mark.parametrize(("name", "sign"), [("list.csv", ","), ("list.txt", " ")])
+def test_labels_by_number_sort_as_numbers(tmp_path: Path, name: str, sign: str) -> None:
+    folder(tmp_path, "a.jpg", "b.JPEG", "c.png")
+    source = open_source(write(tmp_path / name, f"a.jpg{sign}10\nb.JPEG{sign}9\nc.png{sign}10\n"))
+    assert source.classes == ["9", "10"]
+    assert source.labels is not None and source.labels.tolist() == [1, 0, 1]
+
+
+def test_a_number_after_a_space_may_be_part_of_a_name(tmp_path: Path) -> None:
+    folder(tmp_path, "shot 1", "a.jpg 2")
+    source = open_source(write(tmp_path / "list.txt", "shot 1\na.jpg 2\n"))
+    assert names(source) == [str(tmp_path / "shot 1"), str(tmp_path / "a.jpg 2")]
+    assert source.labels is None
+
+
+def test_file_names_of_any_encoding(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_bytes(b"caf\xe9.jpg\n")
+    path = tmp_path / "list.txt"
+    Path(str(tmp_path / "caf\udce9.jpg")).write_bytes(b"latin")
+    assert open_source(str(path)).read(0) == b"latin"
+
+
+@pytest.mark.parametrize("text", ["", "\n \n", "path,label\n"])
+def test_empty_lists(tmp_path: Path, text: str) -> None:
+    with pytest.raises(RequestError, match=r"list.csv names no images: expected one path a line"):
+        open_source(write(tmp_path / "list.csv", text))
+
+
+@pytest.mark.parametrize("row", ["b.jpg", "b.jpg,1,2", "b.jpg,", ",1"])
+def test_uneven_rows_are_named(tmp_path: Path, row: str) -> None:
+    folder(tmp_path, "a.jpg")
+    with pytest.raises(RequestError, match=rf"list.csv, entry 2: '{row}' does not read like the first, 'a.jpg,1'"):
+        open_source(write(tmp_path / "list.csv", f"a.jpg,1\n{row}\n"))
+
+
+def test_a_list_of_missing_files_names_the_first(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match=rf"no such file: a.jpg .* relative to the list's folder, {tmp_path}"):
+        open_source(write(tmp_path / "list.txt", "a.jpg\nb.jpg\n"))
+    folder(tmp_path, "b.jpg")  # some missing ones are unreadable images, when their turn comes
+    assert len(open_source(str(tmp_path / "list.txt"))) == 2
+
+
+def test_an_unreadable_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object, **options: object) -> str:
+        raise PermissionError(13, "Permission denied")
+
+    path = write(tmp_path / "list.txt", "a.jpg")
+    monkeypatch.setattr(Path, "read_text", refuse)
+    with pytest.raises(RequestError, match=r"cannot read the list .*list.txt: Permission denied"):
+        open_source(path)

@@ -1,0 +1,187 @@
+"""The method: what is hidden, what is predicted, what the loss is, with tokens painted over or dropped."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from timm.layers import set_fused_attn
+from torch import Tensor
+
+import fastmim
+from fastmim.backbone import Backbone
+from fastmim.errors import RequestError
+from fastmim.method.decoder import FillingDecoder
+from fastmim.method.masking import visible_positions
+from fastmim.method.mim import MIM, TARGETS, masked_loss
+from fastmim.randomness import image_keys
+
+VIT: dict[str, Any] = {
+    "backbone": "vit_tiny_patch16_224",
+    "backbone_args": {"patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3},
+    "img_size": 32,
+}
+KEYS = image_keys(0, 0, torch.arange(4))
+
+
+def images() -> Tensor:
+    return torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize(("error", "expected"), [("l2", (4 + 16) / 2), ("l1", (2 + 4) / 2)])
+def test_the_loss_is_the_mean_over_hidden_positions(error: str, expected: float) -> None:
+    prediction = torch.tensor([[[[2.0, 9.0], [4.0, 7.0]]]]).expand(1, 3, 2, 2)
+    mask = torch.tensor([[[True, False], [True, False]]])
+    assert masked_loss(prediction, torch.zeros(1, 3, 2, 2), mask, error=error).item() == expected
+
+
+def test_what_is_visible_alone_decides_the_prediction() -> None:
+    for masking in ("in-place", "drop"):
+        torch.manual_seed(0)
+        model = MIM(**VIT, masking=masking, target=fastmim.Pixels()).eval()
+        output = model(images(), KEYS)
+        hidden = output["mask"].repeat_interleave(8, 1).repeat_interleave(8, 2)[:, None]
+        changed = model(torch.where(hidden, images() + 1, images()), KEYS)
+        torch.testing.assert_close(changed["prediction"], output["prediction"])
+        other = model(torch.where(hidden, images(), images() + torch.randn(4, 3, 32, 32)), KEYS)
+        assert not torch.allclose(other["prediction"], output["prediction"])
+
+
+def test_dropping_nothing_gives_the_map() -> None:
+    """The encoder of visible tokens, given all of them, is timm's own forward pass."""
+    for name in ("vit_tiny_patch16_224", "vit_small_patch14_reg4_dinov2", "deit_tiny_distilled_patch16_224"):
+        torch.manual_seed(0)
+        args = {"embed_dim": 48, "depth": 2, "num_heads": 3, "patch_size": 16}
+        backbone = Backbone(name, img_size=64, args=args).eval()
+        everywhere = torch.arange(16).expand(2, -1)
+        picture = torch.randn(2, 3, 64, 64)
+        tokens = backbone.encode_visible(picture, everywhere)
+        torch.testing.assert_close(tokens.transpose(1, 2).unflatten(2, (4, 4)), backbone(picture))
+
+
+def test_dropped_tokens_come_in_the_order_of_their_positions() -> None:
+    mask = torch.tensor([[[True, False], [False, True]], [[False, True], [True, False]]])
+    assert visible_positions(mask, 2).tolist() == [[1, 2], [0, 3]]
+    # The decoder puts each token back where it was: with its head the identity, position by position.
+    decoder = FillingDecoder(4, 32, 0, 4)
+    tokens = torch.randn(2, 2, 4)
+    filled = decoder.fill(tokens, visible_positions(mask, 2), 2).flatten(2)
+    same = decoder.fill(tokens.flip(1), visible_positions(mask, 2).flip(1), 2).flatten(2)
+    torch.testing.assert_close(filled, same)
+    alone = decoder.fill(torch.zeros(2, 2, 4), visible_positions(mask, 2), 2).flatten(2)
+    hidden = mask.flatten(1)[:, None].expand(-1, 4, -1)
+    torch.testing.assert_close(filled[hidden], alone[hidden])
+    assert not torch.allclose(filled[~hidden], alone[~hidden])
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("more", [{"masking": "drop"}, {"decoder": "linear", "loss": "l1"}, {"decoder": (64, 2)}])
+def test_every_target_trains_in_every_form(target: str, more: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    model = MIM(**VIT, target=TARGETS[target](), **more)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    losses = []
+    for _ in range(12):
+        loss = model(images(), KEYS)["loss"]
+        loss.backward()
+        losses.append(loss.item())
+        missing = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
+        assert not missing
+        optimizer.step()
+        optimizer.zero_grad()
+    assert losses[-1] < 0.95 * losses[0]
+
+
+def test_blocks_larger_than_a_patch_are_dropped_whole_and_sizes_change() -> None:
+    model = MIM(**VIT, masking="drop", block=16)
+    assert model.num_visible == 4
+    assert model(images(), KEYS)["prediction"].shape == (4, 27, 4, 4)
+    model.set_input_size(64)
+    assert model.num_visible == 16
+    assert model(torch.randn(4, 3, 64, 64), KEYS)["prediction"].shape == (4, 27, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"backbone": "swin_tiny_patch4_window7_224", "img_size": 64, "masking": "drop"},
+            "cannot leave tokens out; exp",
+        ),
+        ({"backbone": "resnet18", "img_size": 64, "masking": "drop"}, "expected a plain ViT such as"),
+        ({"backbone": "vit_small_r26_s32_224", "img_size": 64, "masking": "drop"}, "cannot leave tokens out"),
+        (VIT | {"masking": "drop", "decoder": "linear"}, "cannot fill in dropped tokens; expected a transformer"),
+    ],
+)
+def test_tokens_that_cannot_be_dropped_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        MIM(**settings)
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "test_convnext", "resnet18"])
+def test_checkpointed_activations_change_memory_and_nothing_else(name: str) -> None:
+    torch.manual_seed(0)
+    model = MIM(name, img_size=64)
+    gradients, num_bytes = [], []
+    for _ in range(2):
+        saved = [0]
+
+        def pack(tensor: Tensor, saved: list[int] = saved) -> Tensor:
+            saved[0] += tensor.nbytes
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            loss = model(torch.nn.functional.interpolate(images(), 64), KEYS)["loss"]
+        gradients.append(torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad]))
+        num_bytes.append(saved[0])
+        if name == "resnet18":
+            with pytest.raises(RequestError, match="resnet18 does not list its blocks; leave it off"):
+                model.backbone.checkpoint_activations()
+            return
+        model.backbone.checkpoint_activations()
+    for before, after in zip(*gradients, strict=True):
+        torch.testing.assert_close(after, before)
+    assert num_bytes[1] < 0.7 * num_bytes[0]
+
+
+def test_fused_attention_equals_the_plain_form() -> None:
+    """Swin's is switched off in timm; with a mask and a bias it must give the same map and gradients."""
+    torch.manual_seed(0)
+    backbone = Backbone("swin_tiny_patch4_window7_224", img_size=64, args={"depths": [2, 2], "embed_dim": 48})
+    attention = [module for module in backbone.modules() if hasattr(module, "fused_attn")]
+    assert attention
+    maps = []
+    for fused in (True, False):
+        assert all(module.fused_attn for module in attention) or not fused
+        for module in attention:
+            module.fused_attn = fused
+        maps.append(backbone(torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))))
+    torch.testing.assert_close(*maps, rtol=1e-4, atol=1e-5)
+
+
+def test_attention_is_not_fused_where_timm_is_told_not_to() -> None:
+    set_fused_attn(False)
+    try:
+        backbone = Backbone("swin_tiny_patch4_window7_224", img_size=64, args={"depths": [1, 1], "embed_dim": 48})
+    finally:
+        set_fused_attn(True)
+    assert not any(getattr(module, "fused_attn", False) for module in backbone.modules())
+
+
+@pytest.mark.parametrize(
+    ("name", "masking"),
+    [
+        ("vit_tiny_patch16_224", "in-place"),
+        ("vit_tiny_patch16_224", "drop"),
+        ("swin_tiny_patch4_window7_224", "in-place"),
+        ("pvt_v2_b0", "in-place"),
+        ("test_convnext", "in-place"),
+    ],
+)
+def test_the_step_compiles_without_a_graph_break(name: str, masking: Any) -> None:
+    args = {"depth": 2} if name.startswith("vit") else {"depths": [2, 2]} if name.startswith("swin") else {}
+    model = MIM(name, img_size=64, masking=masking, backbone_args=args)
+    step = torch.compile(lambda x, keys: model(x, keys)["loss"], fullgraph=True, backend="eager")
+    picture = torch.randn(4, 3, 64, 64)
+    torch.testing.assert_close(step(picture, KEYS), model(picture, KEYS)["loss"], rtol=1e-4, atol=1e-6)

@@ -1,0 +1,133 @@
+"""One writer for a directory at a time: whoever comes second waits, and is refused where the first one stays."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import fastmim
+from conftest import SMALL
+from fastmim.errors import RequestError
+from fastmim.system import locking
+
+NETWORK = {"backbone": "vit_tiny_patch16_224", "backbone_args": {"patch_size": 8, "embed_dim": 24, "depth": 1}}
+
+
+def pretrain(photos: Path, out: Path) -> Any:
+    return fastmim.pretrain(**SMALL, data=str(photos), out=out)
+
+
+def finetune(photos: Path, out: Path) -> Any:
+    for number, path in enumerate(sorted(photos.iterdir())):
+        label = out.parent / "labelled" / "ab"[number % 2]
+        label.mkdir(parents=True, exist_ok=True)
+        if not (label / path.name).exists():
+            (label / path.name).symlink_to(path)
+    given = {"weights": "none", "steps": 2, "batch_size": 4, "img_size": 32, "device": "cpu", "num_workers": 0}
+    return fastmim.finetune(**given, **NETWORK, data=str(out.parent / "labelled"), val_share=0.3, out=out)
+
+
+def pack(photos: Path, out: Path) -> Any:
+    return fastmim.pack(photos, out, num_workers=0)
+
+
+def embed(photos: Path, out: Path) -> Any:
+    given = {"weights": "none", "img_size": 32, "device": "cpu", "num_workers": 0}
+    return fastmim.embed(**given, **NETWORK, data=str(photos), out=out.with_suffix(".npy"))
+
+
+@pytest.mark.parametrize(
+    ("command", "folder"),
+    [(pretrain, "out"), (finetune, "out"), (pack, "out.partial"), (embed, "out.npy.partial")],
+)
+def test_two_writers(
+    tmp_path: Path,
+    photos: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    command: Callable[[Path, Path], Any],
+    folder: str,
+) -> None:
+    monkeypatch.setattr(locking, "WAIT_SECONDS", 0.0)
+    with locking.hold(tmp_path / folder, print):
+        with pytest.raises(
+            RequestError, match="out is .*out.*, where another process is at work; expected a free path"
+        ):
+            command(photos, tmp_path / "out")
+        assert "in use by another process; waiting up to 0 s" in capsys.readouterr().out
+        assert [path.name for path in (tmp_path / folder).iterdir()] == [".lock"]
+    assert command(photos, tmp_path / "out").finished
+    assert not list(tmp_path.rglob(".lock"))
+
+
+def test_the_second_one_waits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    held, order = threading.Event(), []
+
+    def first() -> None:
+        with locking.hold(tmp_path / "run", print):
+            held.set()
+            time.sleep(0.5)
+            order.append("first")
+
+    thread = threading.Thread(target=first)
+    thread.start()
+    held.wait()
+    with locking.hold(tmp_path / "run", print):
+        order.append("second")
+    thread.join()
+    assert order == ["first", "second"]
+    assert capsys.readouterr().out.count("in use by another process; waiting up to 60 s for it to end") == 1
+
+
+def test_a_directory_stays_if_something_was_written(tmp_path: Path) -> None:
+    with locking.hold(tmp_path / "a/b", print):
+        pass
+    assert not (tmp_path / "a").exists()
+    with locking.hold(tmp_path / "a/b", print):
+        (tmp_path / "a/b/file").write_text("")
+    assert [path.name for path in (tmp_path / "a/b").iterdir()] == ["file"]
+    with locking.hold(tmp_path / "a/b", print):
+        (tmp_path / "a/b/folder").mkdir()
+        (tmp_path / "a/b/folder/file").write_text("")
+        locking.clear(tmp_path / "a/b")
+        assert [path.name for path in (tmp_path / "a/b").iterdir()] == [".lock"]
+    assert not list((tmp_path / "a/b").iterdir())
+
+
+def test_a_lock_that_was_removed_while_one_waited_does_not_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock, calls = fcntl.flock, []
+
+    def flock(file: Any, how: int) -> None:
+        calls.append(how)
+        if len(calls) == 1:
+            (tmp_path / ".lock").unlink()  # by the one who held it before
+        lock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with locking.hold(tmp_path, print):
+        assert len(calls) == 2 and (tmp_path / ".lock").exists()
+
+
+def test_a_file_system_without_locks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def flock(file: Any, how: int) -> None:
+        raise OSError(number, "says no")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    number = errno.ENOLCK
+    with locking.hold(tmp_path / "run", print):
+        assert "a file system without locks: see that nothing else writes to it" in capsys.readouterr().out
+    number = errno.EIO
+    refused = pytest.raises(RequestError, match="says no; expected a path that can be written")
+    with refused, locking.hold(tmp_path / "run", print):
+        pass

@@ -1,0 +1,153 @@
+"""Checkpoints: whole or not there; damage is noticed; a full disk spoils nothing; no pickle anywhere."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.optim import AdamW
+
+from fastmim.errors import RunError
+from fastmim.training import checkpoint, optim
+
+
+def trained(seed: int = 0) -> tuple[nn.Module, AdamW]:
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(64, 64), nn.BatchNorm1d(64))
+    optimizer = optim.build(model, weight_decay=0.1, betas=(0.9, 0.95))
+    for _ in range(3):
+        model(torch.randn(8, 64)).square().mean().backward()
+        optimizer.step()
+    return model, optimizer
+
+
+def save(root: Path, step: int, seed: int = 0, keep_every: int | None = None) -> Path:
+    return checkpoint.save(root, step, *trained(seed), about={"seed": 5}, keep_every=keep_every)
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    model, optimizer = trained()
+    checkpoint.save(tmp_path, 12, model, optimizer, about={"seed": 5})
+    found = checkpoint.newest(tmp_path)
+    assert found is not None and found.step == 12 and found.manifest["seed"] == 5
+    other, other_optimizer = trained(seed=1)
+    checkpoint.load(found, other, other_optimizer)
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), other.state_dict().values(), strict=True))
+    ours, theirs = optim.named_state(model, optimizer), optim.named_state(other, other_optimizer)
+    assert ours.keys() == theirs.keys() == {"0.weight", "0.bias", "1.weight", "1.bias"}
+    assert all(torch.equal(ours[n][k], theirs[n][k]) for n in ours for k in ("exp_avg", "exp_avg_sq", "step"))
+
+
+def test_layout(tmp_path: Path) -> None:
+    path = save(tmp_path, 12000)
+    assert path.name == "step_000012000"
+    assert sorted(p.name for p in path.iterdir()) == [
+        "manifest.json",
+        "model.safetensors",
+        "optim.safetensors",
+    ]
+    manifest = json.loads((path / "manifest.json").read_text())
+    assert manifest["files"]["model.safetensors"]["bytes"] == (path / "model.safetensors").stat().st_size
+    assert [group["weight_decay"] for group in manifest["param_groups"]] == [0.1, 0.0]
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optim.safetensors", "manifest.json"])
+@pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
+def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, name: str, damage: str) -> None:
+    save(tmp_path, 1)
+    path = save(tmp_path, 2) / name
+    content = bytearray(path.read_bytes())
+    if damage == "flip":
+        content[len(content) // 2 if name != "manifest.json" else 0] ^= 1
+    path.write_bytes(content[: len(content) // 2] if damage == "truncate" else content)
+    if damage == "remove":
+        path.unlink()
+    found = checkpoint.newest(tmp_path)
+    assert found is not None and found.step == 1
+    save(tmp_path, 2)  # the resumed run comes to the same step again and replaces it
+    assert checkpoint.newest(tmp_path).step == 2  # type: ignore[union-attr]
+
+
+def test_what_a_kill_left_behind_is_ignored_and_cleaned_up(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    (tmp_path / ".tmp_step_000000002").mkdir()
+    assert checkpoint.newest(tmp_path).step == 1  # type: ignore[union-attr]
+    save(tmp_path, 3)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step_000000001", "step_000000003"]
+
+
+def test_pruning_keeps_the_last_two_and_every_nth(tmp_path: Path) -> None:
+    for step in range(1, 8):
+        save(tmp_path, step, keep_every=3)
+    assert sorted(int(p.name[5:]) for p in tmp_path.iterdir()) == [3, 6, 7]
+
+
+def test_no_checkpoints(tmp_path: Path) -> None:
+    assert checkpoint.newest(tmp_path / "none") is None
+
+
+@contextmanager
+def file_size_limit(size: int) -> Iterator[None]:
+    """The nearest thing to a full disk that any user can have: the kernel refuses to write on."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGXFSZ"), reason="needs POSIX file size limits")
+def test_a_failing_disk_keeps_the_previous_checkpoint(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    model, optimizer = trained()
+    with (
+        file_size_limit(4096),
+        pytest.raises(
+            RunError,
+            match=r"could not save step 2 .*checkpoint of step 1 in .* is intact; free space and run",
+        ),
+    ):
+        checkpoint.save(tmp_path, 2, model, optimizer, about={})
+    assert [p.name for p in tmp_path.iterdir()] == ["step_000000001"]
+    assert checkpoint.newest(tmp_path).step == 1  # type: ignore[union-attr]
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGXFSZ"), reason="needs POSIX file size limits")
+def test_a_failing_disk_at_the_first_checkpoint(tmp_path: Path) -> None:
+    model, optimizer = trained()
+    with file_size_limit(4096), pytest.raises(RunError, match="there is no earlier checkpoint"):
+        checkpoint.save(tmp_path, 2, model, optimizer, about={})
+
+
+def test_no_pickle_is_ever_loaded(tmp_path: Path) -> None:
+    """A pickle in the place of a tensor file is damage, and nothing in it runs."""
+    path = save(tmp_path, 1)
+    marker = tmp_path / "ran"
+
+    class Evil:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return os.mkdir, (str(marker),)
+
+    torch.save(Evil(), path / "model.safetensors")
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["files"]["model.safetensors"] = {
+        "bytes": (path / "model.safetensors").stat().st_size,
+        "crc32": checkpoint._crc32(path / "model.safetensors"),
+    }
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    found = checkpoint.newest(tmp_path)
+    assert found is not None
+    with pytest.raises(RunError, match="is not a safetensors file"):
+        checkpoint.load(found, trained()[0])
+    assert not marker.exists()

@@ -1,0 +1,144 @@
+"""What fine-tuning begins from: the weights of a run, to the bit, and a learning rate for each layer."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+
+import fastmim
+from conftest import SMALL
+from fastmim import RequestError, weights
+from fastmim.backbone import Backbone
+from fastmim.transfer.classify.settings import FinetuneConfig
+from fastmim.transfer.classify.start import build, find_start
+from tuning import NETWORK, equal, finetune, lines, tensors
+
+
+def classifier(start_from: Path | str, **settings: Any) -> Any:
+    config = FinetuneConfig(**({"data": "x", "weights": str(start_from), "img_size": 32} | settings))
+    torch.manual_seed(0)
+    return build(config, find_start(config), num_classes=3, resuming=False)
+
+
+def test_at_the_training_size_the_weights_are_those_of_the_checkpoint(pretrained: Path) -> None:
+    model = classifier(pretrained).model.state_dict()
+    trained = tensors(pretrained)
+    backbone = {k.removeprefix("backbone.model."): v for k, v in trained.items() if k.startswith("backbone.model.")}
+    assert model.keys() - backbone.keys() == {"head.weight", "head.bias"}
+    assert equal(backbone, {name: model[name] for name in backbone})
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:timm")
+@pytest.mark.parametrize(
+    ("name", "args"),
+    [
+        ("vit_tiny_patch16_224", {}),
+        ("swin_tiny_patch4_window7_224", {"embed_dim": 24, "depths": (1, 1, 1, 1), "num_heads": (1, 2, 3, 4)}),
+    ],
+)
+def test_plain_and_windowed_backbones_too_and_elsewhere_as_timm_resamples(
+    tmp_path: Path, labelled: Path, name: str, args: dict[str, Any]
+) -> None:
+    data = str(labelled / "train")
+    settings = {"backbone": name, "backbone_args": args, "img_size": 128, "steps": 1, "batch_size": 2, "lr": 1e-4}
+    run = fastmim.pretrain(**(SMALL | settings | {"data": data, "out": tmp_path / "run"})).out
+    trained = {k.removeprefix("backbone.model."): v for k, v in tensors(run).items() if "backbone.model." in k}
+    same = classifier(run, img_size=128).model.state_dict()
+    assert equal(trained, {key: same[key] for key in trained})
+    high = classifier(run, img_size=224)
+    reference = timm.create_model(name, num_classes=0, **args)
+    reference.set_input_size(128)
+    reference.load_state_dict(trained)
+    reference.set_input_size(224)
+    resampled = reference.state_dict()
+    assert equal(resampled, {key: high.model.state_dict()[key] for key in resampled})
+    assert high(torch.zeros(1, 3, 224, 224)).shape == (1, 3)
+
+
+def test_blocks_left_out_of_pretraining_start_fresh(
+    tmp_path: Path, labelled: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = {"data": str(labelled / "train"), "out": tmp_path / "half", "encoder_depth": 0.5, "steps": 4}
+    run = fastmim.pretrain(**(SMALL | settings)).out
+    stored = weights.read(run)[0]
+    model = classifier(run).model.state_dict()
+    untrained = classifier("none", **NETWORK).model.state_dict()
+    for name in ("attn.qkv.weight", "mlp.fc1.weight"):
+        assert torch.equal(model[f"blocks.0.{name}"], stored[f"blocks.0.{name}"])
+        assert torch.equal(model[f"blocks.1.{name}"], untrained[f"blocks.1.{name}"])
+        assert not torch.equal(model[f"blocks.1.{name}"], stored[f"blocks.1.{name}"])
+    finetune(tmp_path / "run", labelled, weights=str(run), steps=1)
+    assert "blocks.1: left out of pre-training, so they start untrained" in capsys.readouterr().out
+
+
+def test_a_fine_tuned_run_is_a_start_too(tmp_path: Path, labelled: Path) -> None:
+    first = finetune(tmp_path / "first", labelled, steps=2)
+    second = classifier(first.out).model.state_dict()
+    trained = weights.read(first.weights)[0]
+    assert torch.equal(second["blocks.0.attn.qkv.weight"], trained["blocks.0.attn.qkv.weight"])
+    assert not torch.equal(second["head.weight"], trained["head.weight"])
+    fastmim.load_backbone(first.out)
+
+
+def test_the_mean_of_the_patches_is_classified_after_the_pretrained_norm(pretrained: Path) -> None:
+    model = classifier(pretrained).eval()
+    images = torch.randn(2, 3, 32, 32)
+    backbone = Backbone("vit_tiny_patch16_224", img_size=32, args=SMALL["backbone_args"])
+    weights.load_into(backbone, pretrained)
+    expected = model.model.head(backbone.eval()(images).mean((2, 3)))
+    torch.testing.assert_close(model(images), expected, rtol=1e-4, atol=1e-5)
+
+
+# Layer-wise learning rates
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "first", "middle", "last"),
+    [
+        ("vit_tiny_patch16_224", {"depth": 3, "embed_dim": 48, "num_heads": 3}, "patch_embed.proj.weight",
+         "blocks.1.attn.qkv.weight", "head.weight"),
+        ("swin_tiny_patch4_window7_224", {"depths": (1, 1, 1, 1), "embed_dim": 24}, "patch_embed.proj.weight",
+         "layers.1.blocks.0.attn.qkv.weight", "head.fc.weight"),
+        ("convnext_atto", {}, "stem.0.weight", "stages.1.blocks.0.conv_dw.weight", "head.fc.weight"),
+        ("pvt_v2_b0", {}, "patch_embed.proj.weight", "stages.1.blocks.0.attn.q.weight", "head.weight"),
+        ("twins_svt_small", {"depths": (1, 1, 1, 1)}, "patch_embeds.0.proj.weight", "blocks.1.0.attn.qkv.weight",
+         "head.weight"),
+        ("resnet18", {}, "conv1.weight", "layer2.0.conv1.weight", "fc.weight"),
+        ("efficientnet_b0", {}, "conv_stem.weight", "blocks.2.0.conv_pw.weight", "classifier.weight"),
+    ],
+)  # fmt: skip
+def test_layers_learn_at_falling_rates_in_every_family(
+    name: str, args: dict[str, Any], first: str, middle: str, last: str
+) -> None:
+    model = classifier("none", backbone=name, backbone_args=args, img_size=64)
+    names = {parameter: key for key, parameter in model.model.named_parameters()}
+    groups = model.parameter_groups(weight_decay=0.05, layer_decay=0.5)
+    scale = {names[p]: group["lr_scale"] for group in groups for p in group["params"]}
+    decay = {names[p]: group["weight_decay"] for group in groups for p in group["params"]}
+    assert scale.keys() == set(names.values())
+    assert scale[last] == 1.0 == max(scale.values())
+    assert scale[first] == min(scale.values()) < scale[middle] < 0.6
+    spared = model.model.no_weight_decay() if hasattr(model.model, "no_weight_decay") else set()
+    for key, parameter in model.model.named_parameters():
+        assert (decay[key] == 0) == (parameter.ndim <= 1 or key in spared), key
+
+
+def test_layers_that_timm_cannot_tell_apart_are_refused(labelled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = classifier("none", **NETWORK)
+    everything = [{"params": list(model.model.parameters()), "lr_scale": 1.0, "weight_decay": 0.0}]
+    monkeypatch.setattr("fastmim.backbone.classifier.param_groups_layer_decay", lambda *args, **kwargs: everything)
+    with pytest.raises(RequestError, match=r"layer_decay is 0.5, and timm does not tell the layers of .* set it to 1"):
+        model.parameter_groups(weight_decay=0.05, layer_decay=0.5)
+    assert model.parameter_groups(weight_decay=0.05, layer_decay=1.0) == everything
+
+
+def test_the_loop_multiplies_the_rate(tmp_path: Path, labelled: Path) -> None:
+    out = finetune(tmp_path / "run", labelled, steps=4, warmup="0", layer_decay=0.5).out
+    groups = json.loads((out / "checkpoints/step_000000004/manifest.json").read_text())["param_groups"]
+    rate = lines(out)[-2]["lr"]
+    assert {round(group["lr"] / rate, 6) for group in groups} == {1.0, 0.5, 0.25, 0.125}

@@ -1,0 +1,284 @@
+"""`fastmim embed` as users run it: both formats, any kill, bad images, refusals."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pyarrow import parquet
+
+import fastmim
+from conftest import SMALL
+from fastmim import Backbone, RequestError, RunError
+from fastmim.data.sources import open_source
+from fastmim.transfer.features import embed as embedding
+from fastmim.transfer.features.encoder import Encoder
+from fastmim.transfer.features.extraction import gather
+from fastmim.transfer.features.feature_file import Partial
+
+UNTRAINED: dict[str, Any] = {
+    "weights": "none",
+    "backbone": SMALL["backbone"],
+    "backbone_args": SMALL["backbone_args"],
+    "img_size": 32,
+    "num_workers": 0,
+    "device": "cpu",
+    "batch_size": 5,
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, photos: Path) -> Path:
+    """24 photographs in two classes; one is damaged, and one is called so that no encoding takes it lightly."""
+    root = tmp_path / "data"
+    for name in ("Ätna", 'b, "c"\nd'):
+        (root / name).mkdir(parents=True)
+    for number, photo in enumerate(sorted(photos.iterdir())):
+        shutil.copy(photo, root / ("Ätna" if number % 2 else 'b, "c"\nd') / photo.name)
+    (root / "Ätna" / "03.jpg").write_bytes(b"<html>")
+    return root
+
+
+def embed(data: Path, out: Path, **settings: Any) -> Any:
+    return fastmim.embed(**(UNTRAINED | {"data": str(data), "out": out} | settings))
+
+
+def expected(data: Path) -> tuple[list[str], list[str], np.ndarray]:
+    """Paths, labels and features as they should come out."""
+    source = open_source(str(data))
+    torch.manual_seed(0)
+    found = gather(Encoder(Backbone(SMALL["backbone"], img_size=32, args=SMALL["backbone_args"])), source, batch_size=5)
+    positions = found.indices.tolist()
+    assert source.labels is not None and source.classes is not None
+    labels = [source.classes[source.labels[index]] for index in positions]
+    return [source.name(index) for index in positions], labels, found.features.numpy()
+
+
+def test_numpy_and_its_index(tmp_path: Path, folder: Path) -> None:
+    out = tmp_path / "new" / "features.npy"
+    result = embed(folder, out, max_bad_share=0.1)
+    assert result.finished and (result.num_images, result.num_rows, result.width) == (24, 23, 48)
+    paths, labels, features = expected(folder)
+    assert np.array_equal(np.load(out), features)
+    with out.with_suffix(".csv").open(newline="") as index:
+        rows = list(csv.reader(index))
+    assert rows == [["path", "label"], *([path, label] for path, label in zip(paths, labels, strict=True))]
+    [bad] = out.with_suffix(".bad_images.txt").read_text().splitlines()
+    assert "03.jpg\t" in bad
+    assert sorted(p.name for p in out.parent.iterdir()) == ["features.bad_images.txt", "features.csv", "features.npy"]
+
+
+def test_parquet(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastmim.transfer.features.feature_file._ROWS_AT_ONCE", 10)
+    out = tmp_path / "features.parquet"
+    embed(folder, out, max_bad_share=0.1)
+    table = parquet.read_table(out)
+    paths, labels, features = expected(folder)
+    assert table.column("path").to_pylist() == paths and table.column("label").to_pylist() == labels
+    assert str(table.schema.field("embedding").type) == "fixed_size_list<element: float>[48]"
+    assert np.array_equal(np.stack(table.column("embedding").to_numpy()), features)
+    assert b'"untrained": true' in table.schema.metadata[b"fastmim"]
+
+
+def test_without_labels_the_column_is_null(tmp_path: Path, photos: Path) -> None:
+    embed(photos, tmp_path / "x.parquet")
+    assert parquet.read_table(tmp_path / "x.parquet").column("label").null_count == 24
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing in the program catches it."""
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".parquet"])
+def test_killed_and_resumed_equals_uninterrupted(
+    tmp_path: Path, folder: Path, suffix: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, out = tmp_path / f"whole{suffix}", tmp_path / f"killed{suffix}"
+    embed(folder, whole, max_bad_share=0.1)
+    append, commit = Partial.append, Partial.commit
+    calls = {"append": 0}
+
+    def append_and_die(self: Partial, *args: Any, **kwargs: Any) -> None:
+        append(self, *args, **kwargs)
+        self._files["features.npy"].flush()
+        self._files["index.csv"].flush()
+        calls["append"] += 1
+        if calls["append"] == 3:  # rows that no commit has confirmed are on the disk
+            raise Killed
+        if calls["append"] == 2:
+            commit(self, open_source(str(folder)).name(self.num_read - 1))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Partial, "append", append_and_die)
+        with pytest.raises(Killed):
+            embed(folder, out, max_bad_share=0.1)
+    assert not out.exists()
+    unfinished = tmp_path / f"killed{suffix}.partial"
+    assert (unfinished / "features.npy").stat().st_size > 128 + 10 * 48 * 4
+    embed(folder, out, max_bad_share=0.1)
+    assert "resuming at image 10 of 24" in capsys.readouterr().out
+    assert out.read_bytes() == whole.read_bytes() and not unfinished.exists()
+    if suffix == ".npy":
+        assert out.with_suffix(".csv").read_bytes() == whole.with_suffix(".csv").read_bytes()
+    assert out.with_suffix(".bad_images.txt").read_bytes() == whole.with_suffix(".bad_images.txt").read_bytes()
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".parquet"])
+@pytest.mark.parametrize("at", [0, 1, 2, 3])
+def test_a_kill_while_finishing_loses_nothing(
+    tmp_path: Path, folder: Path, suffix: str, at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, out = tmp_path / f"whole{suffix}", tmp_path / f"killed{suffix}"
+    embed(folder, whole, max_bad_share=0.1)
+    replace, moves = Path.replace, []
+
+    def replace_and_die(self: Path, target: Path) -> Path:
+        if target.parent == tmp_path:
+            moves.append(target)
+            if len(moves) > at:
+                raise Killed
+        return replace(self, target)
+
+    def die(path: Path) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", replace_and_die)
+        patch.setattr(shutil, "rmtree", die)
+        with pytest.raises(Killed):
+            embed(folder, out, max_bad_share=0.1)
+    embed(folder, out, max_bad_share=0.1)
+    assert out.read_bytes() == whole.read_bytes()
+    assert not (tmp_path / f"killed{suffix}.partial").exists()
+
+
+def command(data: Path, out: Path) -> list[str]:
+    words = [sys.executable, "-m", "fastmim", "embed", "--data", str(data), "--out", str(out)]
+    for key, value in (UNTRAINED | {"batch_size": 1}).items():
+        flag = "--" + key.replace("_", "-")
+        if isinstance(value, dict):
+            words += [word for k, v in value.items() for word in (f"{flag}.{k}", str(v))]
+        else:
+            words += [flag, str(value)]
+    return words
+
+
+def test_sigterm_saves_and_exits_75(tmp_path: Path, photos: Path) -> None:
+    listed = tmp_path / "many.csv"
+    listed.write_text("".join(f"{photo}\n" for photo in sorted(photos.iterdir()) * 1000))
+    out = tmp_path / "features.npy"
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment}
+    with subprocess.Popen(command(listed, out), **pipes) as process:
+        size = 0
+        deadline = time.monotonic() + 60
+        while size < 20_000 and time.monotonic() < deadline:
+            time.sleep(0.05)
+            found = tmp_path / "features.npy.partial" / "features.npy"
+            size = found.stat().st_size if found.exists() else 0
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 75, errors
+    assert "of 24000 images; run the same command to resume" in errors and "Traceback" not in errors
+    assert (tmp_path / "features.npy.partial" / "progress.json").exists() and not out.exists()
+
+
+def test_too_many_bad_images_stop_it(tmp_path: Path, folder: Path) -> None:
+    with pytest.raises(RunError, match=r"1 of 24 images \(4.2%\) cannot be read.*raise --max-bad-share above 0.01"):
+        embed(folder, tmp_path / "x.npy", max_bad_share=0.01)
+    assert not (tmp_path / "x.npy").exists()
+
+
+def test_a_full_disk_keeps_what_was_saved(tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedding, "COMMIT_SECONDS", 0)
+    commit, calls = Partial.commit, []
+
+    def fill(self: Partial, last_name: str) -> None:
+        calls.append(last_name)
+        if len(calls) == 3:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        commit(self, last_name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Partial, "commit", fill)
+        with pytest.raises(RunError, match="No space left on device; what was saved up to image 10 is intact: free"):
+            embed(photos, tmp_path / "x.npy")
+    assert embed(photos, tmp_path / "x.npy").finished
+    embed(photos, tmp_path / "y.npy")
+    assert (tmp_path / "x.npy").read_bytes() == (tmp_path / "y.npy").read_bytes()
+
+
+def stop_early(monkeypatch: pytest.MonkeyPatch, photos: Path, out: Path) -> None:
+    """Leave an unfinished embedding behind, ten images in."""
+    commit = Partial.commit
+
+    def commit_and_die(self: Partial, last_name: str) -> None:
+        commit(self, last_name)
+        if self.num_read == 10:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(embedding, "COMMIT_SECONDS", 0)
+        patch.setattr(Partial, "commit", commit_and_die)
+        with pytest.raises(Killed):
+            embed(photos, out)
+
+
+def test_an_unfinished_part_of_something_else_is_refused(
+    tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, data = tmp_path / "x.npy", tmp_path / "data"
+    shutil.copytree(photos, data)
+    stop_early(monkeypatch, data, out)
+    with pytest.raises(RequestError, match=r"unfinished part has other settings \(block -1 -> 0; seed 0 -> 1\): take"):
+        embed(data, out, seed=1, block=0)
+    (data / "00.jpg").rename(data / "zz.jpg")
+    with pytest.raises(RequestError, match=r"whose image 10 is .*10.jpg; expected .*09.jpg, as when this began"):
+        embed(data, out)
+    assert embed(data, out, overwrite=True).finished
+    with pytest.raises(RequestError, match=r"x\.npy, which exists; expected a new file: take another, or add --over"):
+        embed(data, out)
+    assert embed(data, out, overwrite=True, seed=1).finished
+
+
+def test_a_dry_run_writes_nothing(tmp_path: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    embed(photos, tmp_path / "x.npy", dry_run=True)
+    assert "24 images" in capsys.readouterr().out and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"data": None}, "data is not given; expected images: --data photos/"),
+        ({"data": "no/such/folder"}, "no/such/folder"),
+        ({"out": "features.csv"}, "out is features.csv; expected a name that ends in .parquet or .npy"),
+        ({"out": "/dev/null/x.npy"}, "out is /dev/null/x.npy: .*; expected a path that can be written"),
+    ],
+)
+def test_wrong_requests_are_refused(tmp_path: Path, photos: Path, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(RequestError, match=message) as error:
+        fastmim.embed(**(UNTRAINED | {"data": str(photos), "out": tmp_path / "x.npy"} | settings))
+    assert "\n" not in str(error.value)
+
+
+def test_an_unfinished_part_that_cannot_be_read(tmp_path: Path, photos: Path) -> None:
+    (tmp_path / "x.npy.partial/progress.json").mkdir(parents=True)
+    with pytest.raises(RequestError, match=r"out is .*x.npy: Is a directory; expected a file that can be written"):
+        embed(photos, tmp_path / "x.npy")
+
+
+def test_parquet_without_pyarrow_is_refused(tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedding, "find_spec", lambda name: None)
+    with pytest.raises(RequestError, match=r"pyarrow is not installed; run: pip install 'fastmim\[embed\]', or take a"):
+        embed(photos, tmp_path / "x.parquet")
