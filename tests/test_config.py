@@ -65,7 +65,7 @@ def test_command_line_numbers_reach_backbone_args_as_numbers() -> None:
         ({"encoder_depth": 1.5}, "encoder_depth is 1.5; expected"),
         ({"img_size": 0}, "img_size is 0; expected a number of pixels"),
         ({"stages": "128"}, "stages is '128'; expected SIZE:SHARE"),
-        ({"stages": "128:0.5,160:0.4"}, "shares that sum to 1, and these sum to 0.9"),
+        ({"stages": "128:0.5,160:0.4"}, "shares that sum to 1; these sum to 0.9"),
         ({"decoder": "250x1"}, "decoder is '250x1'; expected auto, linear or WIDTHxDEPTH"),
     ],
 )

@@ -137,12 +137,10 @@ def test_backbones_lists(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_full_disk_outside_a_checkpoint_is_one_line(
     tmp_path: Path, photos: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fastmim import pretraining
-
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(pretraining, "make_plan", fail)
+    monkeypatch.setattr("fastmim.training.run.make_plan", fail)
     assert run("pretrain", "--config", str(settings_file(tmp_path, photos))) == 1
     assert "No space left on device; checkpoints are intact: free space" in capsys.readouterr().err
 

@@ -1,4 +1,4 @@
-"""`fastmim visualise`."""
+"""Pictures of what a run's model makes of images."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from fastmim.errors import RequestError
 from fastmim.method import pictures
 from fastmim.method.build import load_checkpointed
 from fastmim.method.settings import PretrainConfig
-from fastmim.training import checkpoint, run_directory
+from fastmim.training import checkpoint
+from fastmim.training.run_directory import RunDirectory
 
 
 def visualise_run(run: Path, *, images: str | None = None, out: Path, num_images: int = 8, seed: int = 0) -> None:
-    """Draw what a run's model (its newest checkpoint) makes of images, as a PNG.
+    """Draw image, masked image, target and prediction of a run's newest checkpoint as a PNG.
 
     Args:
         run: Run directory.
@@ -23,10 +24,11 @@ def visualise_run(run: Path, *, images: str | None = None, out: Path, num_images
     Raises:
         RequestError: no run, no checkpoint, no images, or an unwritable file.
     """
-    config = run_directory.read_config(PretrainConfig, run)
-    found = checkpoint.newest(run / "checkpoints")
+    directory = RunDirectory(run)
+    config = directory.read_config(PretrainConfig)
+    found = checkpoint.newest(directory.checkpoints)
     if found is None:
-        raise RequestError(f"run is {run}, which has no checkpoint yet; expected one: let the run come to its first")
+        raise RequestError(f"run is {run}, which has no checkpoint yet; expected one: let the run reach its first")
     model = load_checkpointed(config, found)
     picture = pictures.draw(
         model,
