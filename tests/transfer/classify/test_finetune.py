@@ -47,7 +47,7 @@ def test_a_run_learns_and_its_directory_holds_what_is_promised(
     assert result.best_top1 == max(line["val_top1"] for line in validated)
     said = capsys.readouterr().out
     assert "3 classes of 8 to 40" in said and "nothing: an untrained network" in said
-    assert "of 24 validation images right" in said and "(best)" in said
+    assert "of 24 validation images correct" in said and "(best)" in said
 
 
 def test_weights_load_into_timm_and_give_the_accuracy_that_was_reported(tmp_path: Path, labelled: Path) -> None:

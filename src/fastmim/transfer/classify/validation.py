@@ -15,7 +15,7 @@ from fastmim.data.labelled import Labelled
 from fastmim.system import files
 from fastmim.training.plan import Plan
 from fastmim.training.run_directory import RunDirectory
-from fastmim.transfer.classify.confusion import MOST_DRAWN, draw_confusion
+from fastmim.transfer.classify.confusion import MAX_CLASSES, draw_confusion
 from fastmim.transfer.classify.evaluation import evaluate
 from fastmim.transfer.classify.finetuner import Finetuner
 from fastmim.transfer.classify.settings import FinetuneConfig
@@ -61,7 +61,7 @@ class Validator:
         is_best = scores.top1 > self.best
         self.say(f"step {step}/{plan.total_steps}  validation: {scores.describe()}{'  (best)' if is_best else ''}")
         files.write_json(self.directory.evaluation, {"step": step} | scores.to_mapping())
-        if len(scores.classes) <= MOST_DRAWN:
+        if len(scores.classes) <= MAX_CLASSES:
             draw_confusion(scores, caption=f"step {step}").save(self.directory.picture(f"confusion_{step:09d}.png"))
         if is_best:
             self.best = scores.top1
@@ -104,7 +104,7 @@ class Validator:
         hardest = ", ".join(f"{name} {accuracy:.1%}" for accuracy, name in known[:_NUM_NAMED])
         top5 = f", {final['val_top5']:.1%} within its five best guesses" if "val_top5" in final else ""
         lines = [
-            f"final     {final['val_top1']:.1%} of {final['images']:,} validation images right{top5}; "
+            f"final     {final['val_top1']:.1%} of {final['images']:,} validation images correct{top5}; "
             f"{final['val_mean_class']:.1%} as the mean over classes; best {self.best:.1%}",
             f"hardest   {hardest}",
             f"n/a       no validation images of {', '.join(absent)}" if absent else "",
