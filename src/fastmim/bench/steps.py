@@ -18,7 +18,8 @@ from fastmim.bench.records import Times, ratios, take_turns
 from fastmim.bench.references import LEARNING_RATE, plain, reference_step
 from fastmim.data import augment
 from fastmim.data.statistics import IMAGENET_MEAN, IMAGENET_STD
-from fastmim.method.mim import MIM, TARGETS
+from fastmim.method.mim import MIM
+from fastmim.method.targets import TARGETS
 from fastmim.training import optim
 from fastmim.training.loop import make_forward, train_step
 from fastmim.training.meter import Meter
@@ -57,7 +58,7 @@ class Case:
     def build(self) -> MIM:
         """The model, always with the same weights."""
         torch.manual_seed(0)
-        target = TARGETS[self.target]()
+        target = TARGETS[self.target]
         args = dict(self.backbone_args)
         return MIM(self.backbone, img_size=self.img_size, target=target, masking=self.masking, backbone_args=args)
 

@@ -6,8 +6,9 @@ import functools
 
 import torch
 
-from fastmim.method.mim import MIM, TARGETS
+from fastmim.method.mim import MIM
 from fastmim.method.settings import PretrainConfig
+from fastmim.method.targets import TARGETS
 from fastmim.training import checkpoint, schedule
 
 
@@ -22,7 +23,7 @@ def build_model(config: PretrainConfig) -> MIM:
         MIM,
         config.backbone,
         img_size=sizes[0],
-        target=TARGETS[config.target](),
+        target=TARGETS[config.target],
         masking=config.masking,
         mask_ratio=config.mask_ratio,
         block=config.block,

@@ -22,7 +22,8 @@ from fastmim.data.augment import decode_center, normalise
 from fastmim.data.labelled import open_labelled
 from fastmim.data.sources import open_source
 from fastmim.data.statistics import IMAGENET_MEAN, IMAGENET_STD
-from fastmim.method.mim import MIM, masked_loss
+from fastmim.method.loss import masked_loss
+from fastmim.method.mim import MIM
 from fastmim.randomness import image_keys
 from fastmim.transfer.features import online_probe, scores
 from fastmim.transfer.features.encoder import Encoder, open_encoder
