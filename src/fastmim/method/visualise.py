@@ -1,4 +1,4 @@
-"""Pictures of what a run's model makes of images."""
+"""`fastmim visualise`: a picture of what a run has learned."""
 
 from __future__ import annotations
 
@@ -14,21 +14,23 @@ from fastmim.training.run_directory import RunDirectory
 
 
 def visualise_run(run: Path, *, images: str | None = None, out: Path, num_images: int = 8, seed: int = 0) -> None:
-    """Draw image, masked image, target and prediction of a run's newest checkpoint as a PNG.
+    """Write a picture of the predictions of a run's newest checkpoint.
 
     Args:
         run: Run directory.
         images: Anything that `data` takes; the run's own images if None.
-        out: The file to write.
+        out: The picture file to write; its suffix sets the format.
+        num_images: At most this many images are drawn.
+        seed: Decides the masks.
 
     Raises:
-        RequestError: no run, no checkpoint, no images, or an unwritable file.
+        RequestError: The run, a checkpoint or images are missing, or the file cannot be written.
     """
     directory = RunDirectory(run)
     config = directory.read_config(PretrainConfig)
     found = checkpoint.newest(directory.checkpoints)
     if found is None:
-        raise RequestError(f"run is {run}, which has no checkpoint yet; expected one: let the run reach its first")
+        raise RequestError(f"run is {run}, which has no checkpoint yet; expected one: wait until it saves its first")
     model = load_checkpointed(config, found)
     picture = pictures.draw(
         model,
