@@ -87,14 +87,15 @@ class MIM(nn.Module):
         if drops_tokens:
             backbone.check_drops_tokens()
         # Where tokens are dropped, the decoder has a mask token of its own.
-        token = None if drops_tokens else nn.Parameter(trunc_normal_(torch.empty(backbone.in_chans), std=0.02))
-        self.mask_token = token
-        self._cells = backbone.stride // self.target.cell  # k
+        self.mask_token = (
+            None if drops_tokens else nn.Parameter(trunc_normal_(torch.empty(backbone.in_chans), std=0.02))
+        )
+        self._cells_per_side = backbone.stride // self.target.cell  # k
         self.decoder = build_decoder(
             decoder,
             in_width=backbone.width,
             stride=backbone.stride,
-            out_channels=self.target.num_channels(backbone.in_chans) * self._cells**2,
+            out_channels=self.target.num_channels(backbone.in_chans) * self._cells_per_side**2,
             fills=drops_tokens,
         )
 
@@ -116,12 +117,12 @@ class MIM(nn.Module):
         grid = H // self.backbone.stride, W // self.backbone.stride  # h, w
         blocks = random_mask(keys, (H // self.block, W // self.block), self.mask_ratio)
         mask = expand(blocks, grid)  # (B, h, w)
-        target = F.pixel_unshuffle(self.target.forward(images), self._cells)  # (B, K, h, w)
-        if self.mask_token is None:
+        target = F.pixel_unshuffle(self.target.forward(images), self._cells_per_side)  # (B, K, h, w)
+        if self.mask_token is None:  # the encoder sees only the visible positions (MAE)
             visible = visible_positions(mask, self.num_visible)  # (B, n)
             tokens = self.backbone.encode_visible(images, visible)  # (B, n, D)
             prediction = self.decoder(tokens, visible, grid)  # (B, K, h, w)
-        else:
+        else:  # the encoder sees every position, hidden ones painted over (FastMIM)
             painted = paint(images, blocks, self.mask_token)
             features = self.backbone(painted)  # (B, D, h, w)
             prediction = self.decoder(features)  # (B, K, h, w)

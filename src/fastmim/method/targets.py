@@ -38,7 +38,7 @@ class HOG(nn.Module):
 
     Each channel's Sobel gradients are taken with reflect padding. Each pixel adds its magnitude to the bin of
     its unsigned orientation, floor(atan2(gx, gy) / pi * num_bins) mod num_bins. Each cell sums its pixels, and
-    its histogram is scaled to L2 norm 1. There is no Gaussian window; the result is always float32.
+    its histogram is scaled to L2 norm 1. There is no Gaussian window and no gradient; float32 always.
 
     The result equals this formula up to rounding, but no bin is computed (benchmarks/hog.py measures the gain):
     an orientation falls in bin k or above exactly where gy/gx <= cot(k * pi / num_bins), so magnitudes are summed
