@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
 from fastmim.errors import RunError
+from fastmim.system.files import write_text
 
 _MIN_SEEN = 1000
 
@@ -66,9 +66,7 @@ class BadImages:
         lines = {f"{_clean(name)}\t{_clean(reason)}" for name, reason in self._found.items()}
         with suppress(FileNotFoundError):
             lines |= set(self.path.read_text(encoding="utf-8").splitlines())
-        partial = self.path.with_suffix(f".{os.getpid()}.tmp")
-        partial.write_text("".join(f"{line}\n" for line in sorted(lines)), encoding="utf-8")
-        partial.replace(self.path)
+        write_text(self.path, "".join(f"{line}\n" for line in sorted(lines)))
 
 
 def _clean(text: str) -> str:

@@ -27,7 +27,9 @@ from fastmim.data.packs import packing, writer
 from fastmim.data.packs.shrinking import make_small
 from fastmim.data.packs.writer import PackWriter
 from fastmim.data.sources import open_source
+from fastmim.data.sources.pack import ROW
 from fastmim.errors import RequestError, RunError
+from fastmim.system.growing import GrowingFiles
 from pictures import encode, photograph, psnr
 
 FILES = ["images.bin", "index.npy", "names.bin", "manifest.json"]
@@ -192,16 +194,16 @@ def test_a_full_disk_is_one_line_and_resumable(
     folder: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(packing, "COMMIT_SECONDS", 0.0)
-    write = PackWriter._write
+    append = GrowingFiles.append
 
-    def full(self: PackWriter, name: str, content: bytes | memoryview) -> None:
-        if self.num_images >= 48:
-            write(self, name, memoryview(content)[:100])
+    def full(self: GrowingFiles, name: str, content: bytes | memoryview) -> None:
+        if self.lengths["rows.bin"] >= 48 * ROW.itemsize:
+            append(self, name, memoryview(content)[:100])
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        write(self, name, content)
+        append(self, name, content)
 
     with monkeypatch.context() as patch:
-        patch.setattr(PackWriter, "_write", full)
+        patch.setattr(GrowingFiles, "append", full)
         message = "could not write .*packed.partial: No space left on device; the first 48 of 100 images are safe: free"
         with pytest.raises(RunError, match=message):
             pack(folder, tmp_path / "packed")

@@ -25,7 +25,7 @@ from fastmim.data.sources import open_source
 from fastmim.transfer.features import embed as embedding
 from fastmim.transfer.features.encoder import Encoder
 from fastmim.transfer.features.extraction import gather
-from fastmim.transfer.features.feature_file import Partial
+from fastmim.transfer.features.feature_file import FeatureWriter
 
 UNTRAINED: dict[str, Any] = {
     "weights": "none",
@@ -106,21 +106,19 @@ def test_killed_and_resumed_equals_uninterrupted(
 ) -> None:
     whole, out = tmp_path / f"whole{suffix}", tmp_path / f"killed{suffix}"
     embed(folder, whole, max_bad_share=0.1)
-    append, commit = Partial.append, Partial.commit
+    append, commit = FeatureWriter.append, FeatureWriter.commit
     calls = {"append": 0}
 
-    def append_and_die(self: Partial, *args: Any, **kwargs: Any) -> None:
+    def append_and_die(self: FeatureWriter, *args: Any, **kwargs: Any) -> None:
         append(self, *args, **kwargs)
-        self._files["features.npy"].flush()
-        self._files["index.csv"].flush()
         calls["append"] += 1
         if calls["append"] == 3:  # rows that no commit has confirmed are on the disk
             raise Killed
         if calls["append"] == 2:
-            commit(self, open_source(str(folder)).name(self.num_read - 1))
+            commit(self, self.num_read, open_source(str(folder)).name(self.num_read - 1))
 
     with monkeypatch.context() as patch:
-        patch.setattr(Partial, "append", append_and_die)
+        patch.setattr(FeatureWriter, "append", append_and_die)
         with pytest.raises(Killed):
             embed(folder, out, max_bad_share=0.1)
     assert not out.exists()
@@ -202,16 +200,16 @@ def test_too_many_bad_images_stop_it(tmp_path: Path, folder: Path) -> None:
 
 def test_a_full_disk_keeps_what_was_saved(tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(embedding, "COMMIT_SECONDS", 0)
-    commit, calls = Partial.commit, []
+    commit, calls = FeatureWriter.commit, []
 
-    def fill(self: Partial, last_name: str) -> None:
-        calls.append(last_name)
+    def fill(self: FeatureWriter, num_read: int, last_name: str) -> None:
+        calls.append(num_read)
         if len(calls) == 3:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        commit(self, last_name)
+        commit(self, num_read, last_name)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Partial, "commit", fill)
+        patch.setattr(FeatureWriter, "commit", fill)
         with pytest.raises(RunError, match="No space left on device; what was saved up to image 10 is intact: free"):
             embed(photos, tmp_path / "x.npy")
     assert embed(photos, tmp_path / "x.npy").finished
@@ -221,16 +219,16 @@ def test_a_full_disk_keeps_what_was_saved(tmp_path: Path, photos: Path, monkeypa
 
 def stop_early(monkeypatch: pytest.MonkeyPatch, photos: Path, out: Path) -> None:
     """Leave an unfinished embedding behind, ten images in."""
-    commit = Partial.commit
+    commit = FeatureWriter.commit
 
-    def commit_and_die(self: Partial, last_name: str) -> None:
-        commit(self, last_name)
-        if self.num_read == 10:
+    def commit_and_die(self: FeatureWriter, num_read: int, last_name: str) -> None:
+        commit(self, num_read, last_name)
+        if num_read == 10:
             raise Killed
 
     with monkeypatch.context() as patch:
         patch.setattr(embedding, "COMMIT_SECONDS", 0)
-        patch.setattr(Partial, "commit", commit_and_die)
+        patch.setattr(FeatureWriter, "commit", commit_and_die)
         with pytest.raises(Killed):
             embed(photos, out)
 
