@@ -126,7 +126,7 @@ def test_a_file_system_without_locks(
     monkeypatch.setattr(fcntl, "flock", flock)
     number = errno.ENOLCK
     with locking.hold(tmp_path / "run", print):
-        assert "a file system without locks: see that nothing else writes to it" in capsys.readouterr().out
+        assert "a file system without locks: make sure that nothing else writes to it" in capsys.readouterr().out
     number = errno.EIO
     refused = pytest.raises(RequestError, match="says no; expected a path that can be written")
     with refused, locking.hold(tmp_path / "run", print):
