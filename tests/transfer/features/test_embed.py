@@ -1,4 +1,4 @@
-"""`fastmim embed` as users run it: both formats, any kill, bad images, refusals."""
+"""`fastmim embed` end to end: both formats, kills at any moment, bad images, refusals."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ UNTRAINED: dict[str, Any] = {
 
 @pytest.fixture
 def folder(tmp_path: Path, photos: Path) -> Path:
-    """24 photographs in two classes; one is damaged, and one is called so that no encoding takes it lightly."""
+    """24 photographs in two classes; one is corrupted, and the class names are hard to quote and encode."""
     root = tmp_path / "data"
     for name in ("Ätna", 'b, "c"\nd'):
         (root / name).mkdir(parents=True)
@@ -55,7 +55,7 @@ def embed(data: Path, out: Path, **settings: Any) -> Any:
 
 
 def expected(data: Path) -> tuple[list[str], list[str], np.ndarray]:
-    """Paths, labels and features as they should come out."""
+    """The paths, labels and features of the readable images."""
     source = open_source(str(data))
     torch.manual_seed(0)
     found = gather(Encoder(Backbone(SMALL["backbone"], img_size=32, args=SMALL["backbone_args"])), source, batch_size=5)
@@ -192,7 +192,7 @@ def test_sigterm_saves_and_exits_75(tmp_path: Path, photos: Path) -> None:
     assert (tmp_path / "features.npy.partial" / "progress.json").exists() and not out.exists()
 
 
-def test_too_many_bad_images_stop_it(tmp_path: Path, folder: Path) -> None:
+def test_too_many_bad_images_stop_the_embedding(tmp_path: Path, folder: Path) -> None:
     with pytest.raises(RunError, match=r"1 of 24 images \(4.2%\) cannot be read.*raise --max-bad-share above 0.01"):
         embed(folder, tmp_path / "x.npy", max_bad_share=0.01)
     assert not (tmp_path / "x.npy").exists()
@@ -270,7 +270,7 @@ def test_wrong_requests_are_refused(tmp_path: Path, photos: Path, settings: dict
     assert "\n" not in str(error.value)
 
 
-def test_an_unfinished_part_that_cannot_be_read(tmp_path: Path, photos: Path) -> None:
+def test_an_unreadable_unfinished_part_is_refused(tmp_path: Path, photos: Path) -> None:
     (tmp_path / "x.npy.partial/progress.json").mkdir(parents=True)
     with pytest.raises(RequestError, match=r"out is .*x.npy: Is a directory; expected a file that can be written"):
         embed(photos, tmp_path / "x.npy")
