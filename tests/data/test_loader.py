@@ -16,12 +16,13 @@ from fastmim.data.augment import NUM_RANDOMS, decode_crop
 from fastmim.data.decode import BadImage
 from fastmim.data.loader import StepSampler, load, steps_per_epoch
 from fastmim.data.sources import Source, open_source
+from fastmim.data.sources.source import ByPosition
 from fastmim.errors import RequestError, RunError
 from fastmim.randomness import image_keys, uniform
 
 
 @dataclass
-class Numbered:
+class Numbered(ByPosition):
     """Images whose every pixel is their number; `bad` ones cannot be read."""
 
     num: int = 40

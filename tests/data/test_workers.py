@@ -16,6 +16,7 @@ import torch.utils.data._utils as data_utils
 
 from fastmim.data.loader import load
 from fastmim.data.sources import open_source
+from fastmim.data.sources.source import ByPosition
 from fastmim.errors import RunError
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "sigtimedwait"), reason="this platform cannot see a sender")
@@ -23,7 +24,7 @@ pytestmark = pytest.mark.skipif(not hasattr(signal, "sigtimedwait"), reason="thi
 OPTIONS = {"size": 16, "seed": 0, "global_batch": 8, "first_step": 0, "last_step": 500}
 
 
-class Plain:
+class Plain(ByPosition):
     """Twenty grey images."""
 
     origin, labels, classes = "plain", None, None

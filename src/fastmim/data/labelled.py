@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from fastmim.data.sources import Source, open_source
-from fastmim.data.sources.files import Files
-from fastmim.data.sources.pack import Packed
 from fastmim.errors import RequestError
 
 TRAIN_FOLDER = "train"
@@ -40,6 +37,10 @@ class Subset:
     """(N,) int64, positions in `classes`."""
     classes: list[str]
 
+    @property
+    def root(self) -> str | None:
+        return self.source.root
+
     def __len__(self) -> int:
         return len(self.indices)
 
@@ -48,6 +49,12 @@ class Subset:
 
     def name(self, index: int) -> str:
         return self.source.name(int(self.indices[index]))
+
+    def key(self, index: int) -> bytes:
+        return self.source.key(int(self.indices[index]))
+
+    def position(self, index: int) -> int:
+        return self.source.position(int(self.indices[index]))
 
 
 @dataclass(frozen=True)
@@ -58,6 +65,8 @@ class Labelled:
     val: Source
     classes: list[str]
     """Those of `train`; `val` may lack some."""
+    held_out: bool
+    """Whether `val` was split off from `data`, not found apart."""
 
 
 def open_labelled(data: str, *, val_data: str | None = None, val_share: float = 0.1) -> Labelled:
@@ -88,7 +97,7 @@ def open_labelled(data: str, *, val_data: str | None = None, val_share: float = 
         val = _val_split(data) if data.startswith(_WITH_SPLITS) else _val_folder(data)
     labels, classes = _check(train)
     if val is not None:
-        return Labelled(train, _match(val, train, classes), classes)
+        return Labelled(train, _match(val, train, classes), classes, held_out=False)
     is_val = _choose(train, labels, val_share)
     if not is_val.any():
         raise RequestError(
@@ -100,7 +109,7 @@ def open_labelled(data: str, *, val_data: str | None = None, val_share: float = 
         indices = np.flatnonzero(chosen)
         return Subset(f"{data} ({name} part)", train, indices, labels[indices], classes)
 
-    return Labelled(part("training", ~is_val), part("validation", is_val), classes)
+    return Labelled(part("training", ~is_val), part("validation", is_val), classes, held_out=True)
 
 
 def limit_labels(source: Source, num_labels: int, *, seed: int = 0) -> Subset:
@@ -206,16 +215,10 @@ def _choose(source: Source, labels: np.ndarray, share: float) -> np.ndarray:
 
 
 def _hashes(source: Source, *, salt: str) -> np.ndarray:
-    """(N,) uint64, uniform, of what an image is called within its source, whatever the source's place."""
-    if isinstance(source, Subset):
-        return _hashes(source.source, salt=salt)[source.indices]
-    names: Iterable[bytes] = (b"%d" % number for number in range(len(source)))
-    if isinstance(source, Files):
-        names = source.paths
-    elif isinstance(source, Packed):  # as in what was packed, so that both are split alike
-        names = source.keys()
-    key = hashlib.blake2b(salt.encode(), digest_size=16).digest()
-    digests = b"".join(hashlib.blake2b(name, digest_size=8, key=key).digest() for name in names)
+    """(N,) uint64, uniform, of the images' keys: a pack is split like its source, and so is a moved folder."""
+    salt_key = hashlib.blake2b(salt.encode(), digest_size=16).digest()
+    keys = map(source.key, range(len(source)))
+    digests = b"".join(hashlib.blake2b(key, digest_size=8, key=salt_key).digest() for key in keys)
     return np.frombuffer(digests, dtype="<u8")
 
 

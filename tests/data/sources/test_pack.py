@@ -21,6 +21,7 @@ from fastmim.data.packs import packing
 from fastmim.data.packs.packing import verify
 from fastmim.data.sources import Source, open_source
 from fastmim.data.sources.pack import INDEX, ROW
+from fastmim.data.sources.source import ByPosition
 from fastmim.errors import RequestError, RunError
 from pictures import encode, photograph
 
@@ -124,7 +125,7 @@ def test_images_without_paths_are_split_by_their_place(tmp_path: Path, monkeypat
     assert [name for name in chosen[0] if name != "tensors#7"] == chosen[1]
 
 
-class Tensors:
+class Tensors(ByPosition):
     """Like torchvision's sets: pixels and a class each, no paths."""
 
     origin = "tensors"

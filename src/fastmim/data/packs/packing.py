@@ -19,8 +19,7 @@ from fastmim.data.packs.settings import PackConfig
 from fastmim.data.packs.shrinking import QUALITY, SUBSAMPLING, load_small
 from fastmim.data.packs.writer import PackWriter
 from fastmim.data.sources import Source, open_source
-from fastmim.data.sources.files import Files
-from fastmim.data.sources.pack import IMAGES, Packed, find_damage, is_packed
+from fastmim.data.sources.pack import IMAGES, find_damage, is_packed
 from fastmim.errors import RequestError, RunError
 from fastmim.system import devices, locking
 from fastmim.system.growing import partial_folder
@@ -150,7 +149,7 @@ def _append(config: PackConfig, source: Source, writer: PackWriter) -> Iterator[
         positions, read = batch["rows"][:, 0], batch["read"]
         labels = None if source.labels is None else source.labels[positions]
         names = [_short_name(source, position) for position in positions.tolist()]
-        writer.append(batch["bytes"].numpy(), _original_positions(source, batch["rows"]), names, labels)
+        writer.append(batch["bytes"].numpy(), _in_origin(source, batch["rows"]), names, labels)
         bad_images.update(batch["bad"], num_seen=len(read))
         yield read.stop
 
@@ -176,18 +175,13 @@ def _check_labels(source: Source) -> None:
 
 
 def _short_name(source: Source, position: int) -> bytes:
-    """The image's path relative to the source's root, or else its name in the source."""
-    if isinstance(source, Files):
-        return source.paths[position]
-    if isinstance(source, Packed):
-        return source.short_name(position)
-    return os.fsencode(source.name(position))
+    """The image's path within the source's root, or else its name."""
+    return os.fsencode(source.name(position)) if source.root is None else source.key(position)
 
 
-def _original_positions(source: Source, rows: np.ndarray) -> np.ndarray:
-    """Replace positions in a pack by positions in the source that it was made from."""
-    if isinstance(source, Packed):
-        rows[:, 0] = source.positions[rows[:, 0]]
+def _in_origin(source: Source, rows: np.ndarray) -> np.ndarray:
+    """The rows, with positions in the source that a pack was made from instead of positions in the pack."""
+    rows[:, 0] = [source.position(position) for position in rows[:, 0].tolist()]
     return rows
 
 
@@ -200,7 +194,7 @@ def _about(config: PackConfig, source: Source) -> dict[str, Any]:
         "short_side": config.short_side,
         "num_source": len(source),
         "data": source.origin,
-        "root": source.root if isinstance(source, Files | Packed) else None,
+        "root": source.root,
         "classes": source.classes,
         "labelled": source.labels is not None,
         "versions": {name: version(name) for name in ("fastmim", "torch", "simplejpeg", "pillow")},

@@ -56,3 +56,9 @@ class Files:
 
     def name(self, index: int) -> str:
         return str(Path(self.root, os.fsdecode(self.paths[index])))
+
+    def key(self, index: int) -> bytes:
+        return self.paths[index]
+
+    def position(self, index: int) -> int:
+        return index

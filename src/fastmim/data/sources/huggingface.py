@@ -11,6 +11,7 @@ from urllib.parse import parse_qsl
 import numpy as np
 
 from fastmim.data.decode import BadImage, one_line
+from fastmim.data.sources.source import ByPosition
 from fastmim.errors import RequestError, RunError
 
 _OPTIONS = ("split", "column", "label", "config", "revision")
@@ -19,7 +20,7 @@ _BINARY = {"binary", "large_binary"}
 
 
 @dataclass(frozen=True, eq=False)
-class Rows:
+class Rows(ByPosition):
     """Encoded images in one column of a dataset."""
 
     origin: str

@@ -6,7 +6,7 @@ import json
 import mmap
 import os
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -64,7 +64,7 @@ class Packed:
             raise BadImage(f"its row in {INDEX} is damaged: see fastmim pack --verify {self.folder}") from None
 
     def name(self, index: int) -> str:
-        name = os.fsdecode(self.short_name(index))
+        name = os.fsdecode(self._stored_name(index))
         return name if self.root is None else str(Path(self.root, name))
 
     @cached_property
@@ -72,19 +72,14 @@ class Packed:
         """(N,) int64; 8 bytes an image in each process that asks."""
         return self._rows["label"].astype(np.int64) if self.labelled else None
 
-    @property
-    def positions(self) -> np.ndarray:
-        """(N,) int64, where each image is in its source, unreadable ones counted."""
-        return self._rows["position"]
+    def key(self, index: int) -> bytes:
+        return b"%d" % self.position(index) if self.root is None else self._stored_name(index)
 
-    def keys(self) -> Iterator[bytes]:
-        """What each image is known by in its source: its path, or its position where it has none."""
-        if self.root is None:
-            return (b"%d" % position for position in self.positions.tolist())
-        return map(self.short_name, range(len(self)))
+    def position(self, index: int) -> int:
+        return int(self._rows["position"][index])
 
-    def short_name(self, index: int) -> bytes:
-        """The name as it is stored: a path within `root`, or what the source called it."""
+    def _stored_name(self, index: int) -> bytes:
+        """A path within `root`, or the name that the source gave to the image."""
         start = int(self._rows["name_end"][index - 1]) if index else 0
         return self._names[start : int(self._rows["name_end"][index])]
 

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from fastmim.data.decode import Box
+from fastmim.data.sources.source import ByPosition
 from fastmim.errors import RunError
 
 # Photographs and micrographs, grey and colour; no drawings, logos, test charts or near-duplicates.
@@ -23,7 +24,7 @@ _MIN_SIDE = 192
 
 
 @dataclass(frozen=True)
-class Samples:
+class Samples(ByPosition):
     """Tiles of photographs, decoded once per process when first read.
 
     A tile is a square of 192 pixels, or of a quarter of the photograph's shorter side where that is more;

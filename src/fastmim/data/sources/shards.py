@@ -20,6 +20,7 @@ import numpy as np
 from fastmim.data.decode import image_extensions
 from fastmim.data.sources import index_cache
 from fastmim.data.sources.files import PackedNames
+from fastmim.data.sources.source import ByPosition
 from fastmim.data.sources.tar import CUT_SHORT, Member, TarDamage, members
 from fastmim.errors import RequestError
 
@@ -30,7 +31,7 @@ _NUM_THREADS = 8  # an index waits for the disk or the network, a header at a ti
 
 
 @dataclass(frozen=True, eq=False)
-class Shards:
+class Shards(ByPosition):
     """Encoded images in tars."""
 
     origin: str

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import parse_qsl
 
 import numpy as np
@@ -21,10 +21,8 @@ from PIL import Image
 
 from fastmim.data.decode import BadImage, one_line, to_rgb
 from fastmim.data.sources.files import Files, PackedNames
+from fastmim.data.sources.source import ByPosition, Source
 from fastmim.errors import RequestError
-
-if TYPE_CHECKING:
-    from fastmim.data.sources import Source
 
 # Sets that are published as MNIST's four IDX files, and their folder under Debian's /usr/share/datasets.
 _IDX_SETS = {"MNIST": "mnist", "FashionMNIST": "fashion-mnist", "KMNIST": "kmnist"}
@@ -33,7 +31,7 @@ _TIMEOUT_S = 30.0
 
 
 @dataclass(frozen=True, eq=False)
-class Arrays:
+class Arrays(ByPosition):
     """Decoded images of one size."""
 
     origin: str
@@ -53,7 +51,7 @@ class Arrays:
 
 
 @dataclass(frozen=True, eq=False)
-class Pictures:
+class Pictures(ByPosition):
     """A torchvision dataset that opens its own files."""
 
     origin: str
