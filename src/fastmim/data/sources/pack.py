@@ -1,4 +1,4 @@
-"""A pack: images made small once and kept in one file, read by offset (docs/packed-format.md)."""
+"""A pack: images shrunk once and stored in one file, read by offset (docs/packed-format.md)."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import numpy as np
 
 from fastmim.data.decode import BadImage
 from fastmim.errors import RequestError
+from fastmim.system.files import crc32
 
 FORMAT, VERSION = "fastmim-pack", 1
 CODECS = ("jpeg", "raw")
@@ -25,7 +26,7 @@ ROW = np.dtype(
         ("offset", "<i8"),  # first byte in images.bin
         ("label", "<i8"),  # position in the classes; -1 if the source has no labels
         ("position", "<i8"),  # in the source, unreadable images included
-        ("name_end", "<i8"),  # end of the name in names.bin; it begins where the one before ends
+        ("name_end", "<i8"),  # end of the name in names.bin; the name begins where the one before ends
         ("length", "<i4"),  # bytes
         ("height", "<i4"),
         ("width", "<i4"),
@@ -37,14 +38,14 @@ _CHUNK = 1 << 24
 
 @dataclass(frozen=True, eq=False)
 class Packed:
-    """The images of a pack. What it maps and caches is opened by each process for itself, at first use."""
+    """The images of a pack. Each process opens the files for itself, at first use."""
 
     origin: str
     folder: Path
     codec: str
     num_images: int
     root: str | None
-    """The folder that names start from, if they are paths; None if they are only names."""
+    """The folder that stored names start from, if they are paths; None if they are only names."""
     classes: list[str] | None
     labelled: bool
 
@@ -69,7 +70,7 @@ class Packed:
 
     @cached_property
     def labels(self) -> np.ndarray | None:
-        """(N,) int64; 8 bytes an image in each process that asks."""
+        """(N,) int64; 8 bytes an image in each process that reads it."""
         return self._rows["label"].astype(np.int64) if self.labelled else None
 
     def key(self, index: int) -> bytes:
@@ -106,10 +107,10 @@ def is_packed(folder: Path) -> bool:
 
 
 def open_packed(folder: Path, *, origin: str) -> Packed:
-    """Open a pack; sizes are checked, contents only by `find_damage`.
+    """Open a pack. File sizes are checked; contents only by `find_damage`.
 
     Raises:
-        RequestError: It is damaged, of a newer format, or holds no images.
+        RequestError: The pack is damaged, has a newer format, or holds no images.
     """
     manifest = read_manifest(folder, origin=origin)
     for name, file in manifest["files"].items():
@@ -154,10 +155,10 @@ _FIELDS = {
 
 
 def read_manifest(folder: Path, *, origin: str) -> dict[str, Any]:
-    """The manifest of a pack that this release can read.
+    """Read the manifest of a pack.
 
     Raises:
-        RequestError: It is damaged, of a newer format, or says that there are no images.
+        RequestError: It is damaged, has a newer format, or lists no images.
     """
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
@@ -181,16 +182,16 @@ def read_manifest(folder: Path, *, origin: str) -> dict[str, Any]:
 
 
 def find_damage(folder: Path, *, origin: str, show: Callable[[int], None] = lambda num_bytes: None) -> list[str]:
-    """Compare everything in a pack with its checksums.
+    """Compare all files of a pack with their checksums.
 
     Args:
-        show: Called with the number of bytes of images.bin that have been read.
+        show: Called with the number of bytes of images.bin read so far.
 
     Returns:
-        A description of each damaged block or file; none if all is well.
+        A description of each damaged block or file; empty if the pack is intact.
 
     Raises:
-        RequestError: It cannot even be opened.
+        RequestError: The pack cannot be opened.
     """
     packed = open_packed(folder, origin=origin)
     manifest = read_manifest(folder, origin=origin)
@@ -214,15 +215,6 @@ def find_damage(folder: Path, *, origin: str, show: Callable[[int], None] = lamb
                 damage.append(f"block {number} (images {first:,} to {last:,}{names})")
             first = last + 1
     return damage
-
-
-def crc32(path: Path) -> int:
-    """The checksum of a whole file."""
-    checksum = 0
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            checksum = zlib.crc32(chunk, checksum)
-    return checksum
 
 
 def _first_cut(manifest: dict[str, Any], size: int) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 from fastmim.errors import RequestError
 
 
-class NoSuchSplit(RequestError):
+class NoSuchSplit(RequestError):  # noqa: N818 - callers catch it and try the next split
     """The dataset exists but has no split of that name."""
 
 

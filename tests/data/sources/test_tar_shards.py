@@ -21,7 +21,7 @@ import fastmim
 from conftest import SMALL
 from fastmim.data.labelled import open_labelled
 from fastmim.data.loader import load
-from fastmim.data.sources import Source, open_source, shards
+from fastmim.data.sources import Source, open_source, tar_shards
 from fastmim.errors import RequestError
 from pictures import encode, photograph
 
@@ -303,8 +303,8 @@ def test_the_index_is_kept_while_no_shard_changes(three: Path, tmp_path: Path, m
         os.utime(path, (1e9, 1e9))
     first = open_source(f"{three}/*.tar", cache_dir=cache)
     walked: list[int] = []
-    walk = shards.members
-    monkeypatch.setattr(shards, "members", lambda fd: (walked.append(fd), walk(fd))[1])
+    walk = tar_shards.members
+    monkeypatch.setattr(tar_shards, "members", lambda fd: (walked.append(fd), walk(fd))[1])
     again = open_source(f"{three}/*.tar", cache_dir=cache)
     assert not walked and names(again) == names(first) and again.read(5) == PICTURES[5]
     assert again.labels is not None and again.labels.tolist() == first.labels.tolist()

@@ -17,7 +17,7 @@ from PIL import Image
 from torchvision import datasets
 
 from fastmim.data.decode import BadImage
-from fastmim.data.sources import open_source, torchvision_sets
+from fastmim.data.sources import open_source, torchvision_datasets
 from fastmim.errors import RequestError
 from pictures import encode, photograph
 
@@ -45,7 +45,7 @@ def nothing_around(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         raise URLError("no network")
 
     monkeypatch.setattr(urllib.request, "urlopen", refuse)
-    monkeypatch.setattr(torchvision_sets, "_DEBIAN", tmp_path / "debian")
+    monkeypatch.setattr(torchvision_datasets, "_DEBIAN", tmp_path / "debian")
 
 
 @pytest.mark.parametrize("zipped", [False, True])
@@ -76,7 +76,9 @@ def test_both_spellings_both_splits_and_the_cache_directory(tmp_path: Path) -> N
 def test_a_broken_idx_file_is_named(tmp_path: Path, content: bytes) -> None:
     write_idx(tmp_path)
     (tmp_path / "train-images-idx3-ubyte").write_bytes(content)
-    with pytest.raises(RequestError, match=r"train-images-idx3-ubyte is no whole IDX file of bytes; fetch it again"):
+    with pytest.raises(
+        RequestError, match=r"train-images-idx3-ubyte is not a complete IDX file of bytes; fetch it again"
+    ):
         open_source(f"torchvision://MNIST?root={tmp_path}")
 
 
@@ -235,7 +237,7 @@ def test_without_files_and_network_the_message_says_what_to_fetch(name: str, mes
 
 def test_the_fashion_mnist_that_debian_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    if not torchvision_sets._DEBIAN.joinpath("fashion-mnist").is_dir():
+    if not torchvision_datasets._DEBIAN.joinpath("fashion-mnist").is_dir():
         pytest.skip("the package dataset-fashion-mnist is not installed")
     train, test = (
         open_source(f"torchvision://FashionMNIST?split={split}&root=/nowhere") for split in ("train", "test")
