@@ -184,8 +184,8 @@ def _match(val: Source, train: Source, classes: list[str]) -> Source:
     trained = {classes[number]: number for number in np.unique(_labels(train)).tolist()}
     if unknown := [names[number] for number in np.unique(labels).tolist() if names[number] not in trained]:
         raise RequestError(
-            f"{val.origin} has images of {_list(unknown)}, of which training has none; expected {_list([*trained])}: "
-            f"remove them, or add such images to the training ones"
+            f"{val.origin} has images of {_list(unknown)}, but training has none; expected {_list([*trained])}: "
+            f"remove them, or add such images to the training data"
         )
     mapped = np.array([trained.get(name, -1) for name in names], dtype=np.int64)[labels]
     return Subset(val.origin, val, np.arange(len(val)), mapped, classes)

@@ -1,4 +1,4 @@
-"""torchvision:// from local files of every kind, and what is said where there are none."""
+"""torchvision:// on local files of every kind, and the messages for missing ones."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LABELS = np.array([3, 1, 4, 1, 5], dtype=np.uint8)
 
 
 def idx(values: np.ndarray) -> bytes:
-    """The format of yann.lecun.com/exdb/mnist: magic number, axes, bytes."""
+    """Encode in the format of yann.lecun.com/exdb/mnist: magic number, axes, bytes."""
     return struct.pack(f">{1 + values.ndim}I", 0x0800 + values.ndim, *values.shape) + values.tobytes()
 
 
@@ -39,7 +39,7 @@ def write_idx(folder: Path, *, part: str = "train", zipped: bool = False, dot: s
 
 @pytest.fixture(autouse=True)
 def nothing_around(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No network, and none of this machine's own datasets."""
+    """Turn off the network, and hide this machine's own datasets."""
 
     def refuse(*args: object, **options: object) -> None:
         raise URLError("no network")
@@ -50,7 +50,7 @@ def nothing_around(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("zipped", [False, True])
 @pytest.mark.parametrize("place", ["{root}", "{root}/FashionMNIST/raw", "{root}/raw", "{tmp}/debian/fashion-mnist"])
-def test_idx_files_are_found_where_they_are(tmp_path: Path, place: str, zipped: bool) -> None:
+def test_idx_files_are_found_in_all_usual_folders(tmp_path: Path, place: str, zipped: bool) -> None:
     root = tmp_path / "root"
     write_idx(Path(place.format(root=root, tmp=tmp_path)), zipped=zipped)
     source = open_source(f"torchvision://FashionMNIST?root={root}")
@@ -82,7 +82,7 @@ def test_a_broken_idx_file_is_named(tmp_path: Path, content: bytes) -> None:
         open_source(f"torchvision://MNIST?root={tmp_path}")
 
 
-def test_a_cut_gzip_file_is_named(tmp_path: Path) -> None:
+def test_a_truncated_gzip_file_is_named(tmp_path: Path) -> None:
     write_idx(tmp_path, zipped=True)
     path = tmp_path / "train-images-idx3-ubyte.gz"
     path.write_bytes(path.read_bytes()[:-9])
@@ -109,7 +109,7 @@ def test_a_dataset_of_files_becomes_a_list_of_files(tmp_path: Path) -> None:
 
 
 class Stored:
-    """A dataset that keeps its pixels as `layout` says, and gives Pillow pictures."""
+    """A dataset that stores its pixels in the given layout, and returns Pillow images."""
 
     layout: Any = staticmethod(lambda images: images)
     images = np.random.default_rng(0).integers(0, 256, (5, 4, 6, 3), dtype=np.uint8)
@@ -139,7 +139,7 @@ def register(monkeypatch: pytest.MonkeyPatch, dataset: type) -> str:
         lambda images: images.transpose(0, 3, 1, 2),  # SVHN
         lambda images: images.transpose(0, 3, 2, 1),
         lambda images: torch.from_numpy(images),
-        lambda images: images.astype(np.float32),  # no uint8: the dataset opens its own
+        lambda images: images.astype(np.float32),  # not uint8: the dataset decodes each image itself
         lambda images: None,
     ],
 )
@@ -166,7 +166,7 @@ def test_a_picture_that_its_dataset_cannot_open_is_a_bad_image(monkeypatch: pyte
         source.read(1)
 
 
-def test_targets_that_are_no_classes_are_no_labels(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_targets_that_are_not_classes_are_not_labels(monkeypatch: pytest.MonkeyPatch) -> None:
     class Unlabelled(Stored):
         def __init__(self, root: str) -> None:
             super().__init__(root)
@@ -185,18 +185,18 @@ def test_a_dataset_without_images_is_refused(monkeypatch: pytest.MonkeyPatch) ->
         open_source(register(monkeypatch, Sound))
 
 
-def test_the_defaults_own_split_is_used_unless_one_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
+def test_the_datasets_default_split_is_used_unless_one_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = []
 
     class Splits(Stored):
         def __init__(self, root: str, image_set: str = "trainval") -> None:
-            asked.append(image_set)
+            opened.append(image_set)
             super().__init__(root)
 
     data = register(monkeypatch, Splits)
     open_source(data)
     open_source(data + "?split=val")
-    assert asked == ["trainval", "val"]
+    assert opened == ["trainval", "val"]
 
 
 @pytest.mark.parametrize(

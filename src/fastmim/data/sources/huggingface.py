@@ -116,7 +116,7 @@ def _image_column(features: Mapping[str, Any], given: str | None, origin: str) -
     if len(images) != 1:
         seen = ", ".join(f"{name} ({kind})" for name, kind in kinds.items())
         count = f"several image columns: {', '.join(images)}" if images else f"no image column among {seen}"
-        raise RequestError(f"--data {origin} has {count}; name the one with encoded images by ?column=...")
+        raise RequestError(f"--data {origin} has {count}; choose the one with encoded images with ?column=...")
     return images[0]
 
 
@@ -152,7 +152,7 @@ def _labels(dataset: Any, column: str | None, origin: str) -> tuple[np.ndarray |
     if num_missing:
         raise RequestError(
             f"--data {origin}: {num_missing:,} of {len(dataset):,} rows have no {column}; expected a label in every "
-            f"row or in none: choose another column by ?label=..."
+            f"row or in none: choose another column with ?label=..."
         )
     if names:
         return values.to_numpy().astype(np.int64), list(names)

@@ -50,7 +50,7 @@ def read_list(path: Path, *, origin: str) -> Files:
     probed = range(0, len(files), -(-len(files) // _NUM_PROBED))
     if not any(Path(files.name(index)).exists() for index in probed):
         raise RequestError(
-            f"{origin}: no such file: {rows[0][0]} (nor the others that were looked for); "
+            f"{origin}: no such file: {rows[0][0]} (nor any other that was checked); "
             f"paths are taken relative to the list's folder, {root}"
         )
     return files

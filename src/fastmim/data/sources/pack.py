@@ -119,7 +119,7 @@ def open_packed(folder: Path, *, origin: str) -> Packed:
         except OSError as error:
             raise RequestError(f"{origin}/{name} of the pack cannot be read: {error.strerror}; {_REMEDY}") from None
         if size != file["bytes"]:
-            first = _first_cut(manifest, size) if name == IMAGES else ""
+            first = _truncated_block(manifest, size) if name == IMAGES else ""
             raise RequestError(f"{origin}/{name} has {size:,} bytes; expected {file['bytes']:,}{first}: {_REMEDY}")
     try:
         rows = np.load(folder / INDEX, mmap_mode="r", allow_pickle=False)
@@ -142,7 +142,7 @@ def open_packed(folder: Path, *, origin: str) -> Packed:
     )
 
 
-_REMEDY = "copy the pack anew, or make it again with fastmim pack --overwrite"
+_REMEDY = "copy the pack again, or recreate it with fastmim pack --overwrite"
 _FIELDS = {
     "codec": str,
     "num_images": int,
@@ -165,7 +165,7 @@ def read_manifest(folder: Path, *, origin: str) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise RequestError(f"{origin}/{MANIFEST} cannot be read ({' '.join(str(error).split())}): {_REMEDY}") from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise RequestError(f'{origin}/{MANIFEST} is not that of a pack; expected "format": "{FORMAT}": {_REMEDY}')
+        raise RequestError(f'{origin}/{MANIFEST} does not belong to a pack; expected "format": "{FORMAT}": {_REMEDY}')
     version = manifest.get("version")
     if not isinstance(version, int) or version > VERSION:
         raise RequestError(
@@ -175,7 +175,7 @@ def read_manifest(folder: Path, *, origin: str) -> dict[str, Any]:
     if not wrong and manifest["codec"] not in CODECS:
         wrong = ["codec"]
     if wrong:
-        raise RequestError(f"{origin}/{MANIFEST} makes no sense in {', '.join(wrong)}: {_REMEDY}")
+        raise RequestError(f"{origin}/{MANIFEST} has invalid values for {', '.join(wrong)}: {_REMEDY}")
     if manifest["num_images"] < 1:
         raise RequestError(f"the pack {origin} holds no images; expected at least one: {_REMEDY}")
     return manifest
@@ -217,10 +217,10 @@ def find_damage(folder: Path, *, origin: str, show: Callable[[int], None] = lamb
     return damage
 
 
-def _first_cut(manifest: dict[str, Any], size: int) -> str:
+def _truncated_block(manifest: dict[str, Any], size: int) -> str:
     blocks = manifest["blocks"]
     number = next((number for number, block in enumerate(blocks) if block["end"] > size), None)
-    return "" if number is None else f", cut short in block {number} of {len(blocks)}"
+    return "" if number is None else f", truncated in block {number} of {len(blocks)}"
 
 
 def _map(path: Path) -> mmap.mmap:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 _BLOCK = 512
 _FILES = b"0\x007"
 _WITHOUT_DATA = b"123456"  # links, devices, folders, pipes; a size in their header means nothing
-CUT_SHORT = "it is cut short"
+TRUNCATED = "it is truncated"
 """The reason in `TarDamage` if the tar ends before its end mark."""
 
 _MAX_NAME = 1 << 20  # bytes in a long name or a pax header
@@ -58,7 +58,7 @@ def members(fd: int) -> Iterator[Member]:
         if kind in _WITHOUT_DATA:
             length = 0
         if position + length > end:
-            raise TarDamage(CUT_SHORT, start)
+            raise TarDamage(TRUNCATED, start)
         if kind in b"LKxg":
             if length > _MAX_NAME:
                 raise TarDamage(f"a header of {length} bytes", start)
@@ -76,13 +76,13 @@ def members(fd: int) -> Iterator[Member]:
         if name is None and not pax:
             start = position
     if not header:
-        raise TarDamage(CUT_SHORT, start)
+        raise TarDamage(TRUNCATED, start)
 
 
 def _parse(header: bytes, start: int) -> tuple[bytes, int, bytes]:
     """Parse a header block into type, length and name (POSIX.1-1988, section 10.1.1)."""
     if len(header) < _BLOCK:
-        raise TarDamage(CUT_SHORT, start)
+        raise TarDamage(TRUNCATED, start)
     checksum = sum(header[:148]) + 8 * 0x20 + sum(header[156:])  # the checksum field itself counts as spaces
     if _number(header[148:156], start) != checksum:
         raise TarDamage("a header's checksum is wrong", start)
@@ -102,13 +102,13 @@ def _number(field: bytes, start: int) -> int:
     except ValueError:
         number = -1
     if number < 0:
-        raise TarDamage(f"a header holds {digits!r} for a number", start)
+        raise TarDamage(f"a header has {digits!r} for a number", start)
     return number
 
 
 def _decimal(digits: bytes, start: int) -> int:
     if not digits.isdigit() or len(digits) > 18:
-        raise TarDamage(f"a header holds {digits[:20]!r} for a number", start)
+        raise TarDamage(f"a header has {digits[:20]!r} for a number", start)
     return int(digits)
 
 
@@ -120,7 +120,7 @@ def _records(data: bytes, start: int) -> dict[bytes, bytes]:
         size = _decimal(length, start)
         key, equals, value = data[len(length) + 1 : size].partition(b"=")
         if not equals or not value.endswith(b"\n"):
-            raise TarDamage("a pax header makes no sense", start)
+            raise TarDamage("a pax header is corrupted", start)
         records[key] = value[:-1]
         data = data[size:]
     return records

@@ -20,7 +20,7 @@ from fastmim.data.decode import image_extensions
 from fastmim.data.sources import index as indices
 from fastmim.data.sources.index import NameTable
 from fastmim.data.sources.source import ByPosition
-from fastmim.data.sources.tar_headers import CUT_SHORT, Member, TarDamage, members
+from fastmim.data.sources.tar_headers import TRUNCATED, Member, TarDamage, members
 from fastmim.errors import RequestError
 
 _FORMAT = 1
@@ -167,9 +167,9 @@ def _index_shard(path: Path) -> _Found:
                 else:
                     others[os.fsdecode(ending)] += 1
         except TarDamage as error:
-            if not error.position and str(error) != CUT_SHORT:
+            if not error.position and str(error) != TRUNCATED:
                 zipped = os.pread(opened.fd, 2, 0) == b"\x1f\x8b"
-                advice = "it is gzipped: gunzip it first" if zipped else "make it again with tar"
+                advice = "it is gzipped: gunzip it first" if zipped else "recreate it with tar"
                 raise RequestError(f"the shard {path} is not a tar ({error}); {advice}") from None
             damage = f"{error} at byte {error.position:,}"
     except OSError as error:
@@ -210,11 +210,11 @@ def _join(found: Sequence[_Found]) -> _Index:
         name = os.fsdecode(shard.names[int(shard.has_label.argmin())])
         raise RequestError(
             f"{(~has_label).sum():,} of {len(has_label):,} images have no label, the first is {shard.path}#{name}; "
-            f"expected a .cls beside every image or beside none: add those that are missing, or leave the labels out"
+            f"expected a .cls beside every image or beside none: add the missing ones, or remove all"
         )
     damages = [
-        f"the shard {shard.path} is damaged ({shard.damage}): only the {len(shard):,} images before that are used; "
-        f"fetch it again"
+        f"the shard {shard.path} is damaged ({shard.damage}): only the {len(shard):,} images before the damage are "
+        f"used; fetch it again"
         for shard in found
         if shard.damage
     ]
