@@ -106,7 +106,7 @@ def test_16_bits_are_scaled_not_clipped(image_format: str) -> None:
     grey = photograph().convert("L")
     values = np.asarray(grey).astype(np.uint16) * 257
     assert psnr(grey_levels(image_format, values), reference(grey)) > 55
-    # A dark picture stays dark: the scale is the format's, not the picture's own.
+    # A dark image stays dark: the scale is the format's, not the image's own.
     assert grey_levels(image_format, np.full((400, 600), 2560, dtype=np.uint16)).unique().tolist() == [10]
 
 

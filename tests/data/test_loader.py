@@ -180,7 +180,7 @@ def test_crops_follow_the_requested_scale_and_ratio() -> None:
     assert widths(crop_scale=(0.98, 1.0), crop_ratio=(1.0, 1.0)).min() > 0.85
 
 
-def test_every_epoch_crops_anew_but_reproducibly(folder: Source) -> None:
+def test_every_epoch_draws_new_but_reproducible_crops(folder: Source) -> None:
     first, second = batches(folder, last_step=3), batches(folder, last_step=3)
     assert same(first, second)
     later = batches(folder, first_step=3, last_step=6)

@@ -349,7 +349,7 @@ def _to_8_bits(image: Image.Image) -> np.ndarray:
     return np.rint((values - low) * (255 / max(high - low, 1e-12))).astype(np.uint8)
 
 
-def _too_large(max_pixels: int, size: str = "the picture") -> str:
+def _too_large(max_pixels: int, size: str = "the image") -> str:
     return f"{size} has more than the {max_pixels:,} pixels that are decoded"
 
 

@@ -134,12 +134,7 @@ class _Crops(Dataset[dict[str, Any]]):
                 try:
                     data = self.source.read(index)
                     crop = decode_crop(
-                        data,
-                        self.size,
-                        randoms,
-                        scale=self.scale,
-                        ratio=self.ratio,
-                        max_pixels=self.max_pixels,
+                        data, self.size, randoms, scale=self.scale, ratio=self.ratio, max_pixels=self.max_pixels
                     )
                     out.copy_(crop)
                     return index

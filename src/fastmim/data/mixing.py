@@ -61,13 +61,7 @@ class Mix:
     """
 
     def __init__(
-        self,
-        *,
-        mixup: float,
-        cutmix: float,
-        smoothing: float,
-        num_classes: int,
-        device: torch.device | str = "cpu",
+        self, *, mixup: float, cutmix: float, smoothing: float, num_classes: int, device: torch.device | str = "cpu"
     ) -> None:
         self.smoothing, self.num_classes = smoothing, num_classes
         self._mixup, self._cutmix = (_beta_quantiles(alpha).to(device) if alpha else None for alpha in (mixup, cutmix))

@@ -15,6 +15,7 @@ from fastmim.data.decode import BadImage
 from fastmim.data.labelled import open_labelled
 from fastmim.data.loader import load
 from fastmim.data.sources import Source, open_source
+from fastmim.data.sources.source import NoSuchSplit
 from fastmim.errors import RequestError, RunError
 from pictures import encode, photograph
 
@@ -70,7 +71,7 @@ def test_splits(tmp_path: Path) -> None:
     write(folder, table([7, 8, 9] * 2).select(range(3)), "test")
     assert len(open_source(f"hf://{folder}")) == 6
     assert classes(open_source(f"hf://{folder}?split=test")) == ["7", "8", "9"]
-    with pytest.raises(RequestError, match=r"""Unknown split "val". Should be one of \['train', 'test'\]"""):
+    with pytest.raises(NoSuchSplit, match=r"""Unknown split "val". Should be one of \['train', 'test'\]"""):
         open_source(f"hf://{folder}?split=val")
 
 
@@ -81,10 +82,10 @@ def test_folders_of_save_to_disk(tmp_path: Path, several: bool) -> None:
     source = open_source(f"hf://{tmp_path}/saved")
     assert source.read(5) == PICTURES[5] and source.labels is None and source.classes is None
     if several:
-        with pytest.raises(RequestError, match=r"no split 'test'; expected train or val: add \?split=..."):
+        with pytest.raises(NoSuchSplit, match=r"no split 'test'; expected train or val: add \?split=..."):
             open_source(f"hf://{tmp_path}/saved?split=test")
     else:
-        with pytest.raises(RequestError, match=r"no split 'test'; the folder holds one table: leave out \?split=..."):
+        with pytest.raises(NoSuchSplit, match=r"no split 'test'; the folder holds one table: leave out \?split=..."):
             open_source(f"hf://{tmp_path}/saved?split=test")
 
 

@@ -67,6 +67,7 @@ def test_a_pack_is_its_source_shrunk(codec: str, folder: Path, packs: Path) -> N
     assert packed.labels is not None and packed.labels.dtype == np.int64
     assert packed.labels.tolist() == list(whole.labels if whole.labels is not None else [])
     assert [packed.name(i) for i in range(30)] == [whole.name(i) for i in range(30)]
+    assert [packed.key(i) for i in range(30)] == [whole.key(i) for i in range(30)]
     for index in range(30):
         content = packed.read(index)
         pixels = decode_whole(content)
@@ -117,6 +118,7 @@ def test_images_without_paths_are_split_by_their_position(tmp_path: Path, monkey
     monkeypatch.undo()
     packed = open_source(str(tmp_path / "packed"))
     assert len(packed) == 59 and packed.name(10) == "tensors#11"
+    assert packed.root is None and packed.position(10) == 11 and packed.key(10) == b"11"
     chosen = []
     for source in (Tensors(), packed):
         monkeypatch.setattr(labelled, "open_source", lambda data, source=source: source)

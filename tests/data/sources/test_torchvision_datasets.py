@@ -18,6 +18,7 @@ from torchvision import datasets
 
 from fastmim.data.decode import BadImage
 from fastmim.data.sources import open_source, torchvision_datasets
+from fastmim.data.sources.source import NoSuchSplit
 from fastmim.errors import RequestError
 from pictures import encode, photograph
 
@@ -151,7 +152,7 @@ def test_pixels_in_memory_are_used_in_any_layout(layout: Any, monkeypatch: pytes
     assert source.classes == ["a", "b"] and source.name(1) == "torchvision://Fake#1"
 
 
-def test_a_picture_that_its_dataset_cannot_open_is_a_bad_image(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_that_its_dataset_cannot_open_is_a_bad_image(monkeypatch: pytest.MonkeyPatch) -> None:
     class Broken(Stored):
         layout = staticmethod(lambda images: None)
 
@@ -216,6 +217,12 @@ def test_the_datasets_default_split_is_used_unless_one_is_named(monkeypatch: pyt
 def test_wrong_requests(data: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(RequestError, match=message):
         open_source(data, cache_dir=tmp_path)
+
+
+@pytest.mark.parametrize("named", ["CIFAR10?split=val", "Caltech101?split=test", "STL10?split=val"])
+def test_a_missing_split_has_an_error_of_its_own(named: str, tmp_path: Path) -> None:
+    with pytest.raises(NoSuchSplit):
+        open_source(f"torchvision://{named}", cache_dir=tmp_path)
 
 
 @pytest.mark.parametrize(

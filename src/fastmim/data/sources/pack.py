@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import mmap
 import os
 import zlib
@@ -16,7 +15,7 @@ import numpy as np
 
 from fastmim.data.decode import BadImage
 from fastmim.errors import RequestError
-from fastmim.system.files import crc32
+from fastmim.system.files import crc32, read_json
 
 FORMAT, VERSION = "fastmim-pack", 1
 CODECS = ("jpeg", "raw")
@@ -131,15 +130,8 @@ def open_packed(folder: Path, *, origin: str) -> Packed:
         raise RequestError(
             f"{origin}/{INDEX} holds {rows.dtype} {rows.shape}; expected {ROW} ({manifest['num_images']},): {_REMEDY}"
         )
-    return Packed(
-        origin,
-        folder.absolute(),
-        manifest["codec"],
-        manifest["num_images"],
-        manifest["root"],
-        manifest["classes"],
-        manifest["labelled"],
-    )
+    about = {name: manifest[name] for name in ("codec", "num_images", "root", "classes", "labelled")}
+    return Packed(origin=origin, folder=folder.absolute(), **about)
 
 
 _REMEDY = "copy the pack again, or recreate it with fastmim pack --overwrite"
@@ -161,7 +153,7 @@ def read_manifest(folder: Path, *, origin: str) -> dict[str, Any]:
         RequestError: It is damaged, has a newer format, or lists no images.
     """
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        manifest = read_json(folder / MANIFEST)
     except (OSError, ValueError) as error:
         raise RequestError(f"{origin}/{MANIFEST} cannot be read ({' '.join(str(error).split())}): {_REMEDY}") from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
@@ -198,6 +190,7 @@ def find_damage(folder: Path, *, origin: str, show: Callable[[int], None] = lamb
     damage = [
         f"{name} (all of it)" for name in (INDEX, NAMES) if crc32(folder / name) != manifest["files"][name]["crc32"]
     ]
+    named = not damage  # the names of images are intact
     with (folder / IMAGES).open("rb") as file:
         first = 0
         for number, block in enumerate(manifest["blocks"]):
@@ -207,11 +200,7 @@ def find_damage(folder: Path, *, origin: str, show: Callable[[int], None] = lamb
                 show(file.tell())
             last = block["num_images"] - 1 + first
             if checksum != block["crc32"]:
-                names = (
-                    ""
-                    if damage and damage[0].startswith((INDEX, NAMES))
-                    else f", {packed.name(first)} to {packed.name(last)}"
-                )
+                names = f", {packed.name(first)} to {packed.name(last)}" if named else ""
                 damage.append(f"block {number} (images {first:,} to {last:,}{names})")
             first = last + 1
     return damage
