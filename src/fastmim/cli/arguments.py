@@ -10,8 +10,7 @@ from typing import Any
 from cyclopts import App, ArgumentCollection
 
 from fastmim import config as configs
-
-DONE, FAILED, REFUSED, STOPPED = 0, 1, 2, 75
+from fastmim.errors import STOPPED
 
 # Names of the settings that were given on the command line, noted while cyclopts binds the arguments.
 _given: set[str] = set()

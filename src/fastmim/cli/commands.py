@@ -12,10 +12,10 @@ import yaml
 from cyclopts import App, CycloptsError, Parameter
 
 from fastmim.bench.settings import BenchConfig, CostConfig
-from fastmim.cli.arguments import DONE, FAILED, REFUSED, asked_for, note_given, stopped
+from fastmim.cli.arguments import asked_for, note_given, stopped
 from fastmim.cli.study import study
 from fastmim.data.packs.settings import PackConfig
-from fastmim.errors import RequestError, RunError
+from fastmim.errors import DONE, FAILED, REFUSED, RequestError, RunError
 from fastmim.method.settings import PretrainConfig
 from fastmim.transfer.classify.settings import FinetuneConfig
 from fastmim.transfer.features.settings import EmbedConfig, ProbeConfig

@@ -8,6 +8,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from fastmim.cli import arguments
+from fastmim.errors import DONE
 from fastmim.studies.settings import StudyConfig
 
 
@@ -35,5 +36,5 @@ def study(
 
     result = run_study(dry_run=dry_run, **given)
     if dry_run or result.finished:
-        return arguments.DONE
+        return DONE
     return arguments.stopped(f"after {result.num_done} of {result.num_trials} trials")
