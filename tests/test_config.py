@@ -63,7 +63,7 @@ def test_command_line_numbers_reach_backbone_args_as_numbers() -> None:
         ({"picture_every": "x"}, "picture_every is 'x'; expected a duration"),
         ({"mask_ratio": 1}, "mask_ratio is 1.0; expected between 0 and 1"),
         ({"encoder_depth": 1.5}, "encoder_depth is 1.5; expected"),
-        ({"img_size": 0}, "img_size is 0; expected a number of pixels"),
+        ({"img_size": 0}, "img_size is 0; expected at least 1"),
         ({"stages": "128"}, "stages is '128'; expected SIZE:SHARE"),
         ({"stages": "128:0.5,160:0.4"}, "shares that sum to 1; these sum to 0.9"),
         ({"decoder": "250x1"}, "decoder is '250x1'; expected auto, linear or WIDTHxDEPTH"),

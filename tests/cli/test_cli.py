@@ -12,8 +12,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+import fastmim
 from conftest import SMALL
 from fastmim import cli
+
+PACKAGE = Path(fastmim.__file__).parent
 
 
 def run(*words: str) -> int:
@@ -33,6 +36,20 @@ def test_help_does_not_import_torch() -> None:
     check = "heavy = {'torch', 'timm', 'numpy', 'PIL'} & set(sys.modules); assert not heavy, heavy"
     for command in ("", "pretrain', '"):
         subprocess.run([sys.executable, "-c", script.format(command) + check], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_a_flag_counts_as_given_even_at_its_default() -> None:
+    """A recipe or a resumed study's settings yield to flags, but not to defaults."""
+    words = ["pretrain", "--lr", "1.5e-4", "--no-compile", "--backbone-args.depth", "4"]
+    _, bound, _ = cli.app.parse_args(words, exit_on_error=False, print_error=False)
+    assert bound.arguments["settings"].given == {"lr": 1.5e-4, "compile": False, "backbone_args": {"depth": "4"}}
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("settings.py")), ids=lambda path: path.parent.name)
+def test_settings_do_not_import_torch(path: Path) -> None:
+    name = ".".join(("fastmim", *path.relative_to(PACKAGE).with_suffix("").parts))
+    check = f"import sys, {name}; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", check], check=True)
 
 
 def test_help_shows_every_setting(capsys: pytest.CaptureFixture[str]) -> None:

@@ -133,7 +133,7 @@ IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
     ({"finetune_set": ["layer_dekay=1"]}, "unknown setting 'layer_dekay'; did you mean layer_decay"),
     ({"finetune_set": ["smoothing=2"]}, "smoothing is 2; expected 0"),
     ({"seeds": 0}, "seeds is 0; expected at least 1"),
-    ({"epochs": -1}, "epochs is -1; expected more than 0"),
+    ({"epochs": -1}, "epochs is -1.0; expected more than 0"),
     ({"steps": None}, "budget is not given; expected how long the study may take: --budget 2h"),
     ({"sweep": 3}, "sweep is 3; expected texts such as target=hog,pixels"),
     ({"bugdet": "1h"}, "unknown setting 'bugdet'; did you mean budget"),

@@ -20,7 +20,7 @@ from fastmim.system.growing import partial_folder
 from fastmim.transfer.features.encoder import Encoder, open_encoder
 from fastmim.transfer.features.extraction import extract
 from fastmim.transfer.features.feature_file import FeatureWriter
-from fastmim.transfer.features.settings import RESUMABLE, EmbedConfig
+from fastmim.transfer.features.settings import EmbedConfig
 
 COMMIT_SECONDS = 30.0
 """Time between commits: the most work that a kill can lose."""
@@ -86,7 +86,7 @@ def embed(*, overwrite: bool = False, dry_run: bool = False, **settings: Any) ->
     say = functools.partial(console.print, soft_wrap=True, markup=False)
     with locking.hold(partial_folder(config.out), say, out=config.out):
         _check_out(config.out, overwrite)  # another process may have made it while this one waited
-        asked = {key: value for key, value in configs.to_mapping(config).items() if key not in RESUMABLE}
+        asked = {key: value for key, value in configs.to_mapping(config).items() if key not in config.RESUMABLE}
         asked |= {"img_size": encoder.backbone.img_size, "num_images": len(source)} | facts
         writer = FeatureWriter(config.out, width=encoder.width, settings=asked, overwrite=overwrite)
         return _write(config, encoder, source, writer, console)
