@@ -22,7 +22,7 @@ from fastmim.errors import RequestError
 
 
 class Settings:
-    """Base of the frozen dataclasses of settings, which remembers the arguments of each instance."""
+    """Base of the frozen dataclasses of settings; an instance remembers its arguments."""
 
     RESUMABLE: ClassVar[frozenset[str]] = frozenset()
     """Settings that may change on resuming: they decide where and how often, never the result."""
@@ -40,7 +40,7 @@ Config = TypeVar("Config", bound=Any)  # any of the frozen dataclasses of settin
 
 
 def nearest(word: str, words: Iterable[str]) -> str:
-    """', did you mean X?' where some known word is near, else ''."""
+    """Return '; did you mean X?' for the known words closest to `word`, or '' if none is close."""
     close = difflib.get_close_matches(word, list(words), n=3, cutoff=0.6)
     return f"; did you mean {' or '.join(close)}?" if close else ""
 
@@ -86,8 +86,8 @@ def build(cls: type[Config], *layers: Mapping[str, Any]) -> Config:
     return cls(**{key: _coerce(key, value, hints[key]) for key, value in merged.items()})
 
 
-# Libraries that convert (msgspec, pydantic, cyclopts) read `yes` as a truth value or refuse 2024 as a path, and would
-# still need these messages.
+# Written by hand: pydantic takes "yes" for a bool, msgspec refuses 2024 as text, cyclopts converts only text, and each
+# would still need these messages.
 def _coerce(key: str, value: Any, hint: Any) -> Any:
     """A YAML or Python value as the field's type, or a RequestError that names the field."""
     if typing.get_origin(hint) in (types.UnionType, typing.Union):

@@ -1,4 +1,4 @@
-"""The command line: instant help, nearest names, exit statuses, one line on standard error."""
+"""The command line: instant help, suggestions for misspelt names, exit statuses, errors of one line."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_a_wrong_request_is_one_line_and_exits_2(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_key_that_yaml_mistypes_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_misspelt_key_in_yaml_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "run.yaml"
     path.write_text("bachsize: 3\n")
     assert run("pretrain", "--config", str(path)) == 2
@@ -163,7 +163,7 @@ def test_a_full_disk_outside_a_checkpoint_is_one_line(
 
 
 def test_a_warning_is_one_line(tmp_path: Path, photos: Path) -> None:
-    """A shard that is cut short: what came before is used, and the user is told once, without our source line."""
+    """For a truncated shard: its intact part is used, and the user is told once, without our source line."""
     whole = tmp_path / "whole.tar"
     with tarfile.open(whole, "w") as tar:
         for path in sorted(photos.iterdir()):
