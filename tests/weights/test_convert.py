@@ -1,4 +1,4 @@
-"""Other projects' checkpoints (`foreign`) give the features of the original, or are refused."""
+"""Other projects' checkpoints (`foreign_models`) give the features of the original, or are refused."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 import fastmim
 from fastmim import Backbone, RequestError, cli, weights
 from fastmim.weights import foreign
-from foreign import (
+from foreign_models import (
     Maker,
     State,
     features_of,
@@ -156,7 +156,7 @@ def test_the_published_checkpoints_are_recognised(published: str) -> None:
         state |= {"mask_token": pixels} if method == "fastmim" else {}
     layout = foreign.recognise(state)
     tensors, _ = foreign.split(state, layout)
-    target = foreign.locate(tensors, state, layout, name=None, arguments={})
+    target = foreign.identify(tensors, state, layout, name=None, arguments={})
     assert (target.name, target.arguments, target.img_size) == expected
     at_size = {"img_size": size} if "patch" in target.name else {}
     named = meta(target.name, **at_size, **target.arguments)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import fastmim
 from fastmim import Backbone, RequestError, RunError, cli, weights
-from fastmim.weights import export
+from fastmim.weights import export, files
 
 VIT = "vit_tiny_patch16_224"
 TINY = {"patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
@@ -194,14 +194,14 @@ def odd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def write(what: Any) -> Path:
         source = saved(tmp_path / "w.safetensors", args=TINY, img_size=32)
-        build = weights.build
+        build = files.build
 
         def with_odd(*args: Any, **kwargs: Any) -> nn.Module:
             model: Any = build(*args, **kwargs)
             model.patch_embed = Odd(model.patch_embed, what)
             return model
 
-        monkeypatch.setattr(weights, "build", with_odd)
+        monkeypatch.setattr(files, "build", with_odd)
         return source
 
     return write

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fastmim.backbone import Backbone
-from fastmim.backbone.features import drops_tokens
+from fastmim.backbone.maps import drops_tokens
 from fastmim.bench import peak
 from fastmim.bench.records import Times, ratios, take_turns
 from fastmim.bench.references import LEARNING_RATE, plain, reference_step
