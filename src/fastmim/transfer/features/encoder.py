@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -14,6 +13,7 @@ from fastmim.data.augment import normalise
 from fastmim.data.statistics import IMAGENET_MEAN, IMAGENET_STD
 from fastmim.errors import RequestError
 from fastmim.system import devices
+from fastmim.training.evaluating import evaluating
 from fastmim.transfer.features.settings import FeatureConfig
 from fastmim.weights import open_weights
 
@@ -104,16 +104,3 @@ class Encoder(nn.Module):
         if token is not None and self.pool != "avg":
             parts.append(token.float())
         return torch.cat(parts, dim=1)
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Disable gradients and set evaluation mode; restore each module's own mode on exit."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
