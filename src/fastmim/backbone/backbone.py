@@ -46,6 +46,23 @@ class Backbone(nn.Module):
         RunError: the pretrained weights could not be loaded.
     """
 
+    width: int
+    """Channels D of the map."""
+    grid: int
+    """Cells along a side of the map; divides `img_size`."""
+    stride: int
+    """Pixels of the image along a side of one cell of the map."""
+    input_size: int
+    """Side of the images that the timm model receives: `img_size`, or the nearest size that it can take."""
+    num_blocks: int
+    """Number of blocks over all stages; 0 if the model does not list its blocks."""
+    trained_blocks: int
+    """Number of blocks that run: the first ones."""
+    untrained_blocks: tuple[str, ...]
+    """timm's names of the blocks that `encoder_depth` skips."""
+    untrained: frozenset[str]
+    """timm's names of the parameters that are not trained: the map does not depend on them, or timm fixes them."""
+
     def __init__(
         self,
         name: str,
@@ -80,50 +97,10 @@ class Backbone(nn.Module):
         """Channels C of the images."""
         return self._architecture.in_chans
 
-    @property
-    def width(self) -> int:
-        """Channels D of the map."""
-        return self._fit.width
-
-    @property
-    def grid(self) -> int:
-        """Cells along a side of the map; divides `img_size`."""
-        return self._fit.grid
-
-    @property
-    def stride(self) -> int:
-        """Pixels of the image along a side of one cell of the map."""
-        return self.img_size // self.grid
-
-    @property
-    def input_size(self) -> int:
-        """Side of the images that the timm model receives: `img_size`, or the nearest size that it can take."""
-        return self._fit.input_size
-
-    @property
-    def num_blocks(self) -> int:
-        """Number of blocks over all stages; 0 if the model does not list its blocks."""
-        return self._fit.num_blocks
-
-    @property
-    def trained_blocks(self) -> int:
-        """Number of blocks that run: the first ones."""
-        return self._fit.num_blocks - len(self._fit.skipped)
-
-    @property
-    def untrained_blocks(self) -> tuple[str, ...]:
-        """timm's names of the blocks that `encoder_depth` skips."""
-        return self._fit.skipped
-
-    @property
-    def untrained(self) -> frozenset[str]:
-        """timm's names of the parameters that are not trained: the map does not depend on them, or timm fixes them."""
-        return self._fit.frozen
-
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, S, S) normalised images, S = `img_size` -> (B, `width`, `grid`, `grid`)."""
         # Convolutions are faster with channels last, and a transformer's tokens have that layout anyway.
-        x = resample(images, self._fit.input_size).contiguous(memory_format=torch.channels_last)
+        x = resample(images, self.input_size).contiguous(memory_format=torch.channels_last)
         return resample(last_map(self.model, x, norm=self._fit.norm), self.grid)
 
     def check_drops_tokens(self) -> None:
@@ -171,7 +148,7 @@ class Backbone(nn.Module):
         Returns:
             (B, D, h, h), and (B, D) or None if the model has no class token; D is that block's width.
         """
-        return inner_map(self.model, resample(images, self._fit.input_size), block, norm=self._fit.norm)
+        return inner_map(self.model, resample(images, self.input_size), block, norm=self._fit.norm)
 
     def set_input_size(self, img_size: int) -> None:
         """Take images of another size from now on; timm resamples the weights that depend on it.
@@ -245,11 +222,16 @@ class Backbone(nn.Module):
 
     def _settle(self) -> None:
         """Apply this backbone's depth, checkpointing and frozen parameters to a new or resized timm model."""
-        skip_blocks(self.model, self._fit.skipped)
+        fit = self._fit
+        self.width, self.grid, self.stride = fit.width, fit.grid, self.img_size // fit.grid
+        self.input_size, self.num_blocks = fit.input_size, fit.num_blocks
+        self.untrained_blocks, self.untrained = fit.skipped, fit.frozen
+        self.trained_blocks = fit.num_blocks - len(fit.skipped)
+        skip_blocks(self.model, fit.skipped)
         fuse_attention(self.model)
         if self._checkpoints_activations:
             checkpoint_activations(self.model, self.name)
         if "drop_path_rate" not in self.args:
             disable_drop_path(self.model)
         for name, parameter in self.model.named_parameters():
-            parameter.requires_grad_(name not in self._fit.frozen)
+            parameter.requires_grad_(name not in fit.frozen)

@@ -9,7 +9,6 @@ import platform
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -26,11 +25,8 @@ Config = TypeVar("Config", bound=TrainConfig)
 Recipes = Mapping[str, Callable[[], dict[str, Any]]]
 
 
-@dataclass(frozen=True)
 class RunDirectory:
     """The files of a run, by what they hold."""
-
-    path: Path
 
     FILES: ClassVar[tuple[str, ...]] = (
         "config.yaml",
@@ -50,40 +46,15 @@ class RunDirectory:
     )
     """Everything that runs write. `--overwrite` removes these and nothing else."""
 
-    @property
-    def config(self) -> Path:
-        """Every setting of the run, with versions."""
-        return self.path / "config.yaml"
-
-    @property
-    def metrics(self) -> Path:
-        """One JSON line for each log step."""
-        return self.path / "metrics.jsonl"
-
-    @property
-    def checkpoints(self) -> Path:
-        """The folder of checkpoints."""
-        return self.path / "checkpoints"
-
-    @property
-    def weights(self) -> Path:
-        """The trained network, once the run has finished."""
-        return self.path / "weights.safetensors"
-
-    @property
-    def best_weights(self) -> Path:
-        """The classifier with the best validation accuracy so far."""
-        return self.path / "weights_best.safetensors"
-
-    @property
-    def evaluation(self) -> Path:
-        """The scores of the last validation."""
-        return self.path / "evaluation.json"
-
-    @property
-    def nonfinite_batch(self) -> Path:
-        """The last batch of a run that stopped because its loss was not finite."""
-        return self.path / "nonfinite_batch.safetensors"
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.yaml"
+        self.metrics = path / "metrics.jsonl"  # a line for each log step
+        self.checkpoints = path / "checkpoints"
+        self.weights = path / "weights.safetensors"  # once the run has finished
+        self.best_weights = path / "weights_best.safetensors"  # of the best validation so far
+        self.evaluation = path / "evaluation.json"  # the scores of the last validation
+        self.nonfinite_batch = path / "nonfinite_batch.safetensors"  # the last batch, if the loss was not finite
 
     def picture(self, name: str) -> Path:
         """The path of a picture in `samples/`, whose folder is created."""

@@ -24,7 +24,7 @@ from fastmim import Backbone, RequestError, RunError
 from fastmim.data.sources import open_source
 from fastmim.transfer.features import embed as embedding
 from fastmim.transfer.features.encoder import Encoder
-from fastmim.transfer.features.extraction import gather
+from fastmim.transfer.features.extraction import extract, gather
 from fastmim.transfer.features.feature_file import FeatureWriter
 
 UNTRAINED: dict[str, Any] = {
@@ -58,7 +58,8 @@ def expected(data: Path) -> tuple[list[str], list[str], np.ndarray]:
     """The paths, labels and features of the readable images."""
     source = open_source(str(data))
     torch.manual_seed(0)
-    found = gather(Encoder(Backbone(SMALL["backbone"], img_size=32, args=SMALL["backbone_args"])), source, batch_size=5)
+    encoder = Encoder(Backbone(SMALL["backbone"], img_size=32, args=SMALL["backbone_args"]))
+    found = gather(extract(encoder, source, batch_size=5), "photos")
     positions = found.indices.tolist()
     assert source.labels is not None and source.classes is not None
     labels = [source.classes[source.labels[index]] for index in positions]

@@ -200,10 +200,10 @@ def test_the_class_token_equals_timms_and_both_concatenates() -> None:
 def test_extraction_keeps_the_order_with_and_without_workers(photos: Path) -> None:
     source = open_source(str(photos))
     encoder = Encoder(Backbone(SMALL["backbone"], img_size=32, args=SMALL["backbone_args"])).eval()
-    one = gather(encoder, source, batch_size=5)
-    two = gather(encoder, source, batch_size=5, num_workers=2)
+    one = gather(extract(encoder, source, batch_size=5), "photos")
+    two = gather(extract(encoder, source, batch_size=5, num_workers=2), "photos")
     assert one.indices.tolist() == list(range(24)) and torch.equal(one.features, two.features)
-    some = gather(encoder, source, indices=np.array([7, 2]), batch_size=5)
+    some = gather(extract(encoder, source, indices=np.array([7, 2]), batch_size=5), "photos")
     torch.testing.assert_close(some.features, one.features[[7, 2]])
 
 
@@ -240,7 +240,7 @@ def test_a_probe_of_a_run_tells_classes_apart(tmp_path: Path, run: Path, labelle
 def test_a_runs_features_come_from_its_last_step_and_equal_its_files(tmp_path: Path, run: Path, photos: Path) -> None:
     def features(**settings: Any) -> torch.Tensor:
         encoder, _ = open_encoder(FeatureConfig(device="cpu", **settings))
-        return gather(encoder, open_source(str(photos))).features
+        return gather(extract(encoder, open_source(str(photos))), "photos").features
 
     trained = load_file(max((run / "checkpoints").iterdir()) / "model.safetensors")
     model = timm.create_model(

@@ -51,16 +51,8 @@ class Result(run.Result):
 def finetune(*, overwrite: bool = False, dry_run: bool = False, **settings: Any) -> Result:
     """Train a classifier end to end, from pre-trained weights or from scratch.
 
-    The same call with the same `out` resumes an interrupted run.
-
-    Args:
-        overwrite: Delete the run that `out` holds and start from scratch.
-        dry_run: Print the resolved config and the plan, and stop.
-        settings: Fields of `FinetuneConfig` (`fastmim finetune --help` lists them).
-
-    Raises:
-        RequestError: the request is wrong.
-        RunError: the run failed.
+    Arguments, resuming and errors are those of `fastmim.pretrain`, with the fields of `FinetuneConfig` as settings
+    (`fastmim finetune --help` lists them).
     """
     return launch(Finetuning, settings, overwrite=overwrite, dry_run=dry_run)
 

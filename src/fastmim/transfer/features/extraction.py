@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -89,28 +89,24 @@ def _wait(found: Extracted, event: torch.Event | None) -> Extracted:
     return found
 
 
-def gather(
-    encoder: Encoder,
-    source: Source,
-    *,
-    indices: Indices | None = None,
-    batch_size: int = 256,
-    num_workers: int = 0,
-    bf16: bool = False,
-    max_bad_share: float = 1.0,
-) -> Extracted:
-    """Run `extract` and return everything as one batch.
+def gather(batches: Iterable[Extracted], origin: str, *, max_bad_share: float = 1.0) -> Extracted:
+    """Collect the batches of `extract` into one.
+
+    Args:
+        batches: The features of a source's images.
+        origin: The source's, for messages.
+        max_bad_share: The largest share of unreadable images.
 
     Raises:
         RunError: a worker process died, no image is readable, or more than `max_bad_share` of them are unreadable.
     """
-    parts = list(extract(encoder, source, indices=indices, batch_size=batch_size, num_workers=num_workers, bf16=bf16))
+    parts = list(batches)
     bad = [each for part in parts for each in part.bad]
-    num_images = len(source) if indices is None else len(indices)
+    num_images = len(bad) + sum(len(part.indices) for part in parts)
     if bad and (len(bad) == num_images or len(bad) > max_bad_share * num_images):
         name, reason = bad[0]
         raise RunError(
-            f"{len(bad):,} of {num_images:,} images of {source.origin} ({len(bad) / num_images:.1%}) cannot be read, "
+            f"{len(bad):,} of {num_images:,} images of {origin} ({len(bad) / num_images:.1%}) cannot be read, "
             f"the first is {name} ({reason}): repair or remove them, or raise --max-bad-share above {max_bad_share:g}"
         )
     return Extracted(torch.cat([p.features for p in parts]), torch.cat([p.indices for p in parts]), bad)

@@ -20,7 +20,7 @@ from fastmim.method.mim import MIM
 from fastmim.training.evaluating import evaluating
 from fastmim.transfer.features import scores
 from fastmim.transfer.features.encoder import Encoder
-from fastmim.transfer.features.extraction import gather
+from fastmim.transfer.features.extraction import extract, gather
 from fastmim.transfer.features.scores import LabelledFeatures
 
 MAX_TRAIN, MAX_VAL = 10_000, 2_000
@@ -51,9 +51,9 @@ def measure(
     encoder = Encoder(model.backbone)
     features = {}
     for part, source, most in (("train", labelled.train, MAX_TRAIN), ("val", labelled.val, MAX_VAL)):
-        found = gather(
-            encoder, source, indices=_spread(source, most), batch_size=batch_size, num_workers=num_workers, bf16=bf16
-        )
+        indices = _spread(source, most)
+        batches = extract(encoder, source, indices=indices, batch_size=batch_size, num_workers=num_workers, bf16=bf16)
+        found = gather(batches, source.origin)
         device = encoder.mean.device
         labels = torch.as_tensor(source.labels)[found.indices]
         features[part] = LabelledFeatures(found.features.to(device), labels.to(device))

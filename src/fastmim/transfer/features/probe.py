@@ -19,7 +19,7 @@ from fastmim.system import devices
 from fastmim.system.files import write_json
 from fastmim.transfer.features import scores
 from fastmim.transfer.features.encoder import Encoder, open_encoder
-from fastmim.transfer.features.extraction import gather
+from fastmim.transfer.features.extraction import extract, gather
 from fastmim.transfer.features.scores import LabelledFeatures
 from fastmim.transfer.features.settings import ProbeConfig
 
@@ -122,14 +122,14 @@ def _features(
     features, bad = {}, []
     for part, source in (("train", train), ("val", labelled.val)):
         with console.status(f"extracting features of {len(source):,} images ({part})"):
-            found = gather(
+            batches = extract(
                 encoder,
                 source,
                 batch_size=config.batch_size,
                 num_workers=devices.resolve_workers(config.num_workers),
                 bf16=devices.resolve_bf16(config.precision, device),
-                max_bad_share=config.max_bad_share,
             )
+            found = gather(batches, source.origin, max_bad_share=config.max_bad_share)
         labels = torch.as_tensor(source.labels)[found.indices]
         features[part] = LabelledFeatures(found.features.to(device), labels.to(device))
         bad += found.bad
