@@ -1,11 +1,14 @@
-"""Errors that users see, in one line."""
+"""Errors that reach the user as one line, and the exit statuses of commands."""
 
 from __future__ import annotations
 
+DONE, FAILED, REFUSED, STOPPED = 0, 1, 2, 75
+"""Done; failed; the request is wrong; stopped by a signal after saving: run the same command to resume."""
+
 
 class RequestError(ValueError):
-    """The request is wrong: one line with the value, what was expected, the remedy. Exit status 2."""
+    """The request is wrong: one line with the value, what was expected, the remedy. Exit status REFUSED."""
 
 
 class RunError(RuntimeError):
-    """The run failed for a reason that the user can act on, in one line. Exit status 1."""
+    """The run failed for a reason that the user can act on, in one line. Exit status FAILED."""
