@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import record
 import torch
 from PIL import Image
 
-import record
 from fastmim.bench.corpus import cut_corpus, make_tiers
 from fastmim.bench.data_path import BATCH, SIZE, read, read_plainly
 from fastmim.data.augment import NUM_RANDOMS, crop_box

@@ -19,10 +19,10 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+import record
 import torch
 
 import fastmim
-import record
 
 DATA = "torchvision://FashionMNIST"
 NETWORK: dict[str, Any] = {"patch_size": 4, "embed_dim": 96, "depth": 4, "num_heads": 3}

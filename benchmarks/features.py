@@ -17,10 +17,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import record
 import torch
 from PIL import Image
 
-import record
 from fastmim import Backbone
 from fastmim.data.center_crops import load_centers
 from fastmim.data.sources import open_source

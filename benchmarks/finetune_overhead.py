@@ -18,10 +18,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import record
 import torch
 from rich.console import Console
 
-import record
 from fastmim.backbone import Classifier
 from fastmim.data.mixing import Mix
 from fastmim.data.statistics import IMAGENET_MEAN, IMAGENET_STD

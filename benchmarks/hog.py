@@ -21,13 +21,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import record
 import torch
 import torch.nn.functional as F
 from skimage import data
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-import record
 from fastmim.bench.references import PlainHOG
 from fastmim.method import targets
 

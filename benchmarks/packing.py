@@ -20,10 +20,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import record
 import torch
 
 import fastmim
-import record
 from fastmim.bench.corpus import SHORT_SIDE, cut_corpus, make_tiers
 from fastmim.data.loader import load
 from fastmim.data.sources import Source

@@ -15,12 +15,12 @@ import statistics
 from collections.abc import Iterator
 from typing import Any
 
-import torch
-
 import record
+import torch
+from fastmim.bench.records import Times, take_turns
+
 from fastmim import config as configs
 from fastmim.bench import peak
-from fastmim.bench.records import Times, take_turns
 from fastmim.bench.steps import Form, fastmim_step
 from fastmim.method import build
 from fastmim.method.settings import PretrainConfig

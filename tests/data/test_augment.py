@@ -9,7 +9,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from pictures import encode, photograph, psnr
 from scipy.stats import ks_2samp
 from torchvision.transforms import CenterCrop, InterpolationMode, RandomResizedCrop, Resize
 from torchvision.transforms.functional import normalize
@@ -25,6 +24,7 @@ from fastmim.data.augment import (
     prepare,
 )
 from fastmim.randomness import image_keys, uniform
+from pictures import encode, photograph, psnr
 
 MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
 Range = tuple[float, float]

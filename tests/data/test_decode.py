@@ -13,10 +13,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pictures import encode, photograph, psnr
 from PIL import Image
 
 from fastmim.data.decode import BadImage, Box, decode_box, image_extensions, jpeg_orientation
+from pictures import encode, photograph, psnr
 
 BOX = Box(top=20, left=150, height=300, width=260)
 REGION = (150, 20, 410, 320)

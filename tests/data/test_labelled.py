@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pictures import encode, photograph
 
 from fastmim.data.labelled import Labelled, limit_labels, open_labelled
 from fastmim.data.sources import Source
 from fastmim.errors import RequestError
+from pictures import encode, photograph
 
 
 def folder(root: Path, **counts: int) -> Path:

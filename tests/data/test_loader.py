@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from pictures import encode, photograph
 
 from fastmim.data.augment import NUM_RANDOMS, decode_crop
 from fastmim.data.decode import BadImage
@@ -18,6 +17,7 @@ from fastmim.data.loader import StepSampler, load, steps_per_epoch
 from fastmim.data.sources import Source, open_source
 from fastmim.errors import RequestError, RunError
 from fastmim.randomness import image_keys, uniform
+from pictures import encode, photograph
 
 
 @dataclass

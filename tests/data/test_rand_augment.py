@@ -8,11 +8,11 @@ import random
 import numpy as np
 import pytest
 import torch
-from pictures import encode, photograph
 
 from fastmim.data.decode import Box, decode_box
 from fastmim.data.rand_augment import RandAugment
 from fastmim.errors import RequestError
+from pictures import encode, photograph
 
 POLICY = "rand-m9-mstd0.5-inc1"
 

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 import fastmim
-from asking import draw_classes, settings
 from fastmim.errors import RequestError
 from fastmim.studies import budget, processes
-from fastmim.studies import settings as asked
+from fastmim.studies import settings as study_settings
 from fastmim.studies.budget import Speeds
 from fastmim.studies.preflight import Request, check
 from fastmim.studies.processes import Slots
+from small_study import draw_classes, settings
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def bars(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def request(bars: Path, allowed: str) -> Request:
     given = settings(bars, sweep={"target": ["hog", "pixels"]}, seeds=2, steps=None, budget=allowed)
-    return check(asked.build(given))
+    return check(study_settings.build(given))
 
 
 def speeds(found: Request) -> Speeds:
@@ -44,7 +44,7 @@ ONE, TWO = (Slots(("cpu",) * number, 1, 0) for number in (1, 2))
 def test_the_budget_is_used(bars: Path) -> None:
     found = request(bars, "30m")
     images = budget.divide(found, speeds(found), ONE, 1800)
-    used = speeds(found).study(found, ONE, images)
+    used = speeds(found).study_seconds(found, ONE, images)
     # 6 trials of 10 s; the rest of 90 % of the budget is for 4 pre-trainings of steps of 8 images and half a second.
     assert images // 8 == pytest.approx((0.9 * 1800 - 60) / 4 / 0.5, abs=2)
     assert 0.88 * 1800 < used <= 0.9 * 1800
@@ -52,7 +52,7 @@ def test_the_budget_is_used(bars: Path) -> None:
 
 def test_fine_tuning_takes_half_of_the_budget_at_most(bars: Path) -> None:
     open_ended = {"steps": None, "budget": "30m", "finetune_steps": None}
-    found = check(asked.build(settings(bars, sweep={"target": ["hog", "pixels"]}, seeds=2) | open_ended))
+    found = check(study_settings.build(settings(bars, sweep={"target": ["hog", "pixels"]}, seeds=2) | open_ended))
     # Two fine-tunings (the one with 4 labels a quarter the batch) of a second a step: 1.25 s a step, times 6 trials.
     slow = replace(speeds(found), step=dict.fromkeys(speeds(found).step, 1.0))
     steps = [
@@ -84,12 +84,12 @@ def test_a_budget_that_is_too_small_names_one_that_is_not(bars: Path) -> None:
     # 40 images in steps of 8 are an epoch: 6 * 10 s + 4 * 5 * 0.5 s, and a reserve of 10 %.
     assert enough == "78s"
     assert "and 4 steps for each fine-tuning; expected" in str(error.value)
-    assert budget.divide(found, speeds(found), ONE, asked.parse_budget(enough)) >= 40
+    assert budget.divide(found, speeds(found), ONE, study_settings.parse_budget(enough)) >= 40
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(80.2, "81s"), (130, "3m"), (7140, "119m"), (7800.5, "2h11m")])
 def test_what_is_enough(seconds: float, text: str) -> None:
-    assert budget.enough(seconds) == text and asked.parse_budget(text) >= seconds
+    assert budget.enough(seconds) == text and study_settings.parse_budget(text) >= seconds
 
 
 def test_what_was_measured_is_not_measured_again(bars: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

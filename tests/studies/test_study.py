@@ -18,10 +18,10 @@ import pytest
 import yaml
 
 import fastmim
-from asking import draw_classes, settings
 from fastmim import cli
 from fastmim.errors import RequestError, RunError
 from fastmim.studies import processes
+from small_study import draw_classes, settings
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +109,7 @@ def test_a_study_that_is_stopped_and_killed_goes_on(
 
     path = scratch / "trial.json"
     asked = path.read_text()
-    path.write_text(asked.replace('"lr": 0.004', '"lr": 0.002'))
+    path.write_text(study_settings.replace('"lr": 0.004', '"lr": 0.002'))
     with pytest.raises(RequestError, match=r"scratch seed 0 is done with lr 0.002 \(finetune-4\), which is 0.004 now"):
         fastmim.study(out=out)
     path.write_text(asked)
@@ -157,7 +157,7 @@ def test_a_failure_is_named_and_the_others_are_kept(
     def broken(*words: Any, **named: Any) -> dict[str, Any]:
         return {"pretrain": {"data": str(tmp_path / "gone")}}
 
-    monkeypatch.setattr("fastmim.studies.study.settings_of", broken)
+    monkeypatch.setattr("fastmim.studies.study.run_settings", broken)
     done = tmp_path / "study/runs/scratch-seed0/pretrain.json"
     done.parent.mkdir(parents=True)
     done.write_text("{}")
@@ -177,11 +177,11 @@ def test_the_command_plans_without_running(bars: Path, tmp_path: Path, capsys: p
 
 
 def test_threads_and_devices(monkeypatch: pytest.MonkeyPatch) -> None:
-    from fastmim.studies import settings as asked
+    from fastmim.studies import settings as study_settings
 
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     cores = len(os.sched_getaffinity(0))
-    assert processes.find_slots(asked.build({"device": "cpu"})) == processes.Slots(("cpu",) * cores, 1, 0)
+    assert processes.find_slots(study_settings.build({"device": "cpu"})) == processes.Slots(("cpu",) * cores, 1, 0)
     monkeypatch.setenv("OMP_NUM_THREADS", "64")
-    assert processes.find_slots(asked.build({"device": "cpu"})) == processes.Slots(("cpu",), 64, 0)
-    assert len(processes.find_slots(asked.build({"device": "cpu", "parallel": 3})).devices) == 3
+    assert processes.find_slots(study_settings.build({"device": "cpu"})) == processes.Slots(("cpu",), 64, 0)
+    assert len(processes.find_slots(study_settings.build({"device": "cpu", "parallel": 3})).devices) == 3

@@ -1,11 +1,10 @@
-"""Whole runs of `fastmim.pretrain` from the disk, against the same loop on batches that are in memory already."""
+"""Whole runs of `fastmim.pretrain` from the disk, against the same loop on a batch in memory."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
 import io
-import json
 import statistics
 from collections.abc import Generator
 from pathlib import Path
@@ -15,17 +14,19 @@ import torch
 from rich.console import Console
 
 from fastmim import pretraining
-from fastmim.bench import peak
+from fastmim.bench.steps import synthetic_batch
+from fastmim.bench.timing import spread
 from fastmim.data.sources import Source
 from fastmim.method import build
 from fastmim.method.settings import PretrainConfig
 from fastmim.training import loop, optim, schedule
 from fastmim.training.logs import Logs
+from fastmim.training.run_directory import read_metrics
 from fastmim.training.schedule import Stage
 
 MEMORY = "batches in memory"
 SMALL: dict[str, Any] = {"patch_size": 32, "embed_dim": 96, "depth": 2, "num_heads": 3}
-"""Arguments of a ViT that asks a CPU core for so little that reading could become the limit."""
+"""Arguments of a ViT that is small enough for reading to limit a CPU core."""
 
 
 def measure(
@@ -40,21 +41,21 @@ def measure(
     rounds: int,
     bf16: bool,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Train for some steps from every tier in turns; the first half of each run warms up and is not counted.
+    """Train for some steps from every tier in turns; the first half of each run is a warm-up that does not count.
 
     Args:
         tiers: From `corpus.make_tiers`.
         into: An empty directory for the runs.
         device: Where to train.
-        backbone: timm's name.
+        backbone: A timm model.
         backbone_args: Its arguments.
         batch_size: Images in a step.
-        steps: Of a run, even.
+        steps: Steps of a run, an even number.
         rounds: Runs of each tier.
         bf16: Train in bfloat16.
 
     Returns:
-        The summary by tier, and images per second and share of waiting of each round.
+        The summary by tier; the images per second and the share of time waiting for data of each round.
     """
     settings: dict[str, Any] = {
         "backbone": backbone,
@@ -70,11 +71,11 @@ def measure(
     found: dict[str, list[dict[str, float]]] = {name: [] for name in (*tiers, MEMORY)}
     for number in range(rounds):
         for name, source in tiers.items():
-            torch.compiler.reset()  # else it stops compiling after some runs
+            torch.compiler.reset()  # torch.compile gives up after a number of recompilations
             out = into / f"{name.replace(' ', '-')}-{number}"
             with contextlib.redirect_stdout(io.StringIO()):
                 pretraining.pretrain(**settings, data=source.origin, out=out)
-            found[name].append(_last_line(out))
+            found[name].append(read_metrics(out)[-1])
         origin = next(iter(tiers.values())).origin
         config = PretrainConfig(**settings, data=origin, out=into / f"memory-{number}")
         found[MEMORY].append(_from_memory(config, next(iter(tiers.values()))))
@@ -90,16 +91,16 @@ def _summarise(raw: dict[str, dict[str, list[float]]], name: str) -> dict[str, A
     return {
         "images_per_s": statistics.median(raw["images_per_s"][name]),
         "data_wait_share": statistics.median(raw["data_wait_share"][name]),
-        "of_memory": {"median": statistics.median(share), "min": min(share), "max": max(share)},
+        "of_memory": spread(share),
     }
 
 
 def _from_memory(config: PretrainConfig, source: Source) -> dict[str, float]:
-    """The same run with one batch that is on the device already, again and again."""
+    """The same run on one batch that stays on the device."""
     torch.compiler.reset()
     plan = pretraining.make_plan(config, source)
     model = build.build_model(config).to(plan.device)
-    batch = peak.synthetic(config.batch_size, config.img_size, str(plan.device))
+    batch = synthetic_batch(config.batch_size, config.img_size, str(plan.device))
 
     def batches(stage: Stage, first_step: int) -> Generator[loop.Batch]:
         while True:
@@ -120,8 +121,4 @@ def _from_memory(config: PretrainConfig, source: Source) -> dict[str, float]:
         run=loop.Run.of(config, plan, about={}, faster_data=""),
     )
     logs.close()
-    return _last_line(config.out)
-
-
-def _last_line(out: Path) -> dict[str, float]:
-    return json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])
+    return read_metrics(config.out)[-1]

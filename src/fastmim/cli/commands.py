@@ -312,18 +312,18 @@ def convert(
 @app.command
 def bench(settings: Annotated[BenchConfig, Parameter(name="*")] | None = None) -> int:
     """Measure data path, HOG, training step, methods and whole runs here; writes records, tables and a chart."""
-    from fastmim.bench import run
+    from fastmim.bench.bench import bench as run_bench
 
-    run.bench(settings or BenchConfig())
+    run_bench(settings or BenchConfig())
     return DONE
 
 
 @app.command
 def cost(settings: Annotated[CostConfig, Parameter(name="*")]) -> int:
     """Estimate device-hours for some images and epochs, from what `fastmim bench` has measured."""
-    from fastmim.bench import run
+    from fastmim.bench.cost import print_cost
 
-    run.cost(settings)
+    print_cost(settings)
     return DONE
 
 

@@ -1,13 +1,12 @@
-"""One point of a study with one seed, in a process of its own: `python -m fastmim.studies.trial FOLDER/trial.json`.
+"""The process of a trial: `python -m fastmim.studies.trial_process FOLDER/trial.json`.
 
-The runs that `trial.json` names are made in its order. Each leaves `FOLDER/<run>.json` when it is done, so that the
-same call goes on where an interrupted one was. Standard input is the leash: when it ends, the study is gone, and the
-run is saved as if the study had sent SIGTERM.
+It makes the runs in `trial.json` in order. A run that is done leaves `FOLDER/<run>.json`, so that the same call resumes
+after an interruption. Standard input is a pipe from the study: when it closes, the study has ended, and the run saves
+and stops as on SIGTERM.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
@@ -16,32 +15,27 @@ import time
 from pathlib import Path
 from typing import Any
 
-from fastmim.errors import RequestError, RunError
-
-DONE, FAILED, REFUSED, STOPPED = 0, 1, 2, 75
-FILE = "trial.json"
+from fastmim.errors import DONE, FAILED, REFUSED, STOPPED, RequestError, RunError
+from fastmim.studies.trial import FILE, result_file
+from fastmim.system import files
+from fastmim.training.run_directory import read_metrics
 
 
 def run_trial(folder: Path) -> int:
-    """Make the runs that are not done yet; the exit status."""
-    for name, settings in json.loads((folder / FILE).read_text()).items():
+    """Make the runs that are not done yet and return the exit status."""
+    for name, settings in files.read_json(folder / FILE).items():
         if result_file(folder, name).exists():
             continue
         began = time.perf_counter()
         result = _run(name, settings)
         if result is None:
             return STOPPED
-        write_json(result_file(folder, name), result | {"wall_seconds": time.perf_counter() - began})
+        files.write_json(result_file(folder, name), result | {"wall_seconds": time.perf_counter() - began})
     return DONE
 
 
-def result_file(folder: Path, name: str) -> Path:
-    """Where a run's numbers are once it is done."""
-    return folder / f"{name}.json"
-
-
 def _run(name: str, settings: dict[str, Any]) -> dict[str, Any] | None:
-    """A run's numbers; None if a signal stopped it."""
+    """A run's results; None if a signal stopped it."""
     if name == "pretrain":
         from fastmim.pretraining import pretrain
 
@@ -59,47 +53,32 @@ def _run(name: str, settings: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def training_cost(run: Path) -> dict[str, float]:
-    """Steps, images, seconds that training had the device for, and images/s, from a run's metrics.jsonl.
+    """Steps, images, device-seconds and images/s of a training run, from its metrics.jsonl.
 
-    Evaluations and saving are left out; what was done twice because of an interruption is counted once.
+    Evaluating and saving are not counted; steps repeated after an interruption are counted once.
     """
     steps = images = 0
     seconds = 0.0
-    for line in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()):
+    for line in read_metrics(run):
         if "seconds_per_step" in line:
             seconds += line["seconds_per_step"] * (line["step"] - steps)
             steps, images = line["step"], line["images"]
     return {"steps": steps, "images": images, "device_seconds": seconds, "images_per_s": images / max(seconds, 1e-9)}
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file that appears whole or not at all."""
-    partial = path.with_name(f".{path.name}.tmp")
-    with partial.open("w") as file:
-        file.write(json.dumps(content, indent=1) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-
-
-def read_json(path: Path) -> Any:
-    """What `write_json` wrote."""
-    return json.loads(path.read_text())
-
-
-def _obey_leash() -> None:
-    """Ask this process to stop when standard input ends."""
+def _stop_with_the_study() -> None:
+    """Send this process SIGTERM when standard input closes."""
 
     def wait() -> None:
         while os.read(0, 1024):
             pass
         os.kill(os.getpid(), signal.SIGTERM)
 
-    threading.Thread(target=wait, name="leash", daemon=True).start()
+    threading.Thread(target=wait, name="standard input", daemon=True).start()
 
 
 def main() -> None:
-    _obey_leash()
+    _stop_with_the_study()
     try:
         status = run_trial(Path(sys.argv[1]).parent)
     except (RequestError, RunError) as error:

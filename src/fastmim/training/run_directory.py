@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import platform
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -161,3 +162,8 @@ def read_config(cls: type[Config], out: Path) -> Config:
     if not path.exists():
         raise RequestError(f"run is {out}; expected a run directory with a config.yaml, as `fastmim pretrain` makes")
     return configs.build(cls, configs.read(path))
+
+
+def read_metrics(out: Path) -> list[dict[str, Any]]:
+    """The lines of a run's metrics.jsonl."""
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
