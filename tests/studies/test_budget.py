@@ -1,4 +1,4 @@
-"""A budget is divided so that all points see the same number of images, and one that is too small says what would do."""
+"""A budget is divided so that all points see the same number of images; one that is too small names the least."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def request(bars: Path, allowed: str) -> Request:
 
 
 def speeds(found: Request) -> Speeds:
-    """Each step half a second, and 10 s a trial besides."""
+    """Half a second for each step, and 10 s for each trial besides."""
     folders = [point.folder for point in found.points]
     zeros = dict.fromkeys(folders, 0.0)
     steps = {folder: 0.5 if "target" in folder else 0.0 for folder in folders}
@@ -70,13 +70,13 @@ def test_two_devices_do_about_twice_as_much(bars: Path) -> None:
     assert 1.7 * one < two < 2.1 * one
 
 
-def test_jobs_go_where_it_is_free() -> None:
+def test_jobs_start_on_the_first_free_slot() -> None:
     assert budget.makespan([3, 1, 1, 1], 2) == 3
     assert budget.makespan([1, 1, 1, 3], 2) == 4
     assert budget.makespan([2, 2], 1) == 4
 
 
-def test_a_budget_that_is_too_small_names_one_that_is_not(bars: Path) -> None:
+def test_a_budget_that_is_too_small_is_refused_with_the_least_that_is_enough(bars: Path) -> None:
     found = request(bars, "10s")
     with pytest.raises(RequestError, match="budget is 10s, which cannot hold 6 trials 1 at a time on cpu") as error:
         budget.divide(found, speeds(found), ONE, 10)
@@ -88,11 +88,11 @@ def test_a_budget_that_is_too_small_names_one_that_is_not(bars: Path) -> None:
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(80.2, "81s"), (130, "3m"), (7140, "119m"), (7800.5, "2h11m")])
-def test_what_is_enough(seconds: float, text: str) -> None:
+def test_budgets_are_rounded_up(seconds: float, text: str) -> None:
     assert budget.enough(seconds) == text and study_settings.parse_budget(text) >= seconds
 
 
-def test_what_was_measured_is_not_measured_again(bars: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_speeds_are_measured_once(bars: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given: dict[str, Any] = settings(bars, steps=None, budget="1s", out=tmp_path / "study", parallel=2)
     with pytest.raises(RequestError, match="budget is 1s, which cannot hold 2 trials 2 at a time on cpu") as error:
         fastmim.study(**given)
@@ -101,6 +101,6 @@ def test_what_was_measured_is_not_measured_again(bars: Path, tmp_path: Path, mon
     assert sorted(path.name for path in (tmp_path / "study").iterdir()) == ["speed.json"]
 
     monkeypatch.setattr(processes, "run_all", lambda *_, **__: pytest.fail("measured again"))
-    with pytest.raises(RequestError) as again:  # another budget, the same measurement: the same answer
+    with pytest.raises(RequestError) as again:  # another budget, the same measurement and the same answer
         fastmim.study(**given | {"budget": "2s"})
     assert str(again.value).partition("expected")[2] == str(error.value).partition("expected")[2]

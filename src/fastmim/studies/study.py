@@ -148,9 +148,8 @@ def _plan(request: Request, slots: Slots, lock: int, say: Callable[[str], None])
     path = config.out / _PLAN
     if path.exists() and (config.out / _CONFIG).exists():
         known: dict[str, Any] = files.read_json(path)
-        known.setdefault(
-            "seeds", settings.build(configs.read(config.out / _CONFIG)).seeds
-        )  # absent in an earlier version
+        # An earlier version did not write the number of seeds.
+        known.setdefault("seeds", settings.build(configs.read(config.out / _CONFIG)).seeds)
         files.write_json(path, known)
         _write_config(config)  # with the present number of seeds
         return known
@@ -201,8 +200,8 @@ def _check_done(trials: Iterable[Trial]) -> None:
             for key in sorted(settings_now.keys() & before[run].keys() - _WHERE):
                 if before[run][key] != settings_now[key]:
                     raise RequestError(
-                        f"out is {trial.folder.parent.parent}, where {trial.name} is done with {key} {before[run][key]!r} "
-                        f"({run}), which is {settings_now[key]!r} now; expected the same settings for all trials: "
+                        f"out is {trial.folder.parent.parent}, where {trial.name} is done with {key} "
+                        f"{before[run][key]!r} ({run}), which is {settings_now[key]!r} now; expected the same settings for all trials: "
                         f"take another --out"
                     )
 
