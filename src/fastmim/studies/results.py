@@ -46,7 +46,7 @@ def write(
         f"{count(config.seeds, 'seed')}"
     )
     ordered = "\n\n".join(differences.describe(summary, number) for number in labels)
-    files.write_text(config.out / TABLE, f"{title}\n\n{markdown(header, rows)}\n\n{ordered}\n\n{LEGEND}\n")
+    files.writeplus_minus(config.out / TABLE, f"{title}\n\n{markdown(header, rows)}\n\n{ordered}\n\n{LEGEND}\n")
     for suffix in ("png", "svg"):
         plot.draw(summary, config.out / f"{PLOT}.{suffix}", title=title)
     record = _record(request, slots, plan, results, summary)
@@ -122,22 +122,23 @@ def tabulate(summary: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     rows = []
     for name, point in summary.items():
         cost = (
-            [_text(point["pretrain"][key], 0) for key in ("images_per_s", "device_seconds")]
+            [plus_minus(point["pretrain"][key], 0) for key in ("images_per_s", "device_seconds")]
             if "pretrain" in point
             else ["", "0"]
         )
         rows.append([name, *cost, *(_accuracy(point["top1"][n]) for n in labels)])
         if probe:
-            rows[-1].append(_text(point["probe"], 2))
+            rows[-1].append(plus_minus(point["probe"], 2))
     return header, rows
 
 
 def _accuracy(found: dict[str, Any]) -> str:
     gain = f" ({found['gain']['mean']:+.2f})" if "gain" in found else ""
-    return _text(found, 2) + gain
+    return plus_minus(found, 2) + gain
 
 
-def _text(found: dict[str, Any], digits: int) -> str:
+def plus_minus(found: dict[str, Any], digits: int) -> str:
+    """Mean and, for several seeds, standard deviation, from `spread`."""
     deviation = f" ± {found['deviation']:,.{digits}f}" if found["deviation"] is not None else ""
     return f"{found['mean']:,.{digits}f}{deviation}"
 

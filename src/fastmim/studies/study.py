@@ -201,8 +201,8 @@ def _check_done(trials: Iterable[Trial]) -> None:
                 if before[run][key] != settings_now[key]:
                     raise RequestError(
                         f"out is {trial.folder.parent.parent}, where {trial.name} is done with {key} "
-                        f"{before[run][key]!r} ({run}), which is {settings_now[key]!r} now; expected the same settings for all trials: "
-                        f"take another --out"
+                        f"{before[run][key]!r} ({run}), which is {settings_now[key]!r} now; expected the same "
+                        f"settings for all trials: take another --out"
                     )
 
 
