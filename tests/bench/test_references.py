@@ -1,4 +1,4 @@
-"""The comparison is fair: the plain forms compute what fastmim computes, and the operations are counted right."""
+"""The comparison is fair: the plain forms compute what fastmim computes, and operations are counted correctly."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_the_reference_has_the_same_loss_and_makes_the_same_step(case: Case) -> 
     moved = 0.0
     for (name, p), q in zip(model.named_parameters(), reference.parameters(), strict=True):
         moved = max(moved, (p - before[name]).abs().max().item())
-        # AdamW's first step is the gradient's sign: where the gradient is rounding, either sign is right.
+        # AdamW's first step is the gradient's sign, which is arbitrary where the gradient is rounding error.
         assert ((p - q).abs() < 2e-5).float().mean() > 0.95, name
     assert moved > 5e-5
 
@@ -71,7 +71,7 @@ def test_the_reference_is_plain() -> None:
     [("FastMIM 128", 11.3), ("FastMIM 128, tokens dropped", 3.0), ("MAE 224", 18.5), ("SimMIM 224", 34.0)],
 )
 def test_operations_of_vit_b(method: str, gflop: float) -> None:
-    """The usual figures, which leave out the products inside attention (up to 6 %); a multiply-add is two."""
+    """The published figures, which leave out the products inside attention (up to 6 %); a multiply-add is two."""
     size = int(methods.METHODS[method]["img_size"])
     one, two = (
         flops.count_flops(methods.build(method, "vit_base_patch16_224", {"depth": depth}), size, "cpu")
@@ -92,11 +92,11 @@ def test_operations_of_a_matrix_product() -> None:
     assert flops.count_flops(Case(**VIT).build(), 32, "cpu") == 2 * (encoder + decoder)
 
 
-def test_memory_is_what_lives_at_once() -> None:
+def test_peak_memory_counts_tensors_alive_at_once() -> None:
     def run() -> torch.Tensor:
         a = torch.ones(2**18)  # 1 MiB
-        a = a + 1  # both for a moment
-        b = a.view(2, -1)  # no memory of its own
+        a = a + 1  # both are alive for a moment
+        b = a.view(2, -1)  # shares its memory
         b.add_(1)
         return (b * 2).sum()
 

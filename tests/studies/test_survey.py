@@ -1,4 +1,4 @@
-"""The sweep over timm's models, on a few, and its report."""
+"""The survey of timm's models, on a few of them, and its report."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_report_gives_the_reason_of_each_failure():
         Row("mixer", "mlp_mixer", 18_000_000, 32, 512),
         Row("halo", "byobnet", 12_000_000, 32, 2048, problem="takes 256 | 512 px only"),
     ]
-    text = survey.markdown(rows, "*", 150e6, 128)
+    text = survey.report(rows, "*", 150e6, 128)
     assert "**2 of 3 pass (66.7%).**" in text
     assert "| halo | 12.0 | takes 256 / 512 px only |" in text
     assert "| vit | 16 | 192 | 5.5 | resized |" in text
