@@ -21,7 +21,6 @@ from fastmim.bench.bench import bench
 from fastmim.bench.settings import PARTS, BenchConfig, CostConfig
 from fastmim.bench.timing import ratios
 from fastmim.errors import RequestError
-from fastmim.report import records
 
 TODAY = date.today().isoformat()
 
@@ -151,17 +150,6 @@ def test_a_chart_needs_matplotlib(folder: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(RequestError, match=r"matplotlib is not installed; run: pip install 'fastmim\[plots\]'"):
         chart.draw([load(folder, "hog")], folder / "none.png")
-
-
-def test_a_later_record_of_the_same_day_replaces_the_earlier_one(tmp_path: Path) -> None:
-    for value in (1.0, 2.123456):
-        path = records.write(tmp_path, "bench-x", claim="c", config={}, raw={}, summary={"value": value})
-    assert [p.name for p in tmp_path.iterdir()] == [path.name] == [f"bench-x-{TODAY}.json"]
-    assert json.loads(path.read_text())["summary"] == {"value": 2.1235}
-    (tmp_path / "bench-x-2001-01-01.json").write_text("{}")
-    (tmp_path / f"bench-x-cuda-{TODAY}.json").write_text("{}")
-    assert records.newest(tmp_path, "bench-x") == path
-    assert records.newest(tmp_path, "bench-y") is None
 
 
 def test_cost(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -27,7 +27,7 @@ class Scale:
     device: str
     batch_size: int
     rounds: int
-    num_pictures: int
+    num_images: int
     """JPEGs of the corpus."""
     data_batch: int
     hog_batch: int
@@ -44,7 +44,7 @@ class Scale:
             device=device,
             batch_size=config.batch_size or (16 if small else 256),
             rounds=config.rounds or (5 if small else 15),
-            num_pictures=256 if small else 2048,
+            num_images=256 if small else 2048,
             data_batch=data_path.BATCH,
             hog_batch=32 if small else 512,
             run_steps=16 if small else 60,
@@ -104,7 +104,7 @@ class Parts:
             "A folder and its packs are read with less CPU time than by Pillow and torchvision's transforms.",
             {"pipelines": summary},
             times.raw(),
-            num_images=scale.num_pictures,
+            num_images=scale.num_images,
             num_photographs=self._num_photographs,
             crop_size=data_path.SIZE,
             batch_size=scale.data_batch,
@@ -186,7 +186,7 @@ class Parts:
             with self.timing("  cutting and packing photographs"):
                 folder = self._scratch / "photos"
                 folder.mkdir()
-                self._num_photographs = corpus.cut_corpus(folder, self._scale.num_pictures)
+                self._num_photographs = corpus.cut_corpus(folder, self._scale.num_images)
                 self._tiers = corpus.make_tiers(folder, self._scratch)
         return self._tiers
 

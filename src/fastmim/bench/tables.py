@@ -123,13 +123,13 @@ def _methods(record: Record) -> Table:
 def _end_to_end(record: Record) -> Table:
     return Table(
         "End to end",
-        ("images from", "images/s", "waiting for data", "of memory's"),
+        ("source", "images/s", "waiting for data", "share of memory's rate"),
         [
             (name, number(n["images_per_s"]), f"{n['data_wait_share']:.0%}", spread(n["of_memory"]))
             for name, n in record["summary"]["tiers"].items()
         ],
         f"{record['config']['backbone']} {record['config']['backbone_args'] or ''} at 128 px, "
-        f"{record['config']['num_workers']} data workers, by wall-clock time. {where(record)}.",
+        f"data workers: {record['config']['num_workers']}; by wall-clock time. {where(record)}.",
     )
 
 
