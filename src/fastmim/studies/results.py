@@ -46,7 +46,7 @@ def write(
         f"{count(config.seeds, 'seed')}"
     )
     ordered = "\n\n".join(differences.describe(summary, number) for number in labels)
-    files.writeplus_minus(config.out / TABLE, f"{title}\n\n{markdown(header, rows)}\n\n{ordered}\n\n{LEGEND}\n")
+    files.write_text(config.out / TABLE, f"{title}\n\n{markdown(header, rows)}\n\n{ordered}\n\n{LEGEND}\n")
     for suffix in ("png", "svg"):
         plot.draw(summary, config.out / f"{PLOT}.{suffix}", title=title)
     record = _record(request, slots, plan, results, summary)
