@@ -12,8 +12,9 @@ import argparse
 import functools
 import statistics
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,12 @@ from fastmim.data.statistics import IMAGENET_MEAN, IMAGENET_STD
 from fastmim.method.mim import MIM
 from fastmim.randomness import image_keys
 from fastmim.report import records
-from fastmim.training import loop, optim, schedule
+from fastmim.training import loop, optim
 from fastmim.training.logs import Logs
+from fastmim.training.plan import Plan
+from fastmim.training.run_directory import RunDirectory
 from fastmim.training.schedule import Stage
+from fastmim.training.settings import TrainConfig
 
 LEARNING_RATE = 1e-4
 
@@ -118,6 +122,27 @@ class EnoughError(Exception):
     """Ends a round before the loop writes its last checkpoint, which a real run writes once in hundreds of steps."""
 
 
+@dataclass(frozen=True)
+class Trained:
+    """What `loop.fit` trains: a model on the same batch for some steps."""
+
+    model: torch.nn.Module
+    prepare: Prepare
+    build_optimizer: Build
+    batch: dict[str, Any]
+    steps: int
+
+    def batches(self, stage: Stage, first_step: int) -> Generator[dict[str, Any]]:
+        yield from (self.batch for _ in range(self.steps))
+        raise EnoughError
+
+    def facts(self) -> dict[str, Any]:
+        return {}
+
+    def periodic(self, logs: Logs) -> list[loop.Periodic]:
+        return []
+
+
 def ours(
     model: torch.nn.Module,
     prepare: Prepare,
@@ -127,28 +152,23 @@ def ours(
     folder: Path,
 ) -> None:
     """Train with `loop.fit`: logs, seeding, gradient norms, the check for non-finite steps."""
-
-    def batches(stage: Stage, first_step: int) -> Iterator[dict[str, Any]]:
-        yield from (batch for _ in range(options.steps))
-        raise EnoughError
-
-    logs = Logs(folder, total_steps=options.steps + 1, console=Console(quiet=True))
-    run = loop.Run(
-        out=folder, seed=0, batch_size=options.batch_size, steps_per_epoch=100, device=torch.device("cpu"), about={}
+    plan = Plan(
+        num_images=100 * options.batch_size,
+        batch_size=options.batch_size,
+        steps_per_epoch=100,
+        total_steps=options.steps + 1,
+        warmup_steps=1,
+        peak_lr=LEARNING_RATE,
+        stages=[Stage(options.img_size, 0, options.steps + 1, 1)],
+        device=torch.device("cpu"),
+        bf16=False,
+        compile=False,
+        num_workers=0,
     )
+    logs = Logs(RunDirectory(folder), total_steps=plan.total_steps, console=Console(quiet=True))
+    config = TrainConfig(out=folder, batch_size=options.batch_size)
     with suppress(EnoughError):
-        loop.fit(
-            model,
-            stages=[Stage(options.img_size, 0, options.steps + 1, 1)],
-            batches=batches,
-            prepare=prepare,
-            build_optimizer=build,
-            learning_rate=functools.partial(
-                schedule.learning_rate, peak=LEARNING_RATE, warmup_steps=1, total_steps=10**6
-            ),
-            logs=logs,
-            run=run,
-        )
+        loop.fit(Trained(model, prepare, build, batch, options.steps), config, plan, logs=logs)
     logs.close()
 
 

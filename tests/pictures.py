@@ -1,4 +1,4 @@
-"""A real photograph in any file format, and how near two pictures are."""
+"""A photograph in any file format, and the similarity of two images."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def encode(image: Image.Image, file_format: str = "JPEG", **options: Any) -> byt
 
 
 def psnr(a: torch.Tensor | Image.Image, b: torch.Tensor | Image.Image) -> float:
-    """dB, of uint8 (3, S, S) tensors or Pillow pictures."""
+    """Peak signal-to-noise ratio in dB of uint8 (C, H, W) tensors or Pillow images."""
     a, b = (
         np.moveaxis(np.asarray(x.convert("RGB")), 2, 0) if isinstance(x, Image.Image) else x.numpy() for x in (a, b)
     )

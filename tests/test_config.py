@@ -1,4 +1,4 @@
-"""Settings: one definition for CLI, YAML and Python; wrong ones are refused with the remedy."""
+"""Settings: one definition for CLI, YAML and Python; wrong values are refused with a remedy."""
 
 from __future__ import annotations
 
@@ -61,11 +61,12 @@ def test_command_line_numbers_reach_backbone_args_as_numbers() -> None:
         ({"warmup": "soon"}, "warmup is 'soon'; expected a duration"),
         ({"warmup": "3 furlongs"}, "warmup is '3 furlongs'; expected a duration"),
         ({"picture_every": "x"}, "picture_every is 'x'; expected a duration"),
+        ({"max_bad_share": 2}, "max_bad_share is 2; expected 0 to 1"),
         ({"mask_ratio": 1}, "mask_ratio is 1.0; expected between 0 and 1"),
         ({"encoder_depth": 1.5}, "encoder_depth is 1.5; expected"),
-        ({"img_size": 0}, "img_size is 0; expected a number of pixels"),
+        ({"img_size": 0}, "img_size is 0; expected at least 1"),
         ({"stages": "128"}, "stages is '128'; expected SIZE:SHARE"),
-        ({"stages": "128:0.5,160:0.4"}, "shares that sum to 1, and these sum to 0.9"),
+        ({"stages": "128:0.5,160:0.4"}, "shares that sum to 1; these sum to 0.9"),
         ({"decoder": "250x1"}, "decoder is '250x1'; expected auto, linear or WIDTHxDEPTH"),
     ],
 )
@@ -87,14 +88,14 @@ def test_unreadable_config_files(tmp_path: Path) -> None:
         configs.read(path)
 
 
-def test_differences_leave_out_what_may_change() -> None:
+def test_differences_leave_out_resumable_settings() -> None:
     stored = configs.to_mapping(build(data="a", num_workers=3))
     assert configs.differences(stored, build(data="a", num_workers=0, device="cpu")) == []
     assert configs.differences(stored, build(data="b")) == ["data 'a' -> 'b'"]
 
 
 def test_every_setting_has_help_and_is_read() -> None:
-    """A documented setting that nothing reads is a lie; here each is used outside the settings."""
+    """Every setting is documented, and read by some module other than the settings."""
     import dataclasses
 
     source = Path(configs.__file__).parent
@@ -106,3 +107,15 @@ def test_every_setting_has_help_and_is_read() -> None:
         assert f"    {field.name}: " in own and '"""' in own.split(f"    {field.name}: ", 1)[1].split("\n")[1], (
             field.name
         )
+
+
+def test_a_later_list_or_mapping_is_taken_as_texts() -> None:
+    from fastmim.studies import settings
+
+    config = settings.build({"sweep": ["lr=1,2"], "budget": "1h"}, {"sweep": {"lr": [1, None]}, "steps": 3})
+    assert (config.sweep, config.budget, config.steps) == (("lr=1,none",), None, 3)
+
+
+def test_a_setting_cannot_be_named_like_a_class_variable() -> None:
+    with pytest.raises(RequestError, match="unknown setting 'RESUMABLE'"):
+        build(RESUMABLE=["data"])

@@ -1,5 +1,5 @@
-"""Pinned loss curves: a refactor must reproduce them. After a change that is meant to alter training, run
-`python tests/test_golden.py` and say in the commit why the curves moved."""
+"""Pinned loss curves, which every refactor must reproduce. After a change that is meant to alter training, run
+`python tests/test_golden.py` and explain in the commit why the curves moved."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def curve(name: str, out: Path) -> list[float]:
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_the_loss_curve_is_the_pinned_one(name: str, tmp_path: Path) -> None:
+def test_the_loss_curve_equals_the_pinned_one(name: str, tmp_path: Path) -> None:
     pinned = json.loads((GOLDEN / f"{name}.json").read_text())
-    # Processors round differently; 12 steps do not blow that up beyond a thousandth.
+    # Processors round differently; over 12 steps the difference stays below a thousandth.
     assert curve(name, tmp_path / "run") == pytest.approx(pinned, rel=1e-3)
 
 

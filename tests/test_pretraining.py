@@ -283,7 +283,7 @@ def test_an_unwritable_directory_is_refused(tmp_path: Path, photos: Path) -> Non
     (tmp_path / "file").write_text("")
     with pytest.raises(RequestError, match=r"out is .*file/run: Not a directory; expected a path that can be written"):
         pretrain(tmp_path / "file/run", photos)
-    (tmp_path / "run/.config.tmp").mkdir(parents=True)
+    (tmp_path / f"run/.config.yaml.{os.getpid()}.tmp").mkdir(parents=True)
     with pytest.raises(RequestError, match=r"out is .*run: Is a directory; expected a directory that can be written"):
         pretrain(tmp_path / "run", photos)
 

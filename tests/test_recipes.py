@@ -1,4 +1,4 @@
-"""Every published recipe makes two steps at its own sizes with a network of reduced width, and says its source."""
+"""Every published recipe makes two steps at its own sizes with a narrower network, and names its source."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from fastmim.weights.convert import convert
     from fastmim.weights.export import export
 
-# Imported at first use, so that `fastmim --help` need not wait for torch.
+# Imported at first use: `fastmim --help` must not wait for torch.
 _HOMES = {
     "Backbone": "fastmim.backbone",
     "HOG": "fastmim.method.targets",

@@ -1,10 +1,10 @@
 """Random numbers as pure functions of (seed, epoch, image): the same on every device, worker and rank.
 
-Nothing about randomness is ever stored. An image's *key* names its appearance in one epoch; crop, flip
-and mask are read from the key, so neither the number of workers, nor the order in which they answer,
-nor an interruption can change them. The mixing function is SplitMix64 (Steele, Lea and Flood, "Fast
-splittable pseudorandom number generators", OOPSLA 2014), written in wrapping int64 arithmetic, which
-gives the same bits in eager and compiled code on CPU and GPU.
+No random state is ever stored. A *key* identifies an image in one epoch; crop, flip and mask are functions of
+the key, so neither the number of workers, nor the order in which they finish, nor an interruption can change
+them. The mixing function is SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number
+generators", OOPSLA 2014) in wrapping int64 arithmetic, which gives the same bits in eager and compiled code
+on CPU and GPU.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ _64_BITS = (1 << 64) - 1
 
 def _mix(x: Tensor) -> Tensor:
     """SplitMix64's finaliser: int64 -> int64, a bijection whose output bits all depend on all input bits."""
-    # `>>` on int64 copies the sign bit; the masks make it the logical shift that the function needs.
+    # `>>` on int64 copies the sign bit; the masks turn it into the logical shift of SplitMix64.
     x = (x ^ ((x >> 30) & ((1 << 34) - 1))) * _MIX_1
     x = (x ^ ((x >> 27) & ((1 << 37) - 1))) * _MIX_2
     return x ^ ((x >> 31) & ((1 << 33) - 1))
 
 
 def image_keys(seed: int, epoch: int, indices: Tensor) -> Tensor:
-    """One key for each image's appearance in an epoch.
+    """Compute the key of each image in an epoch.
 
     Args:
         seed: The run's seed, any 63-bit integer.
@@ -42,8 +42,8 @@ def image_keys(seed: int, epoch: int, indices: Tensor) -> Tensor:
 
 
 def step_seed(seed: int, *counters: int) -> int:
-    """A 63-bit generator seed from the run's seed and counters such as (step, rank)."""
-    # Plain integers: torch needs 30 times longer for single numbers, and this runs at every step.
+    """Compute a 63-bit generator seed from the run's seed and counters such as (step, rank)."""
+    # Plain integers, because torch takes 30 times longer for single numbers and this runs at every step.
     x = seed
     for counter in counters:
         x = _mix_int((x * 3 + _GAMMA + _mix_int(counter + _MIX_1)) & _64_BITS)
@@ -59,18 +59,18 @@ def _mix_int(x: int) -> int:
 
 
 def uniform(keys: Tensor, num: int, *, stream: int = 0) -> Tensor:
-    """`num` uniform numbers for each key.
+    """Draw `num` uniform numbers for each key.
 
     Args:
         keys: (B,) int64 from `image_keys`.
-        num: How many numbers.
-        stream: Independent streams of the same key (one for crops, one for masks, ...).
+        num: Numbers per key.
+        stream: Selects one of the key's independent streams (one for crops, one for masks, ...).
 
     Returns:
         (B, num) float32 in [0, 1), multiples of 2**-24.
     """
     counters = torch.arange(1, num + 1, device=keys.device, dtype=torch.int64) + (stream << 32)
-    # xor, not the usual multiply-and-add: the compiler folds arithmetic on `arange` into an index
-    # expression with exact integers and then overflows.
+    # xor instead of the usual multiply-and-add, which the compiler folds into an index expression on
+    # `arange` in exact integers, and then overflows.
     bits = _mix(_mix(keys[:, None] ^ counters) + _GAMMA)
     return ((bits >> 40) & ((1 << 24) - 1)).to(torch.float32) * 2.0**-24

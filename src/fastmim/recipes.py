@@ -1,8 +1,8 @@
-"""Published settings as functions that return configs' values; flags and YAML override them.
+"""Recipes: functions that return published settings, which flags and YAML override.
 
-Each docstring opens with the result as published, ImageNet-1K top-1 after fine-tuning at 224 pixels, and who
-measured it. We have not repeated the ImageNet runs. MAE, SimMIM and MaskFeat are settings of the same `MIM`; where
-SimMIM and MaskFeat paint their mask token over embedded patches, ours is painted over the pixels.
+Each docstring opens with the published result (ImageNet-1K top-1 after fine-tuning at 224 pixels) and its source. We
+have not repeated the ImageNet runs. MAE, SimMIM and MaskFeat are settings of the same `MIM`; SimMIM and MaskFeat
+originally put their mask token over embedded patches, whereas we paint it over the pixels.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def vit_b() -> Settings:
 def swin_b() -> Settings:
     """84.1 % after 400 epochs; COCO 52.0 box AP, 46.0 mask AP (same paper).
 
-    The window is 4 at 128 pixels (a fixed share of the map) and 7 at 224.
+    The window scales with the feature map: 4 at 128 pixels, 7 at 224.
 
     fastmim pretrain --recipe swin-b --data imagenet/train --out runs/swin-b
     """
@@ -50,7 +50,7 @@ def swin_b() -> Settings:
 
 
 def swin_l() -> Settings:
-    """No published schedule: Swin-B's settings of the same paper for a Swin-L.
+    """No published schedule: the paper's settings for Swin-B, applied to Swin-L.
 
     fastmim pretrain --recipe swin-l --data imagenet/train --out runs/swin-l
     """
@@ -58,7 +58,7 @@ def swin_l() -> Settings:
 
 
 def pvtv2_b2() -> Settings:
-    """82.5 % after 800 epochs (same paper; the released checkpoint's name says that its target was pixels).
+    """82.5 % after 800 epochs (same paper; the released checkpoint's name says that its targets were pixels).
 
     fastmim pretrain --recipe pvtv2-b2 --data imagenet/train --out runs/pvtv2-b2
     """
@@ -74,7 +74,7 @@ def cmt_s() -> Settings:
 
 
 def twins() -> Settings:
-    """No published schedule: the settings of the paper's other hierarchical networks for a Twins-SVT-S.
+    """No published schedule: the paper's settings for hierarchical networks, applied to Twins-SVT-S.
 
     fastmim pretrain --recipe twins --data imagenet/train --out runs/twins
     """
@@ -82,7 +82,7 @@ def twins() -> Settings:
 
 
 def convnext() -> Settings:
-    """No published schedule: the settings of the paper's hierarchical networks for a ConvNeXt-B.
+    """No published schedule: the paper's settings for hierarchical networks, applied to ConvNeXt-B.
 
     fastmim pretrain --recipe convnext --data imagenet/train --out runs/convnext
     """
@@ -90,7 +90,7 @@ def convnext() -> Settings:
 
 
 def fastmim_p() -> Settings:
-    """FastMIM-P: no published schedule. A Swin-L whose resolution rises; the shares are ours (paper, section 3.4).
+    """FastMIM-P: no published schedule. Swin-L at rising resolution (paper, section 3.4); the shares are ours.
 
     fastmim pretrain --recipe fastmim-p --data imagenet/train --out runs/fastmim-p
     """
@@ -150,7 +150,7 @@ def simmim_vit_b() -> Settings:
 def maskfeat_vit_b() -> Settings:
     """83.4 % after 300 epochs, 84.0 % after 1600 (Wei et al., MaskFeat, CVPR 2022; 300 epochs: MMPreTrain).
 
-    Its blocks are hidden in larger patches than single ones, and its HOG is of Dalal and Triggs' form.
+    Unlike ours, the original hides blocks in larger groups and computes HOG as Dalal and Triggs do.
 
     fastmim pretrain --recipe maskfeat-vit-b --data imagenet/train --out runs/maskfeat-vit-b
     """
@@ -217,12 +217,12 @@ FINETUNE_RECIPES: dict[str, Callable[[], Settings]] = {"vit-b": finetune_vit_b, 
 
 
 def result(recipe: Callable[[], Settings]) -> str:
-    """What a recipe's docstring says in its first line: the published result, and whose it is."""
+    """Return the first line of a recipe's docstring: the published result and its source."""
     return (recipe.__doc__ or "").split("\n")[0]
 
 
 def describe() -> str:
-    """Every recipe with its size, length and batch, and below it its published result."""
+    """List every recipe with its image size, length and batch, followed by its published result."""
     lines = ["fastmim pretrain --recipe"]
     for name, recipe in RECIPES.items():
         settings = recipe()

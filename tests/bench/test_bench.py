@@ -177,7 +177,7 @@ def test_cost(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
             ("bench", "--device", "cpu", "--records", "file/records"),
             "records is file/records: .*expected a writable directory",
         ),
-        (("cost", "--images", "0", "--epochs", "1"), "images is 0; expected more than 0"),
+        (("cost", "--images", "0", "--epochs", "1"), "images is 0; expected at least 1"),
         (("cost", "--images", "1", "--epochs", "-1"), "epochs is -1.0; expected more than 0"),
         (("cost", "--images", "1", "--epochs", "1"), "holds no bench-step-DATE.json; .*run it first"),
         (("cost", "--images", "1", "--epochs", "1", "--record", "none.json"), "record is none.json: No such file"),

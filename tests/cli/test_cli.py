@@ -1,4 +1,4 @@
-"""The command line: instant help, nearest names, exit statuses, one line on standard error."""
+"""The command line: instant help, suggestions for misspelt names, exit statuses, errors of one line."""
 
 from __future__ import annotations
 
@@ -12,8 +12,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+import fastmim
 from conftest import SMALL
 from fastmim import cli
+
+PACKAGE = Path(fastmim.__file__).parent
 
 
 def run(*words: str) -> int:
@@ -33,6 +36,20 @@ def test_help_does_not_import_torch() -> None:
     check = "heavy = {'torch', 'timm', 'numpy', 'PIL'} & set(sys.modules); assert not heavy, heavy"
     for command in ("", "pretrain', '"):
         subprocess.run([sys.executable, "-c", script.format(command) + check], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_a_flag_counts_as_given_even_at_its_default() -> None:
+    """A recipe or a resumed study's settings yield to flags, but not to defaults."""
+    words = ["pretrain", "--lr", "1.5e-4", "--no-compile", "--backbone-args.depth", "4"]
+    _, bound, _ = cli.app.parse_args(words, exit_on_error=False, print_error=False)
+    assert bound.arguments["settings"].given == {"lr": 1.5e-4, "compile": False, "backbone_args": {"depth": "4"}}
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("settings.py")), ids=lambda path: path.parent.name)
+def test_settings_do_not_import_torch(path: Path) -> None:
+    name = ".".join(("fastmim", *path.relative_to(PACKAGE).with_suffix("").parts))
+    check = f"import sys, {name}; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", check], check=True)
 
 
 def test_help_shows_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
@@ -95,7 +112,7 @@ def test_a_wrong_request_is_one_line_and_exits_2(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_key_that_yaml_mistypes_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_misspelt_key_in_yaml_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "run.yaml"
     path.write_text("bachsize: 3\n")
     assert run("pretrain", "--config", str(path)) == 2
@@ -137,18 +154,16 @@ def test_backbones_lists(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_full_disk_outside_a_checkpoint_is_one_line(
     tmp_path: Path, photos: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fastmim import pretraining
-
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(pretraining, "make_plan", fail)
+    monkeypatch.setattr("fastmim.training.run.make_plan", fail)
     assert run("pretrain", "--config", str(settings_file(tmp_path, photos))) == 1
     assert "No space left on device; checkpoints are intact: free space" in capsys.readouterr().err
 
 
 def test_a_warning_is_one_line(tmp_path: Path, photos: Path) -> None:
-    """A shard that is cut short: what came before is used, and the user is told once, without our source line."""
+    """For a truncated shard: its intact part is used, and the user is told once, without our source line."""
     whole = tmp_path / "whole.tar"
     with tarfile.open(whole, "w") as tar:
         for path in sorted(photos.iterdir()):

@@ -56,7 +56,7 @@ def test_boxes_are_distributed_as_torchvisions(height: int, width: int, scale: R
 
 
 @pytest.mark.parametrize(("height", "width"), [(1000, 10), (10, 1000), (3, 2), (1, 1), (90, 100)])
-def test_where_no_draw_fits_the_box_is_torchvisions_central_one(height: int, width: int) -> None:
+def test_if_no_draw_fits_the_box_is_torchvisions_central_one(height: int, width: int) -> None:
     image, scale, ratio = torch.empty(3, height, width), (4.0, 5.0), (3 / 4, 4 / 3)
     theirs = RandomResizedCrop.get_params(image, list(scale), list(ratio))
     assert crop_box(height, width, random_rows(1)[0], scale=scale, ratio=ratio) == theirs

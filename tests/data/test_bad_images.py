@@ -1,4 +1,4 @@
-"""The list of unreadable images, and when there are too many."""
+"""The list of unreadable images, and the limit on their share."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_awkward_names_stay_on_one_line(tmp_path: Path) -> None:
     assert (tmp_path / "bad_images.txt").read_text(encoding="utf-8") == "a b \\udce9.jpg\ttwo lines\n"
 
 
-def test_an_earlier_start_is_kept_but_not_counted(tmp_path: Path) -> None:
+def test_lines_from_before_a_resume_are_kept_but_not_counted(tmp_path: Path) -> None:
     BadImages(tmp_path, num_images=10_000).update(named(*range(40)), 256)
     again = BadImages(tmp_path, num_images=10_000)
     again.update(named(*range(20, 60)), 256)
@@ -62,7 +62,7 @@ def test_too_many_stop_the_run(tmp_path: Path, num_images: int, num_seen: int, a
     assert len((tmp_path / "bad_images.txt").read_text().splitlines()) == allowed + 1
 
 
-def test_the_share_is_the_users(tmp_path: Path) -> None:
+def test_the_user_sets_the_share(tmp_path: Path) -> None:
     BadImages(tmp_path, num_images=10, max_share=1.0).update(named(*range(10)), 10)
     with pytest.raises(RunError, match="above 0"):
         BadImages(tmp_path, num_images=10, max_share=0.0).update(named(0), 10)

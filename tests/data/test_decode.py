@@ -1,4 +1,4 @@
-"""Every kind of file becomes the upright RGB picture that a viewer shows, or a BadImage with the reason."""
+"""Every kind of file decodes to the upright RGB image that a viewer shows, or to a BadImage with the reason."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_an_unreduced_jpeg_crop_is_pillows_of_the_same_file() -> None:
 
 @pytest.mark.parametrize(("size", "factor", "decibels"), [(140, 1, 55), (130, 2, 38), (65, 4, 36), (16, 8, 40)])
 def test_jpeg_crops_keep_their_place_at_every_reduction(size: int, factor: int, decibels: float) -> None:
-    """Against a full decode, whose box is moved to whole reduced pixels as the docstring says."""
+    """Against a full decode, whose box is moved to whole reduced pixels as documented."""
     data = encode(photograph().crop((0, 0, 597, 395)))  # sides that no reduction divides
     box = Box(47, 101, 261, 303)
     left, top, width, height = (factor * round(x / factor) for x in (box.left, box.top, box.width, box.height))
@@ -91,9 +91,9 @@ def test_other_modes_look_as_pillow_shows_them(mode: str) -> None:
     assert psnr(crop(data), reference(expected)) > 50
 
 
-def test_cmyk_jpeg_and_a_png_named_jpg_take_the_way_around() -> None:
+def test_cmyk_jpeg_and_a_png_named_jpg_go_through_pillow() -> None:
     assert psnr(crop(encode(photograph().convert("CMYK"))), reference(photograph())) > 42
-    # Names play no part: the bytes decide.
+    # Names do not matter: the bytes decide.
     assert psnr(crop(encode(photograph(), "PNG")), reference(photograph())) > 60
 
 
@@ -106,7 +106,7 @@ def test_16_bits_are_scaled_not_clipped(image_format: str) -> None:
     grey = photograph().convert("L")
     values = np.asarray(grey).astype(np.uint16) * 257
     assert psnr(grey_levels(image_format, values), reference(grey)) > 55
-    # A dark picture stays dark: the scale is the format's, not the picture's own.
+    # A dark image stays dark: the scale is the format's, not the image's own.
     assert grey_levels(image_format, np.full((400, 600), 2560, dtype=np.uint16)).unique().tolist() == [10]
 
 
@@ -120,7 +120,7 @@ def test_32_bit_greys_fill_the_range_from_their_own_extremes(values: np.generic)
 
 
 def test_16_bit_colour_png_is_scaled() -> None:
-    """Written by hand, since Pillow writes no such file."""
+    """The file is assembled by hand because Pillow cannot write it."""
     values = np.asarray(photograph()).astype(">u2") * 257
     rows = b"".join(b"\0" + row.tobytes() for row in values.astype(">u2"))
     data = png(600, 400, depth=16, colour=2, pixels=rows)
@@ -136,7 +136,7 @@ def png(width: int, height: int, *, depth: int = 8, colour: int = 0, pixels: byt
     return b"\x89PNG\r\n\x1a\n" + body
 
 
-def test_transparency_is_laid_on_white() -> None:
+def test_transparency_is_composited_on_white() -> None:
     image = photograph().convert("RGBA")
     image.putalpha(Image.new("L", image.size, 0))
     assert (crop(encode(image, "PNG")) == 255).all()
@@ -177,7 +177,7 @@ STORED = {
 
 @pytest.mark.parametrize("file_format", ["JPEG", "PNG", "TIFF", "WEBP"])
 @pytest.mark.parametrize("orientation", STORED)
-def test_exif_orientation_is_honoured(file_format: str, orientation: int) -> None:
+def test_exif_orientation_is_applied(file_format: str, orientation: int) -> None:
     operation = STORED[orientation]
     stored = photograph() if operation is None else photograph().transpose(operation)
     exif = Image.Exif()
@@ -221,13 +221,13 @@ def test_orientation_is_found_in_any_byte_order(order: str, kind: int) -> None:
         b"http://ns.adobe.com/xap/1.0/\0<x/>",
     ],
 )
-def test_senseless_exif_means_upright(content: bytes) -> None:
+def test_invalid_exif_means_upright(content: bytes) -> None:
     data = with_segment(content)
     assert jpeg_orientation(data) == 1
     assert crop(data, size=8, box=Box(0, 0, 8, 8)).shape == (3, 8, 8)
 
 
-def test_arrays_are_taken_as_they_are() -> None:
+def test_arrays_are_cropped_directly() -> None:
     pixels = np.asarray(photograph())
     pixels.setflags(write=False)
     assert psnr(crop(pixels), reference(photograph())) > 60
@@ -252,7 +252,7 @@ def damaged() -> dict[str, tuple[bytes, str]]:
 
 
 @pytest.mark.parametrize("kind", damaged())
-def test_damage_is_named(kind: str) -> None:
+def test_corrupted_files_give_the_reason(kind: str) -> None:
     data, reason = damaged()[kind]
     with pytest.raises(BadImage, match=reason) as caught:
         crop(data)
@@ -294,9 +294,9 @@ def test_the_pixel_limit_is_the_callers() -> None:
             crop(data, max_pixels=239_999)
 
 
-def test_pillows_own_limit_is_left_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pillows_own_limit_is_restored(monkeypatch: pytest.MonkeyPatch) -> None:
     data = encode(photograph(), "PNG")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)  # where Pillow would refuse
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)  # at which Pillow would refuse
     assert crop(data).shape == (3, 128, 128)
     assert Image.MAX_IMAGE_PIXELS == 1000
 
@@ -319,7 +319,7 @@ def test_no_bytes_break_it(data: bytes, edits: list[tuple[int, bytes]], length: 
         assert result.shape == (3, 16, 16) and result.dtype == torch.uint8
 
 
-def test_which_endings_are_pictures() -> None:
+def test_image_extensions() -> None:
     endings = image_extensions()
     assert {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".jp2", ".ppm"} <= endings
     assert not endings & {".pdf", ".eps", ".ps", ".mpg", ".h5", ".txt", ".wmf"}

@@ -1,4 +1,4 @@
-"""Train and validation images: found in folders and splits, or split by a hash; few labels; refusals."""
+"""Training and validation images, found in folders and splits or split by a hash; few labels; refusals."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pictures import encode, photograph
 
 
 def folder(root: Path, **counts: int) -> Path:
-    """A class folder with so many files for each name; "a__b" is a/b."""
+    """Write class folders with the given numbers of files; "a__b" is a/b."""
     for name, count in counts.items():
         place = root / name.replace("__", "/")
         place.mkdir(parents=True, exist_ok=True)
@@ -37,7 +37,7 @@ def described(source: Source) -> list[tuple[str, str]]:
 
 
 def idx_set(root: Path, train: list[int], test: list[int]) -> str:
-    """A FashionMNIST whose images have these labels."""
+    """Write a FashionMNIST whose images have these labels."""
     for part, labels in (("train", train), ("t10k", test)):
         pixels = np.arange(len(labels) * 16, dtype=np.uint8)
         contents = {"images-idx3": struct.pack(">4B3I", 0, 0, 8, 3, len(labels), 4, 4) + pixels.tobytes()}
@@ -52,7 +52,7 @@ def test_train_and_val_folders(tmp_path: Path, val: str) -> None:
     folder(tmp_path, train__cat=3, train__dog=2, train__eel=1, **{f"{val}__dog": 2, f"{val}__eel": 1})
     found = open_labelled(str(tmp_path))
     assert found.classes == ["cat", "dog", "eel"]
-    assert len(found.train) == 6 and len(found.val) == 3  # a class is missing in val: no matter
+    assert len(found.train) == 6 and len(found.val) == 3  # val may lack a class
     for source in (found.train, found.val):
         assert all(place == name for place, name in described(source))
     assert found.val.origin == str(tmp_path / val)
@@ -114,7 +114,7 @@ def test_torchvision_splits(tmp_path: Path) -> None:
     assert (len(found.train), len(found.val)) == (4, 2)
     assert found.val.labels is not None and found.val.labels.tolist() == [1, 2]
     assert found.classes[1] == "Trouser"
-    one = open_labelled(f"{data}&split=train", val_share=0.5)  # a split that is named is all there is
+    one = open_labelled(f"{data}&split=train", val_share=0.5)  # no other split is used if one is named
     assert len(one.train) + len(one.val) == 4
 
 
@@ -155,22 +155,26 @@ def test_one_class_only(tmp_path: Path) -> None:
         open_labelled(str(tmp_path))
 
 
-def test_val_with_classes_that_train_lacks_names_them(tmp_path: Path) -> None:
+def test_classes_of_val_that_train_lacks_are_named(tmp_path: Path) -> None:
     folder(tmp_path, train__cat=3, train__dog=2, val__dog=2, val__eel=1, val__fox=1)
     with pytest.raises(
-        RequestError, match=r"val has images of eel, fox, of which training has none; expected cat, dog: remove them"
+        RequestError, match=r"val has images of eel, fox, but training has none; expected cat, dog: remove them"
     ):
         open_labelled(str(tmp_path))
     data = idx_set(tmp_path, [0, 1, 1], [0, 9])
-    with pytest.raises(RequestError, match=r"has images of Ankle boot, of which training has none"):
+    with pytest.raises(RequestError, match=r"has images of Ankle boot, but training has none"):
         open_labelled(data)
 
 
-def test_labels_beyond_the_classes(tmp_path: Path) -> None:
-    with pytest.raises(RequestError, match=r"has label 12; expected 0 to 9 for its 10 classes: mend its labels"):
-        open_labelled(idx_set(tmp_path, [0, 12], [0]))
-    with pytest.raises(RequestError, match=r"split=test has label 10; expected 0 to 9 for its 10 classes"):
-        open_labelled(idx_set(tmp_path, [0, 1], [0, 10]))
+def test_labels_out_of_range(tmp_path: Path) -> None:
+    data, remedy = idx_set(tmp_path, [0, 12], [0]), "expected 0 to 9 for its 10 classes: fix the labels"
+    with pytest.raises(RequestError) as caught:
+        open_labelled(data)
+    assert str(caught.value) == f"{data} has label 12; {remedy}"
+    data = idx_set(tmp_path, [0, 1], [0, 10])
+    with pytest.raises(RequestError) as caught:
+        open_labelled(data)
+    assert str(caught.value) == f"{data}&split=test has label 10; {remedy}"
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0, -0.1])

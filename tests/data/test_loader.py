@@ -1,4 +1,4 @@
-"""Batches as functions of (seed, step, global batch), whoever reads them."""
+"""Batches as functions of (seed, step, global batch), for any workers and processes."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from fastmim.data.augment import NUM_RANDOMS, decode_crop
 from fastmim.data.decode import BadImage
 from fastmim.data.loader import StepSampler, load, steps_per_epoch
 from fastmim.data.sources import Source, open_source
+from fastmim.data.sources.source import ByPosition
 from fastmim.errors import RequestError, RunError
 from fastmim.randomness import image_keys, uniform
 from pictures import encode, photograph
 
 
 @dataclass
-class Numbered:
-    """Images whose every pixel is their number; `bad` ones cannot be read."""
+class Numbered(ByPosition):
+    """Image n has the value n in every pixel; those in `bad` cannot be read."""
 
     num: int = 40
     bad: tuple[int, ...] = ()
@@ -74,7 +75,7 @@ def joined(parts: list[list[dict[str, Any]]], key: str) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Source:
-    """Photographs in two classes, among them two damaged files."""
+    """Photographs in two classes, two of them truncated."""
     root = tmp_path_factory.mktemp("photos")
     for number in range(24):
         left = 20 * number
@@ -85,7 +86,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Source:
     return open_source(str(root), cache_dir=root / ".cache")
 
 
-# Which images, in which order
+# Order
 
 
 def test_an_epoch_visits_every_image_once_in_an_order_of_its_own() -> None:
@@ -113,12 +114,12 @@ def positions(seed: int) -> np.ndarray:
 
 
 def test_the_order_is_pinned() -> None:
-    """A change here would give every interrupted run another order when it resumes."""
+    """A change would give every interrupted run another order when it resumes."""
     pairs = [(epoch, indices.tolist()) for epoch, indices in StepSampler(7, 3, 123, 1, 4)]
     assert pairs == [(0, [2, 0, 4]), (1, [3, 6, 1]), (1, [2, 5, 4])]
 
 
-def test_resuming_reads_nothing_that_it_does_not_need() -> None:
+def test_resuming_reads_only_what_it_needs() -> None:
     whole, rest = Numbered(), Numbered()
     everything = batches(whole)
     assert same(batches(rest, first_step=7), everything[7:])
@@ -144,7 +145,7 @@ def test_processes_and_micro_batches_share_the_same_global_batch(world_size: int
         assert torch.equal(torch.cat(per_step), torch.cat([batch[key] for batch in whole]))
 
 
-# What is in a batch
+# Contents of a batch
 
 
 def test_a_batch_holds_the_crops_and_keys_of_its_images(folder: Source) -> None:
@@ -179,7 +180,7 @@ def test_crops_follow_the_requested_scale_and_ratio() -> None:
     assert widths(crop_scale=(0.98, 1.0), crop_ratio=(1.0, 1.0)).min() > 0.85
 
 
-def test_every_epoch_crops_anew_but_reproducibly(folder: Source) -> None:
+def test_every_epoch_draws_new_but_reproducible_crops(folder: Source) -> None:
     first, second = batches(folder, last_step=3), batches(folder, last_step=3)
     assert same(first, second)
     later = batches(folder, first_step=3, last_step=6)
@@ -212,16 +213,16 @@ def test_the_global_generators_are_left_alone() -> None:
 
 
 def test_an_unreadable_image_is_replaced_by_the_next_and_reported() -> None:
-    clean, mended = batches(Numbered(labelled=True)), batches(Numbered(labelled=True, bad=(3, 4, 39)))
+    clean, repaired = batches(Numbered(labelled=True)), batches(Numbered(labelled=True, bad=(3, 4, 39)))
     replacement = {3: 5, 4: 5, 39: 0}
-    for before, after in zip(clean, mended, strict=True):
+    for before, after in zip(clean, repaired, strict=True):
         numbers = [int(image[0, 0, 0]) for image in before["images"]]
         assert [int(image[0, 0, 0]) for image in after["images"]] == [replacement.get(n, n) for n in numbers]
         assert after["labels"].tolist() == [10 * replacement.get(n, n) for n in numbers]
         assert torch.equal(before["keys"], after["keys"])
         met = {n for n in numbers if n in replacement} | ({4} if 3 in numbers else set())
         assert {name for name, _ in after["bad"]} == {f"{n}.jpg" for n in met}
-    reasons = dict(pair for batch in mended for pair in batch["bad"])
+    reasons = dict(pair for batch in repaired for pair in batch["bad"])
     assert reasons == {"3.jpg": "broken", "4.jpg": "No such file or directory", "39.jpg": "broken"}
 
 

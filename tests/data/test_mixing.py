@@ -1,4 +1,4 @@
-"""Mixup, cutmix and random erasing: their distributions, and that keys alone decide."""
+"""Mixup, cutmix and random erasing: their distributions, and their dependence on keys alone."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ NUM = 4096
 
 
 def batch(num: int = NUM, size: int = 16) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Images whose pixels are all their number, labels by turns, keys."""
+    """Images (image n is n in every pixel), labels in rotation, and keys."""
     numbers = torch.arange(num)
     return numbers.float()[:, None, None, None].expand(num, 3, size, size), numbers % 5, image_keys(0, 0, numbers)
 
@@ -56,14 +56,14 @@ def test_cutmix_targets_are_the_shares_of_the_pixels() -> None:
     assert ((mixed == images) | (mixed == images[torch.arange(NUM) ^ 1])).all()
 
 
-def test_half_of_the_pairs_get_either() -> None:
+def test_each_applies_to_half_of_the_pairs() -> None:
     images, labels, keys = batch()
     mixed, _ = mixer(mixup=0.8, cutmix=1.0)(images, labels, keys)
     is_cut = ((mixed == images) | (mixed == images[torch.arange(NUM) ^ 1])).flatten(1).all(1)
     assert abs(is_cut.float().mean() - 0.5) < 0.04
 
 
-def test_micro_batches_change_nothing_and_an_odd_image_out_stays() -> None:
+def test_micro_batches_change_nothing_and_an_odd_last_image_is_unchanged() -> None:
     images, labels, keys = batch(21)
     mix = mixer(mixup=0.8, cutmix=1.0, smoothing=0.1)
     whole = mix(images, labels, keys)

@@ -1,4 +1,4 @@
-"""RandAugment as a function of the key, in any process, leaving the global generators alone."""
+"""RandAugment is a function of the key, the same in any process, and restores the global generators."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def image() -> torch.Tensor:
     return decode_box(encode(photograph()), 64, lambda height, width: Box(0, 0, height, width))
 
 
-def test_the_key_decides_and_nothing_else(image: torch.Tensor) -> None:
+def test_only_the_key_decides(image: torch.Tensor) -> None:
     augment: RandAugment = RandAugment(POLICY, fill=(0.5, 0.5, 0.5))
     first = [augment(image, key) for key in range(20)]
     other: RandAugment = pickle.loads(pickle.dumps(augment))  # noqa: S301 - our own
@@ -36,7 +36,7 @@ def test_the_key_decides_and_nothing_else(image: torch.Tensor) -> None:
     assert len({a.numpy().tobytes() for a in first}) >= 10
 
 
-def test_the_global_generators_are_left_as_they_were(image: torch.Tensor) -> None:
+def test_the_global_generators_are_restored(image: torch.Tensor) -> None:
     random.seed(1)
     np.random.seed(1)
     expected = random.random(), np.random.rand()
@@ -47,7 +47,7 @@ def test_the_global_generators_are_left_as_they_were(image: torch.Tensor) -> Non
 
 
 @pytest.mark.parametrize("policy", [POLICY, "rand-m10-n3-mstd0.5-inc1", "rand-m1-mstd101", "rand-m9"])
-def test_every_level_is_one_that_pillow_takes(image: torch.Tensor, policy: str) -> None:
+def test_pillow_accepts_every_level(image: torch.Tensor, policy: str) -> None:
     augment = RandAugment(policy, fill=(0.5, 0.5, 0.5))
     small = image[:, ::4, ::4].contiguous()
     for key in range(300):

@@ -1,4 +1,4 @@
-"""Data workers: deaf to stop requests that are not their parent's, and never left behind."""
+"""Data workers ignore stop requests that are not from their parent, and are never left behind."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import torch.utils.data._utils as data_utils
 
 from fastmim.data.loader import load
 from fastmim.data.sources import open_source
+from fastmim.data.sources.source import ByPosition
 from fastmim.errors import RunError
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "sigtimedwait"), reason="this platform cannot see a sender")
@@ -23,7 +24,7 @@ pytestmark = pytest.mark.skipif(not hasattr(signal, "sigtimedwait"), reason="thi
 OPTIONS = {"size": 16, "seed": 0, "global_batch": 8, "first_step": 0, "last_step": 500}
 
 
-class Plain:
+class Plain(ByPosition):
     """Twenty grey images."""
 
     origin, labels, classes = "plain", None, None
@@ -39,7 +40,7 @@ class Plain:
 
 
 class Stuck(Plain):
-    """Reading never ends, as on a network disk that went away."""
+    """Reading never ends, as on a network disk that has gone."""
 
     def read(self, index: int) -> np.ndarray:
         time.sleep(600)
@@ -47,7 +48,7 @@ class Stuck(Plain):
 
 
 class Deadly(Plain):
-    """The system kills the worker, as it does when memory runs out."""
+    """The system kills the worker, as when memory runs out."""
 
     def read(self, index: int) -> np.ndarray:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -77,9 +78,9 @@ def test_signals_from_elsewhere_are_not_obeyed(name: str) -> None:
     batches = load(open_source("samples"), num_workers=2, **OPTIONS)
     pids = workers()
     assert len(pids) == 2
-    subprocess.run(["kill", f"-{name.removeprefix('SIG')}", *map(str, pids)], check=True)  # at once
+    subprocess.run(["kill", f"-{name.removeprefix('SIG')}", *map(str, pids)], check=True)  # at start
     next(batches)
-    subprocess.run(["kill", f"-{name.removeprefix('SIG')}", *map(str, pids)], check=True)  # and in full swing
+    subprocess.run(["kill", f"-{name.removeprefix('SIG')}", *map(str, pids)], check=True)  # and while working
     time.sleep(0.2)
     for _ in range(10):
         next(batches)
@@ -88,14 +89,14 @@ def test_signals_from_elsewhere_are_not_obeyed(name: str) -> None:
     wait_until_gone(pids, 5)
 
 
-def test_this_process_still_hears_its_signals() -> None:
+def test_this_process_still_receives_its_signals() -> None:
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
     batches = load(open_source("samples"), num_workers=1, **OPTIONS)
     assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before
     del batches
 
 
-def test_an_iterator_that_is_given_up_takes_its_workers_along() -> None:
+def test_closing_an_iterator_ends_its_workers() -> None:
     batches = load(open_source("samples"), num_workers=2, **OPTIONS)
     next(batches)
     pids = workers()
@@ -103,7 +104,7 @@ def test_an_iterator_that_is_given_up_takes_its_workers_along() -> None:
     wait_until_gone(pids, 0)
 
 
-def test_a_finished_iterator_takes_its_workers_along() -> None:
+def test_finishing_an_iterator_ends_its_workers() -> None:
     batches = load(Plain(), num_workers=1, **OPTIONS | {"last_step": 2})
     pids = workers()
     assert len(list(batches)) == 2
@@ -126,7 +127,7 @@ def test_a_worker_that_dies_is_named_in_one_line() -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_an_error_ends_the_workers_while_its_traceback_lives() -> None:
+def test_an_error_ends_the_workers_although_its_traceback_lives() -> None:
     class Unreadable(Plain):
         def read(self, index: int) -> np.ndarray:
             raise OSError("gone")
@@ -164,7 +165,7 @@ def run_trainer(tmp_path: Path, *, source: str, method: str, then: str) -> subpr
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parent)},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])},
     )
 
 
@@ -187,7 +188,7 @@ def test_workers_end_when_their_parent_is_killed(tmp_path: Path, source: str, me
 
 
 @pytest.mark.parametrize("source", ["Stuck()", pytest.param("open_source('samples')", marks=pytest.mark.slow)])
-def test_a_program_that_ends_leaves_nothing_and_says_nothing(tmp_path: Path, source: str) -> None:
+def test_a_program_that_ends_leaves_no_process_and_prints_nothing(tmp_path: Path, source: str) -> None:
     """The iterator is alive at the end of `main`, and held by a global afterwards."""
     then = "globals().update(kept=batches)"
     with run_trainer(tmp_path, source=source, method="fork", then=then) as trainer:

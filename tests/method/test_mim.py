@@ -1,4 +1,4 @@
-"""The method: what is hidden, what is predicted, what the loss is, with tokens painted over or dropped."""
+"""The method: masking, prediction and loss, with hidden blocks painted over or their tokens dropped."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from torch import Tensor
 import fastmim
 from fastmim.backbone import Backbone
 from fastmim.errors import RequestError
-from fastmim.method.decoder import FillingDecoder
+from fastmim.method.decoder import Decoder, FillingDecoder, LinearDecoder
+from fastmim.method.loss import masked_loss
 from fastmim.method.masking import visible_positions
-from fastmim.method.mim import MIM, TARGETS, masked_loss
+from fastmim.method.mim import MIM
+from fastmim.method.targets import TARGETS, Target
 from fastmim.randomness import image_keys
 
 VIT: dict[str, Any] = {
@@ -36,7 +38,7 @@ def test_the_loss_is_the_mean_over_hidden_positions(error: str, expected: float)
     assert masked_loss(prediction, torch.zeros(1, 3, 2, 2), mask, error=error).item() == expected
 
 
-def test_what_is_visible_alone_decides_the_prediction() -> None:
+def test_the_prediction_depends_only_on_what_is_visible() -> None:
     for masking in ("in-place", "drop"):
         torch.manual_seed(0)
         model = MIM(**VIT, masking=masking, target=fastmim.Pixels()).eval()
@@ -48,8 +50,8 @@ def test_what_is_visible_alone_decides_the_prediction() -> None:
         assert not torch.allclose(other["prediction"], output["prediction"])
 
 
-def test_dropping_nothing_gives_the_map() -> None:
-    """The encoder of visible tokens, given all of them, is timm's own forward pass."""
+def test_dropping_no_tokens_gives_the_feature_map() -> None:
+    """Given every position, the encoder of visible tokens equals timm's own forward pass."""
     for name in ("vit_tiny_patch16_224", "vit_small_patch14_reg4_dinov2", "deit_tiny_distilled_patch16_224"):
         torch.manual_seed(0)
         args = {"embed_dim": 48, "depth": 2, "num_heads": 3, "patch_size": 16}
@@ -60,26 +62,61 @@ def test_dropping_nothing_gives_the_map() -> None:
         torch.testing.assert_close(tokens.transpose(1, 2).unflatten(2, (4, 4)), backbone(picture))
 
 
-def test_dropped_tokens_come_in_the_order_of_their_positions() -> None:
+def test_the_decoder_puts_visible_tokens_back_at_their_positions() -> None:
     mask = torch.tensor([[[True, False], [False, True]], [[False, True], [True, False]]])
     assert visible_positions(mask, 2).tolist() == [[1, 2], [0, 3]]
-    # The decoder puts each token back where it was: with its head the identity, position by position.
-    decoder = FillingDecoder(4, 32, 0, 4)
+    decoder = FillingDecoder(4, 32, 0, 4)  # without blocks, each position is decoded on its own
     tokens = torch.randn(2, 2, 4)
-    filled = decoder.fill(tokens, visible_positions(mask, 2), 2).flatten(2)
-    same = decoder.fill(tokens.flip(1), visible_positions(mask, 2).flip(1), 2).flatten(2)
+    filled = decoder(tokens, visible_positions(mask, 2), (2, 2)).flatten(2)
+    same = decoder(tokens.flip(1), visible_positions(mask, 2).flip(1), (2, 2)).flatten(2)
     torch.testing.assert_close(filled, same)
-    alone = decoder.fill(torch.zeros(2, 2, 4), visible_positions(mask, 2), 2).flatten(2)
+    alone = decoder(torch.zeros(2, 2, 4), visible_positions(mask, 2), (2, 2)).flatten(2)
     hidden = mask.flatten(1)[:, None].expand(-1, 4, -1)
     torch.testing.assert_close(filled[hidden], alone[hidden])
     assert not torch.allclose(filled[~hidden], alone[~hidden])
 
 
+def test_decoders_take_grids_that_are_not_square() -> None:
+    features = torch.randn(2, 8, 2, 3)
+    everywhere = torch.arange(6).expand(2, -1)
+    for decoder in (Decoder(8, 32, 1, 5), LinearDecoder(8, 5)):
+        assert decoder(features).shape == (2, 5, 2, 3)
+    filled = FillingDecoder(8, 32, 0, 5)(features.flatten(2).transpose(1, 2), everywhere, (2, 3))
+    assert filled.shape == (2, 5, 2, 3)
+
+
+class MeanColour:
+    """A target of a user's own, which is not an `nn.Module` and has none of the optional members."""
+
+    cell = 4
+
+    def for_stride(self, stride: int) -> Target:
+        assert stride % self.cell == 0
+        return self
+
+    def num_channels(self, in_chans: int) -> int:
+        return in_chans
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.nn.functional.avg_pool2d(images, self.cell)
+
+
+@pytest.mark.parametrize("masking", ["in-place", "drop"])
+def test_a_target_can_be_any_object_with_its_members(masking: Any) -> None:
+    model = MIM(**VIT, target=MeanColour(), masking=masking)
+    output = model(images(), KEYS)
+    assert output["prediction"].shape == output["target"].shape == (4, 3 * 2 * 2, 4, 4)
+    colours = torch.nn.functional.pixel_shuffle(output["target"], 2)
+    torch.testing.assert_close(colours, torch.nn.functional.avg_pool2d(images(), 4))
+    output["loss"].backward()
+    assert not [name for name in model.state_dict() if name.startswith("target")]
+
+
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("more", [{"masking": "drop"}, {"decoder": "linear", "loss": "l1"}, {"decoder": (64, 2)}])
-def test_every_target_trains_in_every_form(target: str, more: dict[str, Any]) -> None:
+def test_every_target_trains_with_every_masking_and_decoder(target: str, more: dict[str, Any]) -> None:
     torch.manual_seed(0)
-    model = MIM(**VIT, target=TARGETS[target](), **more)
+    model = MIM(**VIT, target=TARGETS[target], **more)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     losses = []
     for _ in range(12):
@@ -93,7 +130,7 @@ def test_every_target_trains_in_every_form(target: str, more: dict[str, Any]) ->
     assert losses[-1] < 0.95 * losses[0]
 
 
-def test_blocks_larger_than_a_patch_are_dropped_whole_and_sizes_change() -> None:
+def test_blocks_larger_than_a_patch_are_dropped_whole_at_every_size() -> None:
     model = MIM(**VIT, masking="drop", block=16)
     assert model.num_visible == 4
     assert model(images(), KEYS)["prediction"].shape == (4, 27, 4, 4)
@@ -120,7 +157,7 @@ def test_tokens_that_cannot_be_dropped_are_refused(settings: dict[str, Any], mes
 
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "test_convnext", "resnet18"])
-def test_checkpointed_activations_change_memory_and_nothing_else(name: str) -> None:
+def test_checkpointed_activations_change_only_memory(name: str) -> None:
     torch.manual_seed(0)
     model = MIM(name, img_size=64)
     gradients, num_bytes = [], []
@@ -146,7 +183,7 @@ def test_checkpointed_activations_change_memory_and_nothing_else(name: str) -> N
 
 
 def test_fused_attention_equals_the_plain_form() -> None:
-    """Swin's is switched off in timm; with a mask and a bias it must give the same map and gradients."""
+    """timm turns Swin's fused attention off; with a mask and a bias it must give the same map."""
     torch.manual_seed(0)
     backbone = Backbone("swin_tiny_patch4_window7_224", img_size=64, args={"depths": [2, 2], "embed_dim": 48})
     attention = [module for module in backbone.modules() if hasattr(module, "fused_attn")]
@@ -160,7 +197,7 @@ def test_fused_attention_equals_the_plain_form() -> None:
     torch.testing.assert_close(*maps, rtol=1e-4, atol=1e-5)
 
 
-def test_attention_is_not_fused_where_timm_is_told_not_to() -> None:
+def test_attention_is_not_fused_if_timm_is_told_not_to() -> None:
     set_fused_attn(False)
     try:
         backbone = Backbone("swin_tiny_patch4_window7_224", img_size=64, args={"depths": [1, 1], "embed_dim": 48})

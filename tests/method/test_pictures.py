@@ -1,4 +1,4 @@
-"""Pictures: strokes lie along edges, panels hold what their headings say, nothing odd stops a run."""
+"""Pictures: strokes lie along edges, panels show what their headings say, odd values do not stop a run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from fastmim.method.masking import random_mask
 from fastmim.method.mim import MIM
 from fastmim.method.pictures import glyphs, picture, reconstruct
-from fastmim.method.targets import HOG, Pixels
+from fastmim.method.targets import HOG, Pixels, Target
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -29,13 +29,12 @@ def batch(num: int = 2, size: int = 64, channels: int = 3) -> Tensor:
     return (smooth - mean) / std
 
 
-def output(
-    images: Tensor, target: HOG | Pixels, *, per_side: int = 1, prediction: Tensor | None = None
-) -> dict[str, Tensor]:
-    """What a model would return whose prediction is right, or the one given (per cell)."""
-    truth = target(images)
+def output(images: Tensor, target: Target, *, per_side: int = 1, prediction: Tensor | None = None) -> dict[str, Tensor]:
+    """The output of a model whose prediction is correct, or the one given (per cell)."""
+    truth = target.forward(images)
     guess = truth if prediction is None else prediction
-    mask = random_mask(torch.arange(len(images)), truth.shape[-1] // per_side, 0.75)
+    rows, columns = truth.shape[-2:]
+    mask = random_mask(torch.arange(len(images)), (rows // per_side, columns // per_side), 0.75)
     return {
         "prediction": F.pixel_unshuffle(guess, per_side),
         "target": F.pixel_unshuffle(truth, per_side),
@@ -43,19 +42,19 @@ def output(
     }
 
 
-def draw(images: Tensor, target: HOG | Pixels, out: dict[str, Tensor] | None = None, **options: object) -> Image.Image:
+def draw(images: Tensor, target: Target, out: dict[str, Tensor] | None = None, **options: object) -> Image.Image:
     channels = images.shape[1]
     out = output(images, target) if out is None else out
     return picture(images, out, target, mean=(MEAN * 2)[:channels], std=(STD * 2)[:channels], **options)
 
 
 def panels(sheet: Image.Image, *, rows: int, columns: int) -> np.ndarray:
-    """The picture's squares, (rows, columns, side, side, 3): margins of 16, gaps of 8, below the headings."""
+    """The picture's images, (rows, columns, height, width, 3): margins of 16, gaps of 8, below the headings."""
     pixels = np.asarray(sheet)
-    side = (sheet.width - 32 + 8) // columns - 8
-    top = sheet.height - 16 - rows * (side + 8) + 8
-    starts = [[(top + r * (side + 8), 16 + c * (side + 8)) for c in range(columns)] for r in range(rows)]
-    return np.array([[pixels[y : y + side, x : x + side] for y, x in row] for row in starts])
+    width = (sheet.width - 32 + 8) // columns - 8
+    height = (sheet.height - 92 - 16 + 8) // rows - 8
+    starts = [[(92 + r * (height + 8), 16 + c * (width + 8)) for c in range(columns)] for r in range(rows)]
+    return np.array([[pixels[y : y + height, x : x + width] for y, x in row] for row in starts])
 
 
 def direction(glyph: np.ndarray) -> float:
@@ -122,12 +121,12 @@ def test_hog_panels_compare_the_hidden_cells() -> None:
 @pytest.mark.parametrize("target", [HOG(), Pixels(8), Pixels(8, normalize=False)], ids=repr)
 def test_only_hidden_cells_of_the_prediction_count(target: HOG | Pixels) -> None:
     images = batch()
-    right = output(images, target)
-    hidden = right["mask"][:, None]
-    elsewhere = right | {"prediction": right["prediction"].where(hidden, torch.tensor(0.7))}
-    wrong = right | {"prediction": right["prediction"].where(~hidden, torch.tensor(0.7))}
-    assert draw(images, target, elsewhere).tobytes() == draw(images, target, right).tobytes()
-    assert draw(images, target, wrong).tobytes() != draw(images, target, right).tobytes()
+    correct = output(images, target)
+    hidden = correct["mask"][:, None]
+    elsewhere = correct | {"prediction": correct["prediction"].where(hidden, torch.tensor(0.7))}
+    wrong = correct | {"prediction": correct["prediction"].where(~hidden, torch.tensor(0.7))}
+    assert draw(images, target, elsewhere).tobytes() == draw(images, target, correct).tobytes()
+    assert draw(images, target, wrong).tobytes() != draw(images, target, correct).tobytes()
 
 
 @pytest.mark.parametrize("target", [HOG(), Pixels(8)], ids=repr)
@@ -140,7 +139,7 @@ def test_cells_regrouped_per_position_draw_the_same(target: HOG | Pixels) -> Non
 
 
 @pytest.mark.parametrize("normalize", [True, False])
-def test_a_right_prediction_of_pixels_reconstructs_the_image(normalize: bool) -> None:
+def test_a_correct_prediction_of_pixels_reconstructs_the_image(normalize: bool) -> None:
     shown = panels(draw(batch(), Pixels(8, normalize=normalize)), rows=2, columns=5).astype(int)
     assert abs(shown[:, 4] - shown[:, 0]).max() <= 1
     assert (abs(shown[:, 2] - shown[:, 0]).max() <= 1) != normalize
@@ -170,11 +169,48 @@ def test_any_number_of_channels(channels: int, target: HOG | Pixels) -> None:
 
 @pytest.mark.parametrize("size", [32, 64, 128, 192, 224, 384])
 @pytest.mark.parametrize("cell", [4, 8])
-def test_sizes_are_readable_and_sane(size: int, cell: int) -> None:
+def test_panels_are_legible_at_every_size(size: int, cell: int) -> None:
     sheet = draw(batch(1, size), HOG(cell))
     side = panels(sheet, rows=1, columns=4).shape[2]
     assert side % size == 0 and 224 <= side <= 768
     assert side * cell / size >= (16 if size * 16 // cell <= 768 else 8)
+
+
+@pytest.mark.parametrize("target", [HOG(), Pixels(8)], ids=repr)
+def test_images_need_not_be_square(target: HOG | Pixels) -> None:
+    images = batch()[..., :32, :]
+    shown = panels(draw(images, target), rows=2, columns=4 + (target.name == "pixels"))
+    assert shown.shape[2:4] == (128, 256)
+    pixels = images * torch.tensor(STD).view(3, 1, 1) + torch.tensor(MEAN).view(3, 1, 1)
+    expected = (pixels * 255).round().permute(0, 2, 3, 1).repeat_interleave(4, 1).repeat_interleave(4, 2)
+    np.testing.assert_array_equal(shown[:, 0], expected)
+
+
+class Colours:
+    """A target of a user's own, which `picture` does not know."""
+
+    cell = 8
+
+    def for_stride(self, stride: int) -> Target:
+        return self
+
+    def num_channels(self, in_chans: int) -> int:
+        return in_chans
+
+    def forward(self, images: Tensor) -> Tensor:
+        return F.avg_pool2d(images, self.cell)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 5])
+def test_an_unknown_target_is_drawn_by_its_principal_components(channels: int) -> None:
+    images = batch(channels=channels)
+    shown = panels(draw(images, Colours()), rows=2, columns=4)
+    target, prediction = shown[:, 2], shown[:, 3]
+    assert (target == target[:, ::32, ::32].repeat(32, 1).repeat(32, 2)).all()
+    assert len(np.unique(target[0].reshape(-1, 3), axis=0)) > 20
+    assert (target == prediction).all(-1).mean() == pytest.approx(0.75, abs=0.01)
+    odd = output(images, Colours(), prediction=torch.full((2, channels, 8, 8), math.nan))
+    assert draw(images, Colours(), odd).size == draw(images, Colours()).size
 
 
 def test_rows_are_limited_and_the_caption_stays_in_the_heading() -> None:
@@ -186,7 +222,7 @@ def test_rows_are_limited_and_the_caption_stays_in_the_heading() -> None:
     assert difference[:40].any() and not difference[40:].any()
 
 
-def test_eight_images_are_drawn_in_a_moment() -> None:
+def test_eight_images_are_drawn_within_a_third_of_a_second() -> None:
     images = batch(8, 128)
     out = output(images, HOG())
 
@@ -209,7 +245,7 @@ def test_output_of_another_target_is_refused() -> None:
 
 
 class Guess(nn.Module):
-    """Predicts a constant, and notes how it was run."""
+    """Predicts a constant, and checks that it runs in evaluation mode."""
 
     def __init__(self, *, fails: bool = False) -> None:
         super().__init__()
@@ -222,7 +258,7 @@ class Guess(nn.Module):
         if self.fails:
             raise RuntimeError("out of memory")
         target = HOG()(images)
-        mask = random_mask(torch.zeros(len(images), dtype=torch.int64) if keys is None else keys, 8, 0.75)
+        mask = random_mask(torch.zeros(len(images), dtype=torch.int64) if keys is None else keys, (8, 8), 0.75)
         return {"prediction": self.level * torch.ones_like(target), "target": target, "mask": mask}
 
 
@@ -233,7 +269,7 @@ def test_reconstruct_runs_in_evaluation_and_restores_modes() -> None:
     out = reconstruct(model, images, keys)
     assert model.training and not model.frozen.training
     assert not out["prediction"].requires_grad
-    assert torch.equal(out["mask"], random_mask(keys, 8, 0.75))
+    assert torch.equal(out["mask"], random_mask(keys, (8, 8), 0.75))
     assert draw(images, HOG(), out).size == (1080, 92 + 2 * 264 - 8 + 16)
 
 

@@ -1,4 +1,4 @@
-"""HOG against a loop in NumPy and by hand; Pixels by hand and through their inverse."""
+"""HOG against a NumPy loop and by hand; Pixels by hand and through their inverse."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def test_histograms_have_norm_one_and_ignore_contrast() -> None:
     assert torch.equal(HOG()(images * 0.25), features)
 
 
-def test_channels_are_image_channel_then_bin() -> None:
+def test_channels_are_ordered_by_image_channel_then_bin() -> None:
     images = torch.zeros(1, 3, 8, 8)
     images[:, 1, :, 4:] = 1
     features = HOG()(images)
@@ -174,7 +174,7 @@ def test_always_float32_without_gradient(target: HOG | Pixels, dtype: torch.dtyp
         pytest.param("inductor", marks=pytest.mark.skipif(not shutil.which("g++"), reason="no compiler")),
     ],
 )
-def test_compiles_whole_and_equals_eager(backend: str) -> None:
+def test_the_compiled_form_has_no_graph_break_and_equals_eager(backend: str) -> None:
     hog = HOG()
     images = torch.randint(0, 256, (2, 3, 32, 32), generator=torch.Generator().manual_seed(0)).float()
     compiled = torch.compile(hog, backend=backend, fullgraph=True)
@@ -232,7 +232,7 @@ def test_to_images_is_the_inverse(normalize: bool) -> None:
 
 
 @pytest.mark.parametrize(("target", "word"), [(HOG(8), "cell"), (Pixels(8), "patch")])
-def test_a_side_that_does_not_divide_is_refused(target: HOG | Pixels, word: str) -> None:
+def test_a_side_that_does_not_divide_the_image_is_refused(target: HOG | Pixels, word: str) -> None:
     with pytest.raises(ValueError, match=f"36x32 pixels: expected multiples of the {word}, 8; resize"):
         target(torch.zeros(1, 3, 36, 32))
 

@@ -1,4 +1,4 @@
-"""One writer for a directory at a time: whoever comes second waits, and is refused where the first one stays."""
+"""One writer per directory at a time: the second one waits, and is refused if the first one does not end."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_the_second_one_waits(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert capsys.readouterr().out.count("in use by another process; waiting up to 60 s for it to end") == 1
 
 
-def test_a_directory_stays_if_something_was_written(tmp_path: Path) -> None:
+def test_a_directory_is_removed_only_if_nothing_was_written(tmp_path: Path) -> None:
     with locking.hold(tmp_path / "a/b", print):
         pass
     assert not (tmp_path / "a").exists()
@@ -101,15 +101,13 @@ def test_a_directory_stays_if_something_was_written(tmp_path: Path) -> None:
     assert not list((tmp_path / "a/b").iterdir())
 
 
-def test_a_lock_that_was_removed_while_one_waited_does_not_count(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_lock_file_removed_while_waiting_is_not_the_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lock, calls = fcntl.flock, []
 
     def flock(file: Any, how: int) -> None:
         calls.append(how)
         if len(calls) == 1:
-            (tmp_path / ".lock").unlink()  # by the one who held it before
+            (tmp_path / ".lock").unlink()  # by the previous holder
         lock(file, how)
 
     monkeypatch.setattr(fcntl, "flock", flock)
@@ -126,7 +124,7 @@ def test_a_file_system_without_locks(
     monkeypatch.setattr(fcntl, "flock", flock)
     number = errno.ENOLCK
     with locking.hold(tmp_path / "run", print):
-        assert "a file system without locks: see that nothing else writes to it" in capsys.readouterr().out
+        assert "a file system without locks: make sure that nothing else writes to it" in capsys.readouterr().out
     number = errno.EIO
     refused = pytest.raises(RequestError, match="says no; expected a path that can be written")
     with refused, locking.hold(tmp_path / "run", print):

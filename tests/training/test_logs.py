@@ -11,6 +11,7 @@ from rich.console import Console
 
 from fastmim.errors import RequestError
 from fastmim.training.logs import Logs
+from fastmim.training.run_directory import RunDirectory
 from fastmim.training.trackers import open_trackers
 
 METRICS = {
@@ -24,7 +25,7 @@ METRICS = {
 
 def test_plain_lines_say_step_loss_rate_wait_and_time_left(tmp_path: Path) -> None:
     text = io.StringIO()
-    logs = Logs(tmp_path, total_steps=100, console=Console(file=text, width=200))
+    logs = Logs(RunDirectory(tmp_path), total_steps=100, console=Console(file=text, width=200))
     logs.log(10, METRICS)
     logs.close()
     assert text.getvalue() == ("step 10/100  epoch 1.5  loss 0.2500  1,234 images/s  data wait 43%  0:03:00 left\n")
@@ -32,7 +33,7 @@ def test_plain_lines_say_step_loss_rate_wait_and_time_left(tmp_path: Path) -> No
 
 def test_a_terminal_gets_one_live_line(tmp_path: Path) -> None:
     text = io.StringIO()
-    logs = Logs(tmp_path, total_steps=100, console=Console(file=text, width=120, force_terminal=True))
+    logs = Logs(RunDirectory(tmp_path), total_steps=100, console=Console(file=text, width=120, force_terminal=True))
     logs.log(10, METRICS)
     logs.advance(11)
     logs.close()
@@ -43,7 +44,7 @@ def test_a_terminal_gets_one_live_line(tmp_path: Path) -> None:
 def test_lines_after_the_checkpoint_are_dropped_on_resuming(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 2}\n{"step": 4}\n{"step": 6}\n{"step": 8, "lo')
-    Logs(tmp_path, total_steps=100, step=4).close()
+    Logs(RunDirectory(tmp_path), total_steps=100, step=4).close()
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [2, 4]
 
 
@@ -51,7 +52,7 @@ def test_tensorboard_events(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     trackers = open_trackers((), auto=True, out=tmp_path, settings={}, step=0)
-    logs = Logs(tmp_path, total_steps=100, trackers=trackers)
+    logs = Logs(RunDirectory(tmp_path), total_steps=100, trackers=trackers)
     logs.log(10, METRICS)
     logs.close()
     events = EventAccumulator(str(tmp_path / "tensorboard"))

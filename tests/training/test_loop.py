@@ -9,7 +9,8 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.optim import AdamW
 
 from fastmim.errors import RunError
 from fastmim.training import checkpoint, loop, meter, optim
 from fastmim.training.logs import Logs
+from fastmim.training.plan import Plan
+from fastmim.training.run_directory import RunDirectory
 from fastmim.training.schedule import Stage
+from fastmim.training.settings import TrainConfig
 
 BATCH = 8
 
@@ -55,6 +60,32 @@ def batches(
             yield {"images": part}
 
 
+@dataclass
+class Task:
+    """A Toy with its batches."""
+
+    model: nn.Module
+    batches: Callable[[Stage, int], Iterator[dict[str, Any]]]
+    events: Sequence[loop.Periodic] = ()
+
+    def prepare(self, batch: dict[str, Any]) -> dict[str, Any]:
+        return batch
+
+    def build_optimizer(self, model: nn.Module) -> AdamW:
+        return optim.build(model, weight_decay=0.05, betas=(0.9, 0.95))
+
+    def facts(self) -> dict[str, Any]:
+        return {"num_images": 100}
+
+    def periodic(self, logs: Logs) -> Sequence[loop.Periodic]:
+        return self.events
+
+
+class SteadyPlan(Plan):
+    def learning_rate(self, step: int) -> float:
+        return 1e-2
+
+
 def fit(
     out: Path,
     *,
@@ -62,7 +93,9 @@ def fit(
     run: dict[str, Any] | None = None,
     stream: Callable[[Stage, int], Iterator[dict[str, Any]]] = batches,
     model: nn.Module | None = None,
-    **settings: Any,
+    periodic: Sequence[loop.Periodic] = (),
+    compile: bool = False,
+    advice: str = "",
 ) -> nn.Module:
     """Run `loop.fit` on a Toy in `out`, resuming what is there."""
     out.mkdir(exist_ok=True)
@@ -70,30 +103,24 @@ def fit(
     model = model or Toy()
     found = checkpoint.newest(out / "checkpoints")
     stages = stages or [Stage(4, 0, 20, 1)]
-    logs = Logs(out, total_steps=stages[-1].stop, step=found.step if found else 0)
-    about = {"seed": 1, "num_images": 100}
+    logs = Logs(RunDirectory(out), total_steps=stages[-1].stop, step=found.step if found else 0)
     options: dict[str, Any] = {"save_every": 5, "log_every": 2} | (run or {})
+    plan = SteadyPlan(
+        num_images=100,
+        batch_size=BATCH,
+        steps_per_epoch=10,
+        total_steps=stages[-1].stop,
+        warmup_steps=0,
+        peak_lr=1e-2,
+        stages=stages,
+        device=torch.device("cpu"),
+        bf16=False,
+        compile=compile,
+        num_workers=0,
+    )
+    config = TrainConfig(out=out, seed=1, batch_size=BATCH, **options)
     try:
-        loop.fit(
-            model,
-            stages=stages,
-            batches=stream,
-            prepare=lambda batch: batch,
-            build_optimizer=functools.partial(optim.build, weight_decay=0.05, betas=(0.9, 0.95)),
-            learning_rate=lambda step: 1e-2,
-            logs=logs,
-            run=loop.Run(
-                out=out,
-                seed=1,
-                batch_size=BATCH,
-                steps_per_epoch=10,
-                device=torch.device("cpu"),
-                about=about,
-                **options,
-            ),
-            resume_from=found,
-            **settings,
-        )
+        loop.fit(Task(model, stream, periodic), config, plan, logs=logs, resume_from=found, faster_data=advice)
     finally:
         logs.close()
     return model
@@ -235,7 +262,7 @@ def test_periodic_numbers_are_logged_and_the_end_is_always_included(tmp_path: Pa
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler on the CPU")
 def test_compiled_is_eager(tmp_path: Path) -> None:
     eager, compiled = (
-        fit(tmp_path / str(compile), stages=STAGED[:1], run={"compile": compile}, model=without_dropout())
+        fit(tmp_path / str(compile), stages=STAGED[:1], compile=compile, model=without_dropout())
         for compile in (False, True)
     )
     for a, b in zip(eager.state_dict().values(), compiled.state_dict().values(), strict=True):
@@ -262,6 +289,6 @@ def test_a_device_that_waits_for_data_is_pointed_out_once(
 
     monkeypatch.setattr(meter, "_SHOWN_AFTER", 0.03)
     monkeypatch.setattr(meter, "_TOO_LONG", share)
-    fit(tmp_path, stream=slow, run={"faster_data": advice})
+    fit(tmp_path, stream=slow, advice=advice)
     said = capsys.readouterr().out
     assert said.count("of the time for data: pack it") == (1 if share < 1 and advice else 0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +38,14 @@ def same_weights(one: Path, other: Path) -> bool:
     return all(torch.equal(first[name], second[name]) for name in first.keys() | second.keys())
 
 
-def prepare(batch: Mapping[str, Any]) -> dict[str, Any]:
-    return {"images": batch["images"].float()}
-
-
 def largest(model: nn.Module) -> int:
     return micro_batch.largest_micro_batch(
-        model, batch_size=12, img_size=4, prepare=prepare, device=torch.device("cpu"), bf16=False
+        model,
+        lambda batch: model(**batch)["loss"],
+        lambda num_images: {"images": torch.zeros(num_images, 3, 4, 4)},
+        batch_size=12,
+        img_size=4,
+        device=torch.device("cpu"),
     )
 
 

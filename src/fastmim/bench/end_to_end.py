@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import io
 import statistics
 from collections.abc import Generator
@@ -11,17 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 
-from fastmim import pretraining
 from fastmim.bench.steps import synthetic_batch
 from fastmim.bench.timing import spread
 from fastmim.data.sources import Source
-from fastmim.method import build
-from fastmim.method.settings import PretrainConfig
-from fastmim.training import loop, optim, schedule
-from fastmim.training.logs import Logs
-from fastmim.training.run_directory import read_metrics
+from fastmim.pretraining import Pretraining
+from fastmim.training.loop import Batch
+from fastmim.training.run import launch
+from fastmim.training.run_directory import RunDirectory
 from fastmim.training.schedule import Stage
 
 MEMORY = "batches in memory"
@@ -69,16 +65,15 @@ def measure(
         "picture_every": "never",
     }
     found: dict[str, list[dict[str, float]]] = {name: [] for name in (*tiers, MEMORY)}
+    kinds: dict[str, tuple[type[Pretraining], str]] = {n: (Pretraining, s.origin) for n, s in tiers.items()}
+    kinds[MEMORY] = (_FromMemory, next(iter(tiers.values())).origin)
     for number in range(rounds):
-        for name, source in tiers.items():
+        for name, (kind, origin) in kinds.items():
             torch.compiler.reset()  # torch.compile gives up after a number of recompilations
             out = into / f"{name.replace(' ', '-')}-{number}"
             with contextlib.redirect_stdout(io.StringIO()):
-                pretraining.pretrain(**settings, data=source.origin, out=out)
-            found[name].append(read_metrics(out)[-1])
-        origin = next(iter(tiers.values())).origin
-        config = PretrainConfig(**settings, data=origin, out=into / f"memory-{number}")
-        found[MEMORY].append(_from_memory(config, next(iter(tiers.values()))))
+                launch(kind, settings | {"data": origin, "out": out})
+            found[name].append(RunDirectory(out).read_metrics()[-1])
     raw = {
         key: {name: [line[key] for line in lines] for name, lines in found.items()}
         for key in ("images_per_s", "data_wait_share")
@@ -95,30 +90,10 @@ def _summarise(raw: dict[str, dict[str, list[float]]], name: str) -> dict[str, A
     }
 
 
-def _from_memory(config: PretrainConfig, source: Source) -> dict[str, float]:
-    """The same run on one batch that stays on the device."""
-    torch.compiler.reset()
-    plan = pretraining.make_plan(config, source)
-    model = build.build_model(config).to(plan.device)
-    batch = synthetic_batch(config.batch_size, config.img_size, str(plan.device))
+class _FromMemory(Pretraining):
+    """A run on one batch that stays on the device."""
 
-    def batches(stage: Stage, first_step: int) -> Generator[loop.Batch]:
+    def batches(self, stage: Stage, first_step: int) -> Generator[Batch]:
+        batch = synthetic_batch(self.plan.batch_size, stage.size, str(self.plan.device))
         while True:
             yield batch
-
-    config.out.mkdir()
-    logs = Logs(config.out, total_steps=plan.total_steps, console=Console(quiet=True))
-    loop.fit(
-        model,
-        stages=plan.stages,
-        batches=batches,
-        prepare=pretraining.preparation(plan.device),
-        build_optimizer=functools.partial(optim.build, weight_decay=config.weight_decay, betas=config.betas),
-        learning_rate=functools.partial(
-            schedule.learning_rate, peak=plan.peak_lr, warmup_steps=plan.warmup_steps, total_steps=plan.total_steps
-        ),
-        logs=logs,
-        run=loop.Run.of(config, plan, about={}, faster_data=""),
-    )
-    logs.close()
-    return read_metrics(config.out)[-1]

@@ -1,11 +1,11 @@
-"""What `fastmim bench` and `fastmim cost` are asked. No torch here."""
+"""Settings of `bench` and `cost`; does not import torch."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from fastmim.config import nearest
+from fastmim.config import Settings, check_positive, nearest
 from fastmim.errors import RequestError
 
 PARTS = ("data", "hog", "step", "methods", "end-to-end")
@@ -16,68 +16,63 @@ BACKBONES = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class BenchConfig:
-    """What to measure, where, how long."""
+class BenchConfig(Settings):
+    """Parts, backbones, device and length of a benchmark."""
 
     records: Path = Path("benchmarks/records")
     """Directory for the records (name-DATE.json), tables (bench.md) and chart (bench.png)."""
 
     only: str = ",".join(PARTS)
-    """Comma list of parts: data, hog, step, methods, end-to-end."""
+    """Comma-separated parts: data, hog, step, methods, end-to-end."""
 
     backbones: str | None = None
-    """Comma list of timm models; the first, a plain ViT, also serves for the variants. [default: ViT-S, Swin-T and
-    ConvNeXt-T on a CPU; ViT-B, Swin-B, ConvNeXt-B and PVTv2-B2 elsewhere]"""
+    """Comma-separated timm models; the first, a plain ViT, is also used for the variants. [default: ViT-S, Swin-T
+    and ConvNeXt-T on a CPU; ViT-B, Swin-B, ConvNeXt-B and PVTv2-B2 elsewhere]"""
 
     device: str = "auto"
-    """`cpu`, `cuda`, `cuda:1`, `mps`; `auto` takes the accelerator if there is one."""
+    """`cpu`, `cuda`, `cuda:1`, `mps`; `auto` takes the accelerator, if any."""
 
     batch_size: int | None = None
-    """Images in a training step. [default: 16 on a CPU, 256 elsewhere]"""
+    """Images per training step. [default: 16 on a CPU, 256 elsewhere]"""
 
     rounds: int | None = None
-    """Times that each form takes its turn. [default: 5 on a CPU, 15 elsewhere]"""
+    """Measurements of each variant, taken in turn. [default: 5 on a CPU, 15 elsewhere]"""
 
     quick: bool = False
-    """One round on few images: shows that it works, not how fast."""
+    """One round on few images: a check that everything runs, not a measurement."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "rounds"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise RequestError(f"{name} is {value}; expected at least 1")
+        check_positive(self, "batch_size", "rounds")
         for part in self.parts():
             if part not in PARTS:
                 raise RequestError(f"only names {part!r}; expected some of {', '.join(PARTS)}{nearest(part, PARTS)}")
 
     def parts(self) -> tuple[str, ...]:
-        """The parts asked for."""
+        """Return the chosen parts."""
         return tuple(part.strip() for part in self.only.split(","))
 
     def backbone_names(self, device_type: str) -> tuple[str, ...]:
-        """The backbones asked for, or those that suit the device."""
+        """Return the chosen backbones, or the defaults of the device."""
         if self.backbones is None:
             return BACKBONES["cpu" if device_type == "cpu" else "accelerator"]
         return tuple(name.strip() for name in self.backbones.split(","))
 
 
 @dataclass(frozen=True, kw_only=True)
-class CostConfig:
-    """How long a training would be."""
+class CostConfig(Settings):
+    """Length of the training to estimate, and the records to estimate it from."""
 
     images: int
     """Images in the training set."""
 
     epochs: float
-    """Passes over them."""
+    """Passes over the images."""
 
     record: Path | None = None
     """A record of `fastmim bench`, bench-step or bench-methods. [default: the newest of each in --records]"""
 
     records: Path = Path("benchmarks/records")
-    """Where the records are."""
+    """Directory of the records."""
 
     def __post_init__(self) -> None:
-        for name in ("images", "epochs"):
-            if not getattr(self, name) > 0:
-                raise RequestError(f"{name} is {getattr(self, name)}; expected more than 0")
+        check_positive(self, "images", "epochs")

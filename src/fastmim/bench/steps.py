@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.nn.utils import get_total_norm
 
 from fastmim.backbone import Backbone
 from fastmim.backbone.features import drops_tokens
@@ -18,8 +18,10 @@ from fastmim.bench.references import LEARNING_RATE, plain, reference_step
 from fastmim.bench.timing import Times, ratios, take_turns
 from fastmim.data import augment
 from fastmim.data.statistics import IMAGENET_MEAN, IMAGENET_STD
-from fastmim.method.mim import MIM, TARGETS
+from fastmim.method.mim import MIM
+from fastmim.method.targets import TARGETS
 from fastmim.training import optim
+from fastmim.training.loop import make_forward, train_step
 from fastmim.training.meter import Meter
 
 REFERENCE = "plain reference"
@@ -56,7 +58,7 @@ class Case:
     def build(self) -> MIM:
         """Build the model, always with the same weights."""
         torch.manual_seed(0)
-        target = TARGETS[self.target]()
+        target = TARGETS[self.target]
         args = dict(self.backbone_args)
         return MIM(self.backbone, img_size=self.img_size, target=target, masking=self.masking, backbone_args=args)
 
@@ -94,25 +96,14 @@ def fastmim_step(model: MIM, batch: dict[str, Tensor], form: Form) -> Callable[[
         form: Precision and compilation.
     """
     device = batch["images"].device
-    optimizer = optim.build(model, weight_decay=0.05, betas=(0.9, 0.95))
-    for group in optimizer.param_groups:
-        group["lr"] = LEARNING_RATE
-    meter = Meter(0, device=device, batch_size=len(batch["keys"]), steps_per_epoch=1)
     mean, std = (torch.tensor(values, device=device) for values in (IMAGENET_MEAN, IMAGENET_STD))
-
-    def compute(batch: dict[str, Tensor]) -> Tensor:
-        with torch.autocast(device.type, torch.bfloat16, enabled=form.precision == "bf16"):
-            return model(**augment.prepare(batch, mean, std))["loss"]
-
-    forward = torch.compile(compute, dynamic=False) if form.compile else compute
+    prepare = functools.partial(augment.prepare, mean=mean, std=std)
+    forward = make_forward(model, prepare, device, bf16=form.precision == "bf16", compile=form.compile)
+    optimizer = optim.build(model, weight_decay=0.05, betas=(0.9, 0.95))
+    meter = Meter(0, device=device, batch_size=len(batch["keys"]), steps_per_epoch=1)
 
     def step() -> None:
-        loss = forward(batch)
-        loss.backward()
-        norm = get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
-        optimizer.found_inf = meter.add(loss.detach(), norm)  # type: ignore[attr-defined]
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        train_step(model, forward, itertools.repeat(batch), optimizer, meter, learning_rate=LEARNING_RATE)
 
     return step
 

@@ -1,1 +1,1 @@
-"""From what `--data` names to uint8 batches, and their preparation on the device."""
+"""From `--data` to uint8 batches, and their preparation on the device."""

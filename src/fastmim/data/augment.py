@@ -1,5 +1,7 @@
-"""What happens to an image between the file and the model: the random crop on the CPU, flip and
-normalisation on the device. Each is a pure function of the image's key."""
+"""Crops for training and evaluation on the CPU, flip and normalisation on the device.
+
+All of them are pure functions of the image's key.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,7 @@ _FLIP_STREAM = 2
 _NUM_TRIES = 10
 
 NUM_RANDOMS = 2 * _NUM_TRIES + 2
-"""Uniform numbers that a random crop reads: area and aspect of each try, then the position."""
+"""Uniform numbers that a random crop takes: area and aspect of each try, then the position."""
 
 
 def crop_box(
@@ -31,17 +33,17 @@ def crop_box(
     scale: tuple[float, float] = (0.2, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> Box:
-    """A box with the distribution of torchvision's RandomResizedCrop (Szegedy et al., arXiv 1409.4842).
+    """Draw a box with the distribution of torchvision's RandomResizedCrop (Szegedy et al., arXiv 1409.4842).
 
     Args:
-        height: Of the picture, in pixels.
-        width: Of the picture, in pixels.
+        height: Height of the image in pixels.
+        width: Width of the image in pixels.
         randoms: `NUM_RANDOMS` numbers in [0, 1).
         scale: Range of the box's share of the area, drawn uniformly.
         ratio: Range of width / height, drawn uniformly in the logarithm.
 
     Returns:
-        A box inside the picture: the first of ten draws that fits, else the largest central one whose
+        A box inside the image: the first of ten draws that fits, else the largest central one whose
         aspect is in `ratio`.
     """
     low, high = math.log(ratio[0]), math.log(ratio[1])
@@ -73,13 +75,13 @@ def decode_crop(
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
     max_pixels: int = MAX_PIXELS,
 ) -> Tensor:
-    """A random crop for training: `crop_box` through `decode.decode_box`.
+    """Decode a random crop for training: `crop_box` through `decode.decode_box`.
 
     Returns:
         (3, size, size) uint8.
 
     Raises:
-        BadImage: The data is no picture, damaged, or too large.
+        BadImage: The data is not an image, is corrupted, or is too large.
     """
     choose_box = partial(crop_box, randoms=randoms, scale=scale, ratio=ratio)
     return decode_box(data, size, choose_box, max_pixels=max_pixels)
@@ -88,29 +90,29 @@ def decode_crop(
 def decode_center(
     data: bytes | np.ndarray, size: int, *, crop_pct: float = 1.0, max_pixels: int = MAX_PIXELS
 ) -> Tensor:
-    """The crop for evaluation: as resizing the shorter side to size / crop_pct and cutting the centre.
+    """Decode the crop for evaluation: like resizing the shorter side to size / crop_pct and cropping the centre.
 
     Returns:
         (3, size, size) uint8.
 
     Raises:
-        BadImage: The data is no picture, damaged, or too large.
+        BadImage: The data is not an image, is corrupted, or is too large.
     """
     return decode_box(data, size, partial(center_box, crop_pct=crop_pct), max_pixels=max_pixels)
 
 
 def prepare(batch: Mapping[str, Any], mean: Tensor, std: Tensor) -> dict[str, Tensor]:
-    """The device's half of the augmentation: flip half of the images left to right, and normalise.
+    """Augment on the device: flip half of the images left to right, and normalise.
 
-    Nothing here waits for the device, and all of it compiles.
+    Does not synchronise with the device, and compiles without graph breaks.
 
     Args:
-        batch: "images" uint8 (B, 3, S, S) and "keys" int64 (B,) on one device, "labels" (B,) if any.
-        mean: (3,) float32 on the same device, for pixels in [0, 1].
-        std: (3,) float32 likewise.
+        batch: "images" uint8 (B, C, H, W) and "keys" int64 (B,) on one device, "labels" (B,) if any.
+        mean: (C,) float32 on the same device, for pixels in [0, 1].
+        std: (C,) float32 likewise.
 
     Returns:
-        "images" float32 (B, 3, S, S), and "keys" and "labels" as they came.
+        "images" float32 (B, C, H, W), and "keys" and "labels" unchanged.
     """
     images, keys = batch["images"], batch["keys"]
     flip = uniform(keys, 1, stream=_FLIP_STREAM) < 0.5  # (B, 1)
@@ -120,11 +122,11 @@ def prepare(batch: Mapping[str, Any], mean: Tensor, std: Tensor) -> dict[str, Te
 
 
 def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """uint8 (..., 3, H, W) -> float32, (pixel / 255 - mean) / std."""
+    """uint8 (..., C, H, W) -> float32, (pixel / 255 - mean) / std."""
     return (images - (255 * mean)[:, None, None]) / (255 * std)[:, None, None]
 
 
 def denormalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """float (..., 3, H, W) -> uint8: what `normalise` took, rounded and held within 0 to 255."""
+    """Undo `normalise`: float (..., C, H, W) -> uint8, rounded and clamped to 0 to 255."""
     pixels = (images * std[:, None, None] + mean[:, None, None]) * 255
     return pixels.round().clamp(0, 255).to(torch.uint8)

@@ -1,22 +1,22 @@
-"""The list of a run's unreadable images, and the point at which there are too many."""
+"""The list of a run's unreadable images, and the limit on their share."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
 from fastmim.errors import RunError
+from fastmim.system.files import write_text
 
 _MIN_SEEN = 1000
 
 
 class BadImages:
-    """Collects what the loader reports, keeps `bad_images.txt` current, and stops a run that has too many.
+    """Collects what the loader reports, keeps `bad_images.txt` up to date, and stops a run that has too many.
 
-    The file has a line "name<TAB>reason" for each image, sorted. Lines of an earlier start of the same run
-    stay but do not count: the files may have been repaired since. The first one found is said, by `say`.
+    The file has one line "name<TAB>reason" for each image, sorted. Lines from before the run was resumed stay but
+    do not count: the files may have been repaired since. `say` receives a line about the first unreadable image.
     """
 
     def __init__(
@@ -30,15 +30,15 @@ class BadImages:
         self._found: dict[str, str] = {}
 
     def __len__(self) -> int:
-        """Different images found since this start."""
+        """The number of distinct unreadable images since the run was started or resumed."""
         return len(self._found)
 
     def update(self, bad: Iterable[tuple[str, str]], num_seen: int) -> None:
-        """Take in a batch's "bad" and the number of images that were read for it.
+        """Add a batch's "bad" list; `num_seen` is the number of images read for the batch.
 
         Raises:
-            RunError: More than `max_share` of the images read so far are bad; of at least 1000, or of the
-                whole source if it is smaller.
+            RunError: More than `max_share` of the images read so far are bad, where the first 1,000 images (or all
+                of a smaller source) count as read from the start.
         """
         self.num_seen += num_seen
         new = {name: reason for name, reason in bad if name not in self._found}
@@ -59,18 +59,16 @@ class BadImages:
             )
 
     def describe(self) -> str:
-        """How many there are, for the end of a run."""
+        """A summary for the end of a run."""
         return f"skipped {len(self):,} of {self.num_images:,} images as unreadable; they are listed in {self.path}"
 
     def _write(self) -> None:
         lines = {f"{_clean(name)}\t{_clean(reason)}" for name, reason in self._found.items()}
         with suppress(FileNotFoundError):
             lines |= set(self.path.read_text(encoding="utf-8").splitlines())
-        partial = self.path.with_suffix(f".{os.getpid()}.tmp")
-        partial.write_text("".join(f"{line}\n" for line in sorted(lines)), encoding="utf-8")
-        partial.replace(self.path)
+        write_text(self.path, "".join(f"{line}\n" for line in sorted(lines)))
 
 
 def _clean(text: str) -> str:
-    """One field of one line, in valid UTF-8: file names may hold anything."""
+    """Return a text as one field of a line in valid UTF-8: file names may hold anything."""
     return " ".join(text.encode("utf-8", "backslashreplace").decode().split())

@@ -1,4 +1,4 @@
-"""Every image of a source once, in order, as evaluation sees it: the central crop."""
+"""Evaluation batches: the central crop of each image of a source, once and in order."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import Dataset
 
 from fastmim.data.augment import decode_center
-from fastmim.data.decode import MAX_PIXELS, BadImage
+from fastmim.data.decode import MAX_PIXELS, BadImage, reason
 from fastmim.data.loader import read_ahead
 from fastmim.data.sources import Source
 
@@ -21,7 +21,7 @@ Indices = Sequence[int] | np.ndarray
 
 @dataclass(frozen=True, eq=False)
 class _Centers(Dataset[dict[str, Any]]):
-    """The map-style dataset that the workers hold: a batch's indices -> its tensors."""
+    """The map-style dataset in the workers: a batch's indices -> its tensors."""
 
     source: Source
     size: int
@@ -36,10 +36,8 @@ class _Centers(Dataset[dict[str, Any]]):
             try:
                 data = self.source.read(index)
                 crop = decode_center(data, self.size, crop_pct=self.crop_pct, max_pixels=self.max_pixels)
-            except BadImage as error:
-                bad.append((self.source.name(index), str(error)))
-            except OSError as error:
-                bad.append((self.source.name(index), error.strerror or type(error).__name__))
+            except (BadImage, OSError) as error:
+                bad.append((self.source.name(index), reason(error)))
             else:
                 images[len(read)] = crop
                 read.append(index)
@@ -52,7 +50,7 @@ class _Centers(Dataset[dict[str, Any]]):
 
 @dataclass(frozen=True)
 class _Batches:
-    """Indices, a batch at a time."""
+    """Indices in batches, the last of which may be shorter."""
 
     indices: Indices
     batch_size: int
@@ -76,21 +74,21 @@ def load_centers(
     max_pixels: int = MAX_PIXELS,
     pin_memory: bool = False,
 ) -> Generator[dict[str, Any], None, None]:
-    """Read a source, or some of it, in order. The same for any number of workers.
+    """Read a source, or part of it, in order. The result does not depend on the number of workers.
 
     Args:
         source: The images.
         size: Side of the crops, in pixels.
-        batch_size: Images at once; the last batch may have fewer.
-        indices: Which images, in this order; all if None.
-        num_workers: Worker processes; 0 reads in this one.
-        crop_pct: Side of the central crop as a share of the picture's shorter side.
-        max_pixels: Larger pictures count as unreadable.
+        batch_size: Images in a batch; the last one may have fewer.
+        indices: The images to read, in this order; all if None.
+        num_workers: Number of worker processes; 0 reads in this process.
+        crop_pct: Side of the central crop as a share of the image's shorter side.
+        max_pixels: Larger images count as unreadable.
         pin_memory: Put batches into page-locked memory.
 
     Yields:
         "images" uint8 (b, 3, size, size), "indices" int64 (b,) in the source, "labels" int64 (b,) if the source
-        has any, and "bad", a list of (name, reason) of the unreadable images, which are left out: b may be 0.
+        has any, and "bad", a list of (name, reason) of unreadable images, which are left out: b may be 0.
 
     Raises:
         RunError: A worker died.

@@ -1,6 +1,6 @@
-"""Encoded bytes or an array -> one box of the upright RGB picture at the wanted size, or BadImage.
+"""Decode a box of an upright RGB image to a given size, from encoded bytes or an array, or raise BadImage.
 
-JPEGs take the fast road: simplejpeg reads the header, the box is chosen, and the decoder's own DCT
+JPEGs take a fast path: simplejpeg reads the header, the box is chosen, and the decoder's own DCT
 scaling by 1/2, 1/4 or 1/8 does most of the shrinking. Everything else goes through Pillow.
 """
 
@@ -21,11 +21,11 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 MAX_PIXELS = 178_956_970
-"""Largest picture that is decoded, in pixels; the limit at which Pillow itself refuses. 0.5 GB as RGB."""
+"""The largest image that is decoded, in pixels: the limit at which Pillow itself refuses. 0.5 GB as RGB."""
 
-# Registered with Pillow but no pictures: documents, video, data containers, and formats that Pillow only
+# Formats of Pillow that are not images: documents, video, data containers, and those that Pillow only
 # identifies or hands to another program (EPS runs Ghostscript).
-_NOT_PICTURES = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "PDF", "WMF"}
+_NOT_IMAGES = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "PDF", "WMF"}
 
 # EXIF orientation -> (transpose, then flip rows, then flip columns) that turns the stored frame upright.
 _UPRIGHT = {
@@ -41,8 +41,13 @@ _UPRIGHT = {
 _ORIENTATION_TAG = 0x0112
 
 
-class BadImage(ValueError):  # noqa: N818 - it is about an image, not about the program
-    """This one image cannot be used; the message is the reason in one line."""
+class BadImage(ValueError):  # noqa: N818 - describes an image, not the program
+    """One image cannot be used; the message is the reason in one line."""
+
+
+def reason(error: BadImage | OSError) -> str:
+    """Why an image is skipped, in one line."""
+    return str(error) if isinstance(error, BadImage) else error.strerror or type(error).__name__
 
 
 class Box(NamedTuple):
@@ -56,14 +61,14 @@ class Box(NamedTuple):
 
 @cache
 def image_formats() -> tuple[str, ...]:
-    """The names of the Pillow formats that count as pictures here."""
+    """The names of the Pillow formats that count as images."""
     Image.init()
-    return tuple(name for name in Image.ID if name in Image.OPEN and name not in _NOT_PICTURES)
+    return tuple(name for name in Image.ID if name in Image.OPEN and name not in _NOT_IMAGES)
 
 
 @cache
 def image_extensions() -> frozenset[str]:
-    """The file name endings of those formats, in lower case with the dot."""
+    """The file extensions of those formats, in lower case with the dot."""
     formats = set(image_formats())
     return frozenset(end for end, name in Image.registered_extensions().items() if name in formats)
 
@@ -75,24 +80,24 @@ def decode_box(
     *,
     max_pixels: int = MAX_PIXELS,
 ) -> Tensor:
-    """Cut a box out of a picture and resize it to a square (antialiased bicubic).
+    """Crop a box of an image and resize it to a square (antialiased bicubic).
 
-    EXIF orientation is honoured. Palettes, CMYK and grey become RGB; transparency is laid on white, as
-    viewers show it; 16-bit greys are scaled by 1/256, 32-bit and float greys from their own range; of an
-    animation the first frame is used.
+    EXIF orientation is applied. Palettes, CMYK and grey become RGB; transparency is composited on white, as
+    viewers show it; 16-bit greys are scaled by 1/256, 32-bit and float greys from their own range; an
+    animation gives its first frame.
 
     Args:
         data: An encoded file, or uint8 (H, W), (H, W, 1) or (H, W, 3).
         size: Side of the result in pixels.
-        choose_box: (height, width) of the upright picture -> the box in it. Where a JPEG is decoded at
-            1/f of its size, the box moves to multiples of f: by half a pixel of the result at most.
-        max_pixels: Larger pictures are refused before they are decoded.
+        choose_box: (height, width) of the upright image -> the box in it. If a JPEG is decoded at 1/f of its
+            size, the box moves to multiples of f: by half a pixel of the result at most.
+        max_pixels: Larger images are refused before they are decoded.
 
     Returns:
         (3, size, size) uint8.
 
     Raises:
-        BadImage: The data is no picture, damaged, or too large.
+        BadImage: The data is not an image, is corrupted, or is too large.
     """
     if isinstance(data, np.ndarray):
         return _crop_array(data, size, choose_box)
@@ -117,18 +122,20 @@ def decode_box(
 def decode_whole(
     data: bytes | np.ndarray, *, short_side: int | None = None, max_pixels: int = MAX_PIXELS
 ) -> np.ndarray:
-    """The whole picture, upright, and shrunk if need be (antialiased bicubic); read as `decode_box` reads it.
+    """Decode a whole image, upright, and shrink it if it is larger (antialiased bicubic).
+
+    Modes, transparency and animations are treated as in `decode_box`.
 
     Args:
         data: An encoded file, or uint8 (H, W), (H, W, 1) or (H, W, 3).
-        short_side: What the shorter side is shrunk to, in pixels; a picture that is smaller stays as it is.
-        max_pixels: Larger pictures are refused before they are decoded.
+        short_side: The shorter side is shrunk to this many pixels; smaller images keep their size.
+        max_pixels: Larger images are refused before they are decoded.
 
     Returns:
-        uint8 (H, W, 1) if it is grey, else (H, W, 3); C-contiguous, as encoders want it.
+        uint8 (H, W, 1) if the image is grey, else (H, W, 3); C-contiguous, as encoders need it.
 
     Raises:
-        BadImage: The data is no picture, damaged, or too large.
+        BadImage: The data is not an image, is corrupted, or is too large.
     """
     if isinstance(data, np.ndarray):
         _check_array(data)
@@ -138,7 +145,7 @@ def decode_whole(
         if height * width > max_pixels:
             raise BadImage(_too_large(max_pixels, f"{width} x {height}"))
         orientation = jpeg_orientation(data)
-        # Twice the wanted size is left to the resampling: a quarter slower than for crops, but 7 dB nearer to it.
+        # The decoder keeps twice the size for the resampling: a quarter slower than for crops, but 7 dB more accurate.
         factor = reduction(Box(0, 0, height, width), 2 * (short_side or max(height, width)))
         pixels = _decode_jpeg(data, height, width, factor, colours)
     else:
@@ -151,7 +158,7 @@ def decode_whole(
 
 
 def jpeg_header(data: bytes) -> tuple[int, int, str]:
-    """Height, width and "RGB" or "GRAY", what simplejpeg is to decode it to; "" if it is none that it decodes well."""
+    """Height, width, and the colours to decode to, "RGB" or "GRAY"; "" if simplejpeg does not decode this file well."""
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError:
@@ -160,7 +167,7 @@ def jpeg_header(data: bytes) -> tuple[int, int, str]:
 
 
 def jpeg_orientation(data: bytes) -> int:
-    """EXIF orientation, 1 to 8, from a JPEG's header; 1 where there is none or it makes no sense."""
+    """EXIF orientation, 1 to 8, from a JPEG's header; 1 if it is missing or invalid."""
     position = 2
     while position + 4 <= len(data) and data[position] == 0xFF and data[position + 1] != 0xDA:
         if data[position + 1] == 0xFF:  # padding before a marker
@@ -189,12 +196,12 @@ def _tiff_orientation(tiff: bytes) -> int:
 
 
 def reduction(box: Box, size: int) -> int:
-    """The largest f of 8, 4, 2, 1 at which 1/f of the box still has `size` pixels along both sides."""
+    """The largest f of 8, 4, 2, 1 for which 1/f of the box still has `size` pixels along both sides."""
     return next(f for f in (8, 4, 2, 1) if f == 1 or min(box.height, box.width) >= f * size)
 
 
 def snap(box: Box, factor: int, height: int, width: int) -> Box:
-    """The box in a (height, width) picture reduced by `factor`, on whole reduced pixels."""
+    """Move a box of a (height, width) image to whole pixels of the image reduced by `factor`."""
     num_rows, num_columns = round(box.height / factor), round(box.width / factor)
     top = min(round(box.top / factor), -(-height // factor) - num_rows)
     left = min(round(box.left / factor), -(-width // factor) - num_columns)
@@ -204,7 +211,7 @@ def snap(box: Box, factor: int, height: int, width: int) -> Box:
 def _decode_jpeg(data: bytes, height: int, width: int, factor: int, colours: str) -> np.ndarray:
     """uint8 (height / factor, width / factor, 1 or 3), rounded up."""
     try:
-        # strict: a damaged file raises, where libjpeg and Pillow would fill in grey or garbage.
+        # strict: a corrupted file raises, while libjpeg and Pillow fill in grey or garbage.
         return simplejpeg.decode_jpeg(
             data,
             colours,
@@ -234,7 +241,7 @@ def _cut(pixels: np.ndarray, box: Box) -> np.ndarray:
 
 
 def _shrink(pixels: np.ndarray, height: int, width: int, short_side: int | None) -> np.ndarray:
-    """A (height, width) picture, of which `pixels` may be a smaller version -> (h, w, 1 or 3) of that short side."""
+    """Shrink a (height, width) image, or the smaller version of it in `pixels`, to (h, w, C) of that short side."""
     pixels = pixels if pixels.ndim == 3 else pixels[..., None]
     if short_side is None or min(height, width) <= short_side:
         return pixels
@@ -245,24 +252,24 @@ def _shrink(pixels: np.ndarray, height: int, width: int, short_side: int | None)
 
 @cache
 def _take_read_only() -> None:
-    """Let torch warn, once a process and unheard, that it could write to read-only memory: here nothing does."""
+    """Use up torch's one warning per process about read-only memory, which nothing writes to."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.from_numpy(np.frombuffer(b"0", dtype=np.uint8))
 
 
 def _resample(pixels: np.ndarray, num_rows: int, num_columns: int) -> Tensor:
-    """uint8 (h, w) or (h, w, 1 or 3) -> uint8 (1 or 3, num_rows, num_columns)."""
+    """uint8 (h, w) or (h, w, C) -> uint8 (C, num_rows, num_columns)."""
     if not pixels.flags.writeable:
         _take_read_only()
-    if min(pixels.strides) < 0:  # which torch does not take
+    if min(pixels.strides) < 0:  # torch rejects negative strides
         pixels = pixels.copy()
     image = torch.from_numpy(pixels if pixels.ndim == 3 else pixels[..., None]).permute(2, 0, 1)[None]
     return F.interpolate(image, size=(num_rows, num_columns), mode="bicubic", antialias=True)[0]
 
 
 def _stored_box(choose_box: Callable[[int, int], Box], height: int, width: int, orientation: int) -> Box:
-    """Choose a box in the upright frame and express it in the (height, width) frame of the file."""
+    """Choose a box in the upright frame, and express it in the (height, width) frame of the file."""
     transpose, flip_rows, flip_columns = _UPRIGHT[orientation]
     if transpose:
         height, width = width, height
@@ -273,7 +280,7 @@ def _stored_box(choose_box: Callable[[int, int], Box], height: int, width: int, 
 
 
 def _turn_upright(image: Tensor, orientation: int) -> Tensor:
-    """(3, size, size) as stored -> upright."""
+    """Turn a stored (C, H, W) image upright."""
     transpose, flip_rows, flip_columns = _UPRIGHT[orientation]
     if transpose:
         image = image.transpose(1, 2)
@@ -282,7 +289,7 @@ def _turn_upright(image: Tensor, orientation: int) -> Tensor:
 
 
 def _open_with_pillow(data: bytes, max_pixels: int) -> tuple[Image.Image, int]:
-    """The decoded picture as "L" or "RGB" in the frame of the file, and its orientation."""
+    """Decode an image to "L" or "RGB" in the frame of the file, and read its orientation."""
     try:
         with _pillow_limit(max_pixels):
             image = Image.open(io.BytesIO(data), formats=image_formats())
@@ -295,13 +302,13 @@ def _open_with_pillow(data: bytes, max_pixels: int) -> tuple[Image.Image, int]:
         start = f"begins with {data[:16]!r}" if data else "the file is empty"
         raise BadImage(f"not an image: {start}") from None
     except Exception as error:
-        # Pillow's plugins meet damage with any exception: OSError, SyntaxError, struct.error, KeyError ...
+        # Pillow's plugins raise anything on corrupted files: OSError, SyntaxError, struct.error, KeyError ...
         raise BadImage(one_line(error)) from None
 
 
 @contextmanager
 def _pillow_limit(max_pixels: int) -> Iterator[None]:
-    """Make Pillow refuse more than `max_pixels`, also inside containers, and keep its warnings to itself."""
+    """Make Pillow refuse more than `max_pixels`, also inside containers, and silence its warnings."""
     before = Image.MAX_IMAGE_PIXELS
     Image.MAX_IMAGE_PIXELS = max_pixels
     try:
@@ -316,13 +323,13 @@ def _pillow_limit(max_pixels: int) -> Iterator[None]:
 def _pillow_orientation(image: Image.Image) -> int:
     try:
         orientation = image.getexif().get(_ORIENTATION_TAG, 1)
-    except Exception:  # damaged EXIF does not spoil the pixels
+    except Exception:  # corrupted EXIF does not affect the pixels
         return 1
     return orientation if orientation in _UPRIGHT else 1
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Bring a loaded picture of any Pillow mode to 8-bit "RGB", or "L" where it is grey and opaque."""
+    """Convert a loaded image of any Pillow mode to 8-bit "RGB", or to "L" if it is grey and opaque."""
     if image.mode[0] in "IF":
         image = Image.fromarray(_to_8_bits(image))
     if image.has_transparency_data:
@@ -332,9 +339,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _to_8_bits(image: Image.Image) -> np.ndarray:
-    """Grey of more than 8 bits -> uint8, where Pillow's own conversion would clip to white."""
+    """Scale grey of more than 8 bits to uint8; Pillow's own conversion clips to white."""
     values = np.asarray(image)
-    if image.mode.startswith("I;16") or image.format in ("PNG", "PPM"):  # some releases open 16 bits as "I"
+    if image.mode.startswith("I;16") or image.format in ("PNG", "PPM"):  # some Pillow releases open 16 bits as "I"
         return (values >> 8).astype(np.uint8)
     # 32-bit integers and floats have no agreed white.
     values = np.nan_to_num(values.astype(np.float64), posinf=0.0, neginf=0.0)
@@ -342,11 +349,11 @@ def _to_8_bits(image: Image.Image) -> np.ndarray:
     return np.rint((values - low) * (255 / max(high - low, 1e-12))).astype(np.uint8)
 
 
-def _too_large(max_pixels: int, size: str = "the picture") -> str:
+def _too_large(max_pixels: int, size: str = "the image") -> str:
     return f"{size} has more than the {max_pixels:,} pixels that are decoded"
 
 
 def one_line(error: Exception) -> str:
-    """An exception's message without line breaks, or its name if it says nothing."""
+    """An exception's message without line breaks, or its type if it has no message."""
     text = " ".join(str(error).split())
     return text or type(error).__name__

@@ -1,27 +1,22 @@
-"""Labelled images for training and for validation: found, or split by a hash so that the split stays as it is."""
+"""Labelled images for training and validation, found apart or split by a hash of their keys."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from fastmim.data.sources import Source, open_source
-from fastmim.data.sources.files import Files
-from fastmim.data.sources.pack import Packed
+from fastmim.data.sources.source import NoSuchSplit
 from fastmim.errors import RequestError
 
 TRAIN_FOLDER = "train"
 VAL_NAMES = ("val", "validation", "valid", "test")
-"""Folders beside `train/` and splits of sets that are validated on: the first that is there."""
+"""Validation folders beside `train/` and validation splits of datasets; the first that exists is used."""
 
 _WITH_SPLITS = ("torchvision://", "hf://")
-# That a set has no such split, as we, torchvision and datasets say it; missing files are no reason to go on.
-_NO_SPLIT = ("no split", "for argument split", "Unknown split")
-
 _EXPECTED = (
     "class folders (data/cat/1.jpg), train/ and val/ with class folders, a list with a label in each row, "
     "or torchvision://NAME"
@@ -30,7 +25,7 @@ _EXPECTED = (
 
 @dataclass(frozen=True, eq=False)
 class Subset:
-    """Some images of a source, with labels in another list of classes if need be."""
+    """Some images of a source, with labels in a list of classes of its own."""
 
     origin: str
     source: Source
@@ -39,6 +34,10 @@ class Subset:
     labels: np.ndarray
     """(N,) int64, positions in `classes`."""
     classes: list[str]
+
+    @property
+    def root(self) -> str | None:
+        return self.source.root
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -49,35 +48,43 @@ class Subset:
     def name(self, index: int) -> str:
         return self.source.name(int(self.indices[index]))
 
+    def key(self, index: int) -> bytes:
+        return self.source.key(int(self.indices[index]))
+
+    def position(self, index: int) -> int:
+        return self.source.position(int(self.indices[index]))
+
 
 @dataclass(frozen=True)
 class Labelled:
-    """What is trained on and what is validated on. The labels of both are positions in `classes`."""
+    """Training and validation images. The labels of both are positions in `classes`."""
 
     train: Source
     val: Source
     classes: list[str]
-    """Those of `train`; `val` may lack some."""
+    """The classes of `train`; `val` may lack some."""
+    held_out: bool
+    """Whether `val` was split off from `data` rather than found apart."""
 
 
 def open_labelled(data: str, *, val_data: str | None = None, val_share: float = 0.1) -> Labelled:
     """Open labelled images.
 
-    Validation images are `val_data` if given; else, of a directory, `val/`, `validation/`, `valid/` or `test/`
-    beside its `train/`; of a torchvision or HuggingFace set that is named without a split, its split of one of
-    these names that has labels; else a share of the images, chosen by a hash of their path within the directory
-    (or of their number). Such a split is the same in every run and on every machine, and an image that is added
-    later moves no other one (but for the one image that a class always keeps for training). A folder called
-    `train` is a class like any other if there are other folders and none of those names.
+    Validation images are `val_data` if given; else, for a directory, `val/`, `validation/`, `valid/` or `test/`
+    beside its `train/`; for a torchvision or HuggingFace dataset named without a split, its first split of these
+    names that has labels; else a share of the images, chosen by a hash of their path within the directory (or of
+    their position). That split is the same in every run and on every machine, and adding an image moves no other
+    one between the parts (except the one image that a class always keeps for training). A folder called `train` is
+    an ordinary class if it has sibling folders and none of them has one of those names.
 
     Args:
         data: Anything that `open_source` takes and that has labels.
         val_data: The same, for validation; its classes are matched by name.
-        val_share: Share of the images to validate on, between 0 and 1, if they are not found apart.
+        val_share: Share of the images to hold out for validation if none are found, between 0 and 1.
 
     Raises:
-        RequestError: No labels, one class only, labels beyond the classes, validation images of a class that is
-            not trained, or nothing left to validate on.
+        RequestError: There are no labels, only one class, labels out of range, validation images of a class that
+            training lacks, or no images left for validation.
     """
     if not 0 < val_share < 1:
         raise RequestError(f"val_share is {val_share:g}; expected more than 0 and less than 1, such as 0.1")
@@ -88,7 +95,7 @@ def open_labelled(data: str, *, val_data: str | None = None, val_share: float = 
         val = _val_split(data) if data.startswith(_WITH_SPLITS) else _val_folder(data)
     labels, classes = _check(train)
     if val is not None:
-        return Labelled(train, _match(val, train, classes), classes)
+        return Labelled(train, _match(val, train, classes), classes, held_out=False)
     is_val = _choose(train, labels, val_share)
     if not is_val.any():
         raise RequestError(
@@ -100,17 +107,17 @@ def open_labelled(data: str, *, val_data: str | None = None, val_share: float = 
         indices = np.flatnonzero(chosen)
         return Subset(f"{data} ({name} part)", train, indices, labels[indices], classes)
 
-    return Labelled(part("training", ~is_val), part("validation", is_val), classes)
+    return Labelled(part("training", ~is_val), part("validation", is_val), classes, held_out=True)
 
 
 def limit_labels(source: Source, num_labels: int, *, seed: int = 0) -> Subset:
-    """As many images of each class as possible, `num_labels` in all: for experiments with few labels.
+    """Take `num_labels` images, equally many of each class, for experiments with few labels.
 
-    Classes with fewer images give all of theirs, and the others the rest. Which ones is decided by (seed, path),
-    so that a smaller number with the same seed takes some of what a larger one takes.
+    Classes with fewer images give all of them, and the others make up the difference. (seed, path) decides which
+    images are taken, so a smaller number with the same seed takes a subset of a larger one.
 
     Raises:
-        RequestError: Fewer labels than classes, or more than there are images.
+        RequestError: There are fewer labels than classes, or more than images.
     """
     labels, classes = _labels(source), source.classes or []
     if not len(np.unique(labels)) <= num_labels <= len(labels):
@@ -128,7 +135,7 @@ def limit_labels(source: Source, num_labels: int, *, seed: int = 0) -> Subset:
 
 
 def _training_part(data: str) -> str:
-    """The directory's `train/`, if that is what holds the training images."""
+    """The directory's `train/`, if that holds the training images; else the directory."""
     root = Path(data).expanduser()
     if not (root / TRAIN_FOLDER).is_dir():
         return data
@@ -139,33 +146,29 @@ def _training_part(data: str) -> str:
 def _val_folder(data: str) -> Source | None:
     if _training_part(data) == data:
         return None
-    there = [name for name in VAL_NAMES if (Path(data).expanduser() / name).is_dir()]
-    return open_source(str(Path(data) / there[0])) if there else None
+    found = [name for name in VAL_NAMES if (Path(data).expanduser() / name).is_dir()]
+    return open_source(str(Path(data) / found[0])) if found else None
 
 
 def _val_split(data: str) -> Source | None:
-    """The split to validate on; None if the user named a split, or the set has none of these with labels."""
+    """The validation split; None if the user named a split, or no split of these names has labels."""
     if "split=" in data:
         return None
     for name in VAL_NAMES:
         try:
             val = open_source(f"{data}{'&' if '?' in data else '?'}split={name}")
-            if val.labels is not None:  # some sets keep their test labels to themselves
-                return val
-        except RequestError as error:
-            if not any(words in str(error) for words in _NO_SPLIT):
-                raise
+        except NoSuchSplit:
+            continue
+        if val.labels is not None:  # some datasets do not publish their test labels
+            return val
     return None
 
 
 def _check(source: Source) -> tuple[np.ndarray, list[str]]:
-    """Labels and classes of training images."""
+    """The labels and classes of training images."""
     labels = _labels(source)
     classes = source.classes or [str(number) for number in range(int(labels.max()) + 1)]
-    if labels.max() >= len(classes):
-        raise RequestError(
-            f"{source.origin} has label {labels.max()}; expected {_up_to(len(classes))}: mend its labels"
-        )
+    _check_range(source, labels, len(classes))
     present = np.unique(labels)
     if len(present) < 2:
         raise RequestError(
@@ -175,15 +178,14 @@ def _check(source: Source) -> tuple[np.ndarray, list[str]]:
 
 
 def _match(val: Source, train: Source, classes: list[str]) -> Source:
-    """A validation source with its labels as positions in the training images' `classes`."""
+    """Express the labels of a validation source as positions in the training images' `classes`."""
     labels, names = _labels(val), val.classes or classes
-    if labels.max() >= len(names):
-        raise RequestError(f"{val.origin} has label {labels.max()}; expected {_up_to(len(names))}")
+    _check_range(val, labels, len(names))
     trained = {classes[number]: number for number in np.unique(_labels(train)).tolist()}
     if unknown := [names[number] for number in np.unique(labels).tolist() if names[number] not in trained]:
         raise RequestError(
-            f"{val.origin} has images of {_list(unknown)}, of which training has none; expected {_list([*trained])}: "
-            f"remove them, or add such images to the training ones"
+            f"{val.origin} has images of {_list(unknown)}, but training has none; expected {_list([*trained])}: "
+            f"remove them, or add such images to the training data"
         )
     mapped = np.array([trained.get(name, -1) for name in names], dtype=np.int64)[labels]
     return Subset(val.origin, val, np.arange(len(val)), mapped, classes)
@@ -196,7 +198,7 @@ def _labels(source: Source) -> np.ndarray:
 
 
 def _choose(source: Source, labels: np.ndarray, share: float) -> np.ndarray:
-    """(N,) bool, the images to validate on. Of each class the one with the highest hash always trains."""
+    """(N,) bool, True for validation. The image of each class with the highest hash is always for training."""
     hashes = _hashes(source, salt="val")
     is_val = hashes < np.uint64(share * 2.0**64)
     by_class = np.lexsort((hashes, labels))
@@ -206,21 +208,19 @@ def _choose(source: Source, labels: np.ndarray, share: float) -> np.ndarray:
 
 
 def _hashes(source: Source, *, salt: str) -> np.ndarray:
-    """(N,) uint64, uniform, of what an image is called within its source, whatever the source's place."""
-    if isinstance(source, Subset):
-        return _hashes(source.source, salt=salt)[source.indices]
-    names: Iterable[bytes] = (b"%d" % number for number in range(len(source)))
-    if isinstance(source, Files):
-        names = source.paths
-    elif isinstance(source, Packed):  # as in what was packed, so that both are split alike
-        names = source.keys()
-    key = hashlib.blake2b(salt.encode(), digest_size=16).digest()
-    digests = b"".join(hashlib.blake2b(name, digest_size=8, key=key).digest() for name in names)
+    """(N,) uint64, uniform, of the images' keys: a pack is split like its source, and so is a moved folder."""
+    salt_key = hashlib.blake2b(salt.encode(), digest_size=16).digest()
+    keys = map(source.key, range(len(source)))
+    digests = b"".join(hashlib.blake2b(key, digest_size=8, key=salt_key).digest() for key in keys)
     return np.frombuffer(digests, dtype="<u8")
 
 
-def _up_to(num_classes: int) -> str:
-    return f"0 to {num_classes - 1} for its {num_classes} classes: mend its labels"
+def _check_range(source: Source, labels: np.ndarray, num_classes: int) -> None:
+    if labels.max() >= num_classes:
+        raise RequestError(
+            f"{source.origin} has label {labels.max()}; expected 0 to {num_classes - 1} for its {num_classes} classes: "
+            f"fix the labels"
+        )
 
 
 def _list(names: list[str]) -> str:

@@ -1,4 +1,4 @@
-"""The batch of a step as a pure function of (seed, step, global batch), read ahead by worker processes."""
+"""Training batches: a pure function of (seed, step, global batch), read ahead by worker processes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from fastmim.data.augment import CROP_STREAM, NUM_RANDOMS, decode_crop
-from fastmim.data.decode import MAX_PIXELS, BadImage
+from fastmim.data.decode import MAX_PIXELS, BadImage, reason
 from fastmim.data.sources import Source
 from fastmim.data.workers import obey_parent_only, signals_blocked
 from fastmim.errors import RequestError, RunError
@@ -22,10 +22,10 @@ _MAX_TRIES = 100
 
 
 def steps_per_epoch(source: Source, global_batch: int) -> int:
-    """Whole batches in one pass over the source; what is left over waits for another epoch's order.
+    """The number of whole batches in an epoch; the images left over differ by epoch.
 
     Raises:
-        RequestError: There is not even one.
+        RequestError: The source has fewer images than one batch.
     """
     if len(source) < global_batch:
         raise RequestError(
@@ -37,12 +37,12 @@ def steps_per_epoch(source: Source, global_batch: int) -> int:
 
 @dataclass(frozen=True)
 class StepSampler:
-    """The images of steps `first_step` to `last_step` - 1, one micro-batch at a time, for one process.
+    """The indices of steps `first_step` to `last_step` - 1 for one process, one micro-batch at a time.
 
     Step n belongs to epoch n // (num_images // global_batch); the epoch's order is drawn from
-    (seed, epoch). Each process takes its contiguous slice of the global batch, and cuts it into
-    `accumulation` micro-batches. So the world's size, the accumulation, and where a run was interrupted
-    change nothing in what a step sees.
+    (seed, epoch). Each process takes its contiguous slice of the global batch and splits it into
+    `accumulation` micro-batches. So a step sees the same images for any world size and accumulation, and
+    wherever the run was interrupted.
 
     Raises:
         ValueError: The global batch does not divide into world_size * accumulation equal parts, or is
@@ -88,7 +88,7 @@ class StepSampler:
 
 @dataclass(frozen=True, eq=False)
 class _Crops(Dataset[dict[str, Any]]):
-    """The map-style dataset that the workers hold: a micro-batch's indices -> its tensors."""
+    """The map-style dataset in the workers: a micro-batch's indices -> its tensors."""
 
     source: Source
     size: int
@@ -101,8 +101,8 @@ class _Crops(Dataset[dict[str, Any]]):
     def __getitems__(self, batch: tuple[int, np.ndarray]) -> dict[str, Any]:
         """Crop one micro-batch.
 
-        A replacement for an unreadable image is cropped with the key of the image that it replaces: the
-        keys of a batch are known without reading it, and an image that comes twice is cropped twice.
+        A replacement for an unreadable image is cropped with the key of the image that it replaces. So the keys
+        of a batch are known before it is read, and an image that appears twice is cropped in two ways.
         """
         epoch, indices = batch
         keys = image_keys(self.seed, epoch, torch.from_numpy(indices))
@@ -112,7 +112,7 @@ class _Crops(Dataset[dict[str, Any]]):
         used = []
         for index, key, numbers, image in zip(indices.tolist(), keys.tolist(), randoms, images, strict=True):
             readable = self._crop_next_readable(index, numbers, image, bad)
-            if readable is None:  # reported, not raised: an exception would bring the worker's traceback
+            if readable is None:  # reported, not raised: an exception would carry the worker's traceback
                 return {"unreadable": self._named(bad)}
             if self.transform is not None:
                 image.copy_(self.transform(image, key))
@@ -128,25 +128,18 @@ class _Crops(Dataset[dict[str, Any]]):
     def _crop_next_readable(
         self, index: int, randoms: list[float], out: torch.Tensor, bad: dict[int, str]
     ) -> int | None:
-        """Fill `out` from the first readable image at or after `index`; its index, or None after 100 tries."""
+        """Fill `out` from the first readable image at or after `index`; return its index, or None after 100 tries."""
         for _ in range(min(_MAX_TRIES, len(self.source))):
             if index not in bad:
                 try:
                     data = self.source.read(index)
                     crop = decode_crop(
-                        data,
-                        self.size,
-                        randoms,
-                        scale=self.scale,
-                        ratio=self.ratio,
-                        max_pixels=self.max_pixels,
+                        data, self.size, randoms, scale=self.scale, ratio=self.ratio, max_pixels=self.max_pixels
                     )
                     out.copy_(crop)
                     return index
-                except BadImage as error:
-                    bad[index] = str(error)
-                except OSError as error:
-                    bad[index] = error.strerror or type(error).__name__
+                except (BadImage, OSError) as error:
+                    bad[index] = reason(error)
             index = (index + 1) % len(self.source)
         return None
 
@@ -172,36 +165,36 @@ def load(
 ) -> Generator[dict[str, Any], None, None]:
     """Read the micro-batches of steps `first_step` to `last_step` - 1, in order.
 
-    The same for any number of workers and, put together, of processes. Nothing before `first_step` is
-    read. Workers end when the generator ends or is closed, or with this process, however that ends.
+    The result does not depend on the number of workers, nor, joined over ranks, on the number of processes.
+    Nothing before `first_step` is read. Workers end when the generator ends or is closed, or with this process,
+    even if it is killed.
 
     Args:
         source: The images.
         size: Side of the crops, in pixels.
         seed: The run's seed.
         global_batch: Images per step over all processes.
-        first_step: From 0, counted over the whole run.
-        last_step: One past the last.
+        first_step: The first step to read, counted from 0 over the whole run.
+        last_step: One past the last step.
         accumulation: Micro-batches per step.
-        rank: This process, of `world_size`.
-        world_size: Processes that share the global batch.
-        num_workers: Worker processes; 0 reads in this one.
-        crop_scale: Range of the crop's share of the picture's area.
+        rank: Number of this process, 0 to `world_size` - 1.
+        world_size: Number of processes that share the global batch.
+        num_workers: Number of worker processes; 0 reads in this process.
+        crop_scale: Range of the crop's share of the image's area.
         crop_ratio: Range of the crop's width / height.
-        max_pixels: Larger pictures count as unreadable.
+        max_pixels: Larger images count as unreadable.
         pin_memory: Put batches into page-locked memory.
         start_method: "fork", "spawn" or "forkserver"; the platform's default if None.
-        transform: More augmentation in the worker: (crop uint8 (3, size, size), the image's key) -> the same
-            shape; a function of these two only, that can be pickled.
+        transform: More augmentation in the worker, (crop uint8 (3, size, size), the image's key) -> the same
+            shape: a picklable function of these two only.
 
     Yields:
         "images" uint8 (b, 3, size, size), "keys" int64 (b,), "labels" int64 (b,) if the source has any,
-        and "bad", a list of (name, reason) of the unreadable images met, which are replaced by the next
-        readable ones.
+        and "bad", a list of (name, reason) of unreadable images, each replaced by the next readable one.
 
     Raises:
         RequestError: The source has fewer images than one batch.
-        RunError: Nothing readable within 100 images, or a worker died.
+        RunError: 100 images in a row were unreadable, or a worker died.
     """
     steps_per_epoch(source, global_batch)
     crops = _Crops(source, size, seed, crop_scale, crop_ratio, max_pixels, transform)
@@ -220,13 +213,13 @@ def read_ahead(
     pin_memory: bool = False,
     start_method: str | None = None,
 ) -> Generator[dict[str, Any], None, None]:
-    """Have worker processes answer each request by the dataset's `__getitems__`, in order.
+    """Let worker processes answer requests with the dataset's `__getitems__`, in order.
 
     Args:
         dataset: Small when pickled.
-        requests: What `__getitems__` takes, one a batch.
-        origin: The source's, for messages.
-        num_workers: Worker processes; 0 reads in this one.
+        requests: Arguments of `__getitems__`, one a batch.
+        origin: The source's origin, for messages.
+        num_workers: Number of worker processes; 0 reads in this process.
         pin_memory: Put batches into page-locked memory.
         start_method: "fork", "spawn" or "forkserver"; the platform's default if None.
 
@@ -235,20 +228,20 @@ def read_ahead(
     """
     loader: DataLoader[dict[str, Any]] = DataLoader(
         dataset,
-        batch_sampler=requests,  # any requests, for `__getitems__`
-        collate_fn=_as_it_is,
+        batch_sampler=requests,  # passed to `__getitems__` unchanged
+        collate_fn=_identity,
         num_workers=num_workers,
         pin_memory=pin_memory,
         worker_init_fn=obey_parent_only,
         multiprocessing_context=start_method if num_workers else None,
-        generator=torch.Generator(),  # else starting the workers would draw from the global generator
+        generator=torch.Generator(),  # otherwise starting the workers draws from the global generator
     )
-    with signals_blocked():  # from a worker's first moment on
+    with signals_blocked():  # before a worker's first instruction
         batches = iter(loader)
     return _receive(batches, origin)
 
 
-def _as_it_is(batch: Any) -> Any:
+def _identity(batch: Any) -> Any:
     return batch
 
 
@@ -270,4 +263,4 @@ def _receive(batches: Iterator[dict[str, Any]], origin: str) -> Generator[dict[s
             "lower --num-workers, or raise the container's --shm-size"
         ) from None
     finally:
-        del batches  # the workers end now, not when the last traceback that holds this frame is forgotten
+        del batches  # end the workers now, even if a traceback keeps this frame alive

@@ -1,4 +1,4 @@
-"""Augmentation of labelled batches on the device: random erasing, mixup and cutmix as functions of the keys."""
+"""Augmentation of labelled batches on the device: random erasing, mixup and cutmix, as functions of the keys."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _QUANTILES = 4096
 
 
 def erase(images: Tensor, keys: Tensor, share: float) -> Tensor:
-    """Replace a random rectangle of some images by noise (random erasing, Zhong et al., arXiv 1708.04896).
+    """Replace a random rectangle of some images with noise (random erasing, Zhong et al., arXiv 1708.04896).
 
-    The rectangle has 2 to 33 % of the image's area and an aspect of 0.3 to 3.3, as in timm. Which images and
-    where is read from the keys; the noise is drawn from the global generator, which the loop seeds at each step.
+    The rectangle has 2 to 33 % of the image's area and an aspect of 0.3 to 3.3, as in timm. The keys decide which
+    images and where; the noise is drawn from the global generator, which the loop seeds at each step.
 
     Args:
         images: (B, C, H, W) normalised.
@@ -46,28 +46,22 @@ def erase(images: Tensor, keys: Tensor, share: float) -> Tensor:
 
 
 class Mix:
-    """Mixup (arXiv 1710.09412) and cutmix (arXiv 1905.04899), each pair of images its own way.
+    """Mixup (arXiv 1710.09412) and cutmix (arXiv 1905.04899), drawn for each pair of images.
 
-    Neighbours in the batch are a pair: both become a mixture, of weights w and 1 - w. With mixup and cutmix both
-    on, half of the pairs get either. A pair's w, box and choice are read from the key of its first image. So they
-    do not depend on how a step is cut into micro-batches, as long as these have an even number of images.
+    Neighbours in the batch form a pair: each is mixed with the other, with weights w and 1 - w. If both mixup and
+    cutmix are on, each applies to half of the pairs. A pair's w, box and choice come from the key of its first
+    image, so they do not depend on how a step is split into micro-batches with an even number of images.
 
     Args:
-        mixup: Alpha of mixup's Beta(alpha, alpha) weights; 0 for none.
-        cutmix: Alpha of cutmix's; 0 for none.
+        mixup: Alpha of mixup's Beta(alpha, alpha) weights; 0 turns it off.
+        cutmix: Alpha of cutmix's weights; 0 turns it off.
         smoothing: Label smoothing: this share of each target is spread over all classes.
-        num_classes: C.
-        device: Of the batches.
+        num_classes: The number of classes, K.
+        device: The device of the batches.
     """
 
     def __init__(
-        self,
-        *,
-        mixup: float,
-        cutmix: float,
-        smoothing: float,
-        num_classes: int,
-        device: torch.device | str = "cpu",
+        self, *, mixup: float, cutmix: float, smoothing: float, num_classes: int, device: torch.device | str = "cpu"
     ) -> None:
         self.smoothing, self.num_classes = smoothing, num_classes
         self._mixup, self._cutmix = (_beta_quantiles(alpha).to(device) if alpha else None for alpha in (mixup, cutmix))
@@ -76,20 +70,20 @@ class Mix:
         """Mix a batch.
 
         Args:
-            images: (B, 3, H, W) normalised.
+            images: (B, C, H, W) normalised.
             labels: (B,) int64.
             keys: (B,) int64.
 
         Returns:
-            Images (B, 3, H, W) and targets (B, C), each row summing to 1.
+            Images (B, C, H, W) and targets (B, K), each row summing to 1.
         """
         targets = F.one_hot(labels, self.num_classes).to(images.dtype)
         targets = targets * (1 - self.smoothing) + self.smoothing / self.num_classes
         if self._mixup is None and self._cutmix is None:
             return images, targets
         place = torch.arange(len(images), device=images.device)
-        partner = (place ^ 1).clamp(max=len(images) - 1)  # the last of an odd number is its own
-        draws = uniform(keys[place & ~1], 4, stream=_MIX_STREAM)  # (B, 4), the same for both of a pair
+        partner = (place ^ 1).clamp(max=len(images) - 1)  # the last of an odd number is its own partner
+        draws = uniform(keys[place & ~1], 4, stream=_MIX_STREAM)  # (B, 4), the same for both images of a pair
         other = images[partner]
         if self._mixup is not None:
             weight = _lookup(self._mixup, draws[:, 0])
@@ -106,7 +100,7 @@ class Mix:
 
 
 def _cut(images: Tensor, other: Tensor, weight: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
-    """Paste a box of 1 - weight of the area, cut off at the borders, and the weights that are left: (B,)."""
+    """Paste a box of 1 - weight of the area, clipped at the borders; also return the remaining weights (B,)."""
     height, width = images.shape[-2:]
     half = (1 - weight).sqrt() / 2
     y, x = (centre[:, 0] * height).floor(), (centre[:, 1] * width).floor()

@@ -25,18 +25,18 @@ class RandAugment:
     """timm's RandAugment on uint8 crops, for `loader.load(transform=...)`.
 
     Args:
-        policy: As timm writes it: "rand-m9-mstd0.5-inc1" is magnitude 9 of 10 with a deviation of 0.5, two
-            operations, each harder at a higher magnitude.
-        fill: RGB in [0, 1] of what a rotation or a shift uncovers.
+        policy: In timm's notation: "rand-m9-mstd0.5-inc1" is magnitude 9 of 10 with a standard deviation of 0.5,
+            two operations, each stronger at a higher magnitude.
+        fill: RGB in [0, 1] of the area that a rotation or a shift uncovers.
 
     Raises:
-        RequestError: not such a policy.
+        RequestError: The policy is not in timm's notation.
     """
 
     def __init__(self, policy: str, *, fill: Sequence[float]) -> None:
         self.policy, self.fill = policy, tuple(fill)
         try:
-            if not _POLICY.fullmatch(policy):  # timm passes over what it does not understand
+            if not _POLICY.fullmatch(policy):  # timm ignores parts that it does not understand
                 raise ValueError("not RandAugment")
             _ = self._transform
         except (ValueError, AssertionError) as error:
@@ -66,13 +66,13 @@ class RandAugment:
 
 
 def _at_least_one_bit(level_fn: Callable[..., tuple[int, ...]]) -> Callable[..., tuple[int, ...]]:
-    """timm keeps 0 bits at the highest level, which Pillow refuses."""
+    """Keep at least one bit; at the highest level timm keeps 0, which Pillow rejects."""
     return lambda level, hparams: (max(1, level_fn(level, hparams)[0]),)
 
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """Python's and NumPy's global generators, which timm draws from, begin at a seed and are left as they were."""
+    """Seed Python's and NumPy's global generators, which timm draws from, and restore them afterwards."""
     python, numpy = random.getstate(), np.random.get_state()
     random.seed(seed)
     np.random.seed(seed & 0xFFFFFFFF)

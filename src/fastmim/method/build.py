@@ -1,4 +1,4 @@
-"""From a config to a MIM."""
+"""Builds the MIM of a config, or of a checkpoint."""
 
 from __future__ import annotations
 
@@ -6,23 +6,24 @@ import functools
 
 import torch
 
-from fastmim.method.mim import MIM, TARGETS
+from fastmim.method.mim import MIM
 from fastmim.method.settings import PretrainConfig
+from fastmim.method.targets import TARGETS
 from fastmim.training import checkpoint, schedule
 
 
 def build_model(config: PretrainConfig) -> MIM:
-    """The MIM that a config describes, at the first stage's size; every stage's size is tried.
+    """Build the MIM of a config at the first stage's size, after a trial of every other stage's size.
 
     Raises:
-        RequestError: an unknown backbone, or a size that it cannot take.
+        RequestError: the backbone is unknown or cannot take one of the sizes.
     """
     sizes = [size for size, _ in config.sizes()]
     build = functools.partial(
         MIM,
         config.backbone,
         img_size=sizes[0],
-        target=TARGETS[config.target](),
+        target=TARGETS[config.target],
         masking=config.masking,
         mask_ratio=config.mask_ratio,
         block=config.block,
@@ -32,7 +33,7 @@ def build_model(config: PretrainConfig) -> MIM:
         pretrained=config.init == "timm",
         backbone_args=config.backbone_args,
     )
-    if len(sizes) > 1:  # better now than at the boundary, days into the run
+    if len(sizes) > 1:  # a size that fails should fail now, not days into the run
         trial = build()
         for size in sizes[1:]:
             trial.set_input_size(size)
@@ -44,7 +45,7 @@ def build_model(config: PretrainConfig) -> MIM:
 
 
 def load_checkpointed(config: PretrainConfig, found: checkpoint.Checkpoint) -> MIM:
-    """The whole model of a checkpoint, at the image size that it was saved at."""
+    """Build the model of a checkpoint, at the image size it was saved at, and load its weights."""
     model = build_model(config)
     stages = [schedule.Stage(**stage) for stage in found.manifest["stages"]]
     size = schedule.stage_at(stages, found.step - 1).size

@@ -1,21 +1,22 @@
-"""From the encoder's features to the target's channels: a light transformer, or one linear map.
+"""Decoders, from encoder features to target channels: a light transformer, or one linear map.
 
-Shapes: B batch, D encoder width, h grid side, n visible positions, K target channels per position.
+Shapes: B batch, D encoder width, h x w the encoder's grid, n visible positions, K target channels per position.
 """
 
 from __future__ import annotations
+
+from typing import Literal
 
 import torch
 from timm.layers import build_sincos2d_pos_embed, trunc_normal_
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
+from fastmim.errors import RequestError
 
-class Decoder(nn.Module):
-    """A light transformer from backbone features to target channels (FastMIM section 3.3).
 
-    Linear D -> width, `depth` pre-norm blocks with width/32 heads, LayerNorm, Linear width -> K. It needs
-    no position embedding: hidden positions went through the backbone like all others.
+class _Transformer(nn.Module):
+    """Linear D -> width, `depth` pre-norm blocks with width/32 heads, LayerNorm, Linear width -> K.
 
     Args:
         in_width: D.
@@ -38,25 +39,33 @@ class Decoder(nn.Module):
         # Targets are small (a HOG bin is 0.26 on average): start near zero, not at unit variance.
         trunc_normal_(self.head.weight, std=0.02)
 
-    def forward(self, features: Tensor) -> Tensor:
-        """(B, D, h, h) -> (B, K, h, h)."""
-        tokens = self.embed(features.flatten(2).transpose(1, 2))  # (B, h*h, width)
-        return self._predict(tokens, features.shape[-1])
-
-    def _predict(self, tokens: Tensor, grid: int) -> Tensor:
-        """(B, h*h, width) -> (B, K, h, h)."""
-        tokens = self.head(self.norm(self.blocks(tokens)))  # (B, h*h, K)
-        return tokens.transpose(1, 2).unflatten(2, (grid, grid))
+    def _predict(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+        """(B, h * w, width) -> (B, K, h, w)."""
+        tokens = self.head(self.norm(self.blocks(tokens)))  # (B, h * w, K)
+        return tokens.transpose(1, 2).unflatten(2, grid)
 
     def extra_repr(self) -> str:
-        """What `print` shows, and the command line takes."""
+        """The size in the form that `--decoder` takes."""
         return f"{self.width}x{self.depth}"
 
 
-class FillingDecoder(Decoder):
-    """The transformer for an encoder that saw the visible positions only (MAE, He et al., CVPR 2022, section 3).
+class Decoder(_Transformer):
+    """The decoder of FastMIM (section 3.3), for an encoder that saw every position, hidden ones painted over.
 
-    A learnable mask token stands at every hidden position, and fixed 2-D sine-cosine position embeddings tell
+    It needs no position embedding, because hidden positions went through the backbone like all others.
+    """
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, D, h, w) -> (B, K, h, w)."""
+        h, w = features.shape[-2:]
+        tokens = self.embed(features.flatten(2).transpose(1, 2))  # (B, h * w, width)
+        return self._predict(tokens, (h, w))
+
+
+class FillingDecoder(_Transformer):
+    """The decoder of MAE (He et al., CVPR 2022, section 3), for an encoder that saw only the visible positions.
+
+    A learnable mask token fills every hidden position, and fixed 2-D sine-cosine position embeddings tell
     the positions apart.
     """
 
@@ -64,22 +73,22 @@ class FillingDecoder(Decoder):
         super().__init__(in_width, width, depth, out_channels)
         self.mask_token = nn.Parameter(trunc_normal_(torch.empty(width), std=0.02))
 
-    def fill(self, tokens: Tensor, visible: Tensor, grid: int) -> Tensor:
+    def forward(self, tokens: Tensor, visible: Tensor, grid: tuple[int, int]) -> Tensor:
         """Predict every position from the visible ones.
 
         Args:
             tokens: (B, n, D).
             visible: (B, n) int64, the positions of the tokens in row-major order.
-            grid: h.
+            grid: (h, w).
 
         Returns:
-            (B, K, h, h).
+            (B, K, h, w).
         """
         tokens = self.embed(tokens)
         index = visible[..., None].expand(-1, -1, self.width)  # (B, n, width)
-        everywhere = self.mask_token.to(tokens.dtype).expand(len(tokens), grid * grid, -1)
+        everywhere = self.mask_token.to(tokens.dtype).expand(len(tokens), grid[0] * grid[1], -1)
         positions = build_sincos2d_pos_embed(
-            [grid, grid], self.width, interleave_sin_cos=True, dtype=tokens.dtype, device=tokens.device
+            list(grid), self.width, interleave_sin_cos=True, dtype=tokens.dtype, device=tokens.device
         )
         return self._predict(everywhere.scatter(1, index, tokens) + positions, grid)
 
@@ -87,7 +96,7 @@ class FillingDecoder(Decoder):
 class LinearDecoder(nn.Module):
     """One linear map at each position: MaskFeat's head, and SimMIM's 1x1 convolution with pixel shuffle.
 
-    The targets come regrouped as `pixel_unshuffle` does, so nothing is left to shuffle.
+    `MIM` regroups the target as `pixel_unshuffle` does, so nothing is left to shuffle.
 
     Args:
         in_width: D.
@@ -101,21 +110,47 @@ class LinearDecoder(nn.Module):
         nn.init.zeros_(self.head.bias)  # type: ignore[arg-type]
 
     def forward(self, features: Tensor) -> Tensor:
-        """(B, D, h, h) -> (B, K, h, h)."""
+        """(B, D, h, w) -> (B, K, h, w)."""
         return self.head(features)
 
     def extra_repr(self) -> str:
-        """What `print` shows, and the command line takes."""
+        """The size in the form that `--decoder` takes."""
         return "linear"
 
 
 def decoder_size(encoder_width: int, stride: int) -> tuple[int, int]:
-    """(width, depth) of the decoder that matches an encoder.
+    """(width, depth) of the transformer that matches an encoder.
 
     The paper's decoders are 256x1 for ViT-B (D 768, stride 16) and 256x4 for Swin-B, PVTv2-B2 and CMT-S
     (stride 32, a quarter of the positions), and it finds that a decoder should match the network's size
-    (section 4.3). So: half the encoder's width in multiples of 32, between 64 and 256; one block below
-    stride 32, four from there on.
+    (section 4.3). The rule drawn from this: half the encoder's width in multiples of 32, between 64 and 256;
+    one block below stride 32, four from there on.
     """
     width = max(64, min(256, encoder_width // 2 // 32 * 32))
     return width, 1 if stride < 32 else 4
+
+
+def build_decoder(
+    size: Literal["auto", "linear"] | tuple[int, int], *, in_width: int, stride: int, out_channels: int, fills: bool
+) -> nn.Module:
+    """The decoder for an encoder and a target.
+
+    Args:
+        size: (width, depth) of a transformer, "auto" for `decoder_size`, or "linear".
+        in_width: D.
+        stride: Pixels of the image along a side of a position.
+        out_channels: K.
+        fills: Whether the encoder sees only the visible positions.
+
+    Raises:
+        RequestError: A linear decoder would have to fill in dropped tokens.
+    """
+    if size == "linear":
+        if fills:
+            raise RequestError(
+                "decoder is 'linear', which cannot fill in dropped tokens; expected a transformer such as 256x1, "
+                "or masking in-place"
+            )
+        return LinearDecoder(in_width, out_channels)
+    width, depth = decoder_size(in_width, stride) if size == "auto" else size
+    return (FillingDecoder if fills else Decoder)(in_width, width, depth, out_channels)

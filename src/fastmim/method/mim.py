@@ -1,13 +1,12 @@
-"""Masked image modeling: hide blocks of pixels, encode what is left, predict features of what was hidden.
+"""Masked image modeling: hide blocks of an image, encode the rest, predict features of the hidden blocks.
 
-Shapes: B batch, C image channels, H = W image side, s backbone stride, h = H/s, D backbone width,
+Shapes: B batch, C image channels, H x W image, s backbone stride, h = H/s and w = W/s, D backbone width,
 c target cell, k = s/c cells along a stride, K = target channels per backbone position (9C k^2 for HOG).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -16,28 +15,32 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastmim.backbone import Backbone
-from fastmim.errors import RequestError
-from fastmim.method.decoder import Decoder, FillingDecoder, LinearDecoder, decoder_size
-from fastmim.method.masking import default_block, expand, num_visible, paint, random_mask, visible_positions
-from fastmim.method.targets import HOG, Pixels
-
-Target = HOG | Pixels
-
-TARGETS: dict[str, Callable[[], Target]] = {"hog": HOG, "pixels": Pixels, "rgb": partial(Pixels, normalize=False)}
-LOSSES: dict[str, Callable[[Tensor], Tensor]] = {"l2": torch.square, "l1": torch.abs}
+from fastmim.method.decoder import build_decoder
+from fastmim.method.loss import masked_loss
+from fastmim.method.masking import (
+    check_block,
+    default_block,
+    expand,
+    num_visible,
+    paint,
+    random_mask,
+    visible_positions,
+)
+from fastmim.method.targets import HOG, Target
 
 
 class MIM(nn.Module):
-    """A backbone with what pre-trains it: mask, target and decoder.
+    """A backbone together with what pre-trains it: a mask, a target, a decoder and a loss.
 
-    FastMIM hides blocks in the pixels and keeps every position ("in-place"); with "drop" the encoder of a plain
-    ViT sees the visible patches only (MAE), a quarter of the tokens. With the arguments of `recipes` it is also
-    MAE, SimMIM or MaskFeat, except that the latter two paint their mask token over embedded patches, not pixels.
+    FastMIM paints hidden blocks over in the pixels and encodes every position ("in-place"); with "drop" the
+    encoder of a plain ViT sees only the visible patches (MAE), a quarter of the tokens. With the arguments of
+    `recipes` it is also MAE, SimMIM or MaskFeat, except that it paints the mask token of the latter two over
+    pixels, not over embedded patches.
 
     Args:
         backbone: A timm model name, or a `Backbone`.
         img_size: Side of the (square) images in pixels; a multiple of the block.
-        target: `HOG()` or `Pixels()`.
+        target: `HOG()` (the default), `Pixels()`, or an object with the members of `targets.Target`.
         masking: "in-place" or "drop".
         mask_ratio: Share of the blocks to hide.
         block: Side of a block in pixels; `masking.default_block` if None.
@@ -48,9 +51,11 @@ class MIM(nn.Module):
         backbone_args: Arguments for timm.create_model.
 
     Raises:
-        RequestError: an unknown backbone, a size it cannot take, a block that does not fit, tokens to drop where
-            the backbone or the decoder cannot do without.
+        RequestError: The backbone is unknown or cannot take the size, the block does not fit, or tokens are to
+            be dropped where the backbone or the decoder needs all of them.
     """
+
+    target: Target
 
     def __init__(
         self,
@@ -73,113 +78,73 @@ class MIM(nn.Module):
                 backbone, img_size=img_size, encoder_depth=encoder_depth, pretrained=pretrained, args=backbone_args
             )
         self.backbone = backbone
-        self.drops_tokens = masking == "drop"
         self.mask_ratio = mask_ratio
         self.block = block or default_block(backbone.stride, backbone.img_size)
         self._check_block()
-        self.target = (target or HOG()).for_stride(backbone.stride)
+        self.target = (HOG() if target is None else target).for_stride(backbone.stride)
         self.loss = loss
-        # Where tokens are dropped, the decoder's own mask token stands for them.
-        token = None if self.drops_tokens else nn.Parameter(trunc_normal_(torch.empty(backbone.in_chans), std=0.02))
-        self.mask_token = token
-        cells = (backbone.stride // self.target.cell) ** 2
-        self.decoder = self._build_decoder(decoder, self.target.num_channels(backbone.in_chans) * cells)
-
-    def _build_decoder(
-        self, decoder: str | tuple[int, int], out_channels: int
-    ) -> Decoder | FillingDecoder | LinearDecoder:
-        width = self.backbone.width
-        if decoder == "linear":
-            if self.drops_tokens:
-                raise RequestError(
-                    "decoder is 'linear', which cannot fill in dropped tokens; expected a transformer such as 256x1, "
-                    "or masking in-place"
-                )
-            return LinearDecoder(width, out_channels)
-        size = decoder_size(width, self.backbone.stride) if isinstance(decoder, str) else decoder
-        if self.drops_tokens:
-            self.backbone.check_drops_tokens()
-            return FillingDecoder(width, *size, out_channels)
-        return Decoder(width, *size, out_channels)
-
-    def _check_block(self) -> None:
-        size, stride = self.backbone.img_size, self.backbone.stride
-        if size % self.block:
-            low = size // self.block * self.block
-            near = " or ".join(str(s) for s in (low, low + self.block) if s)
-            raise RequestError(
-                f"img_size is {size}; expected a multiple of the block of {self.block} pixels: "
-                f"take {near}, or set block"
-            )
-        if self.block % stride:
-            raise RequestError(
-                f"block is {self.block}; expected a multiple of the backbone's stride of {stride} pixels"
-            )
-        if num_visible((size // self.block) ** 2, self.mask_ratio) == 0:
-            raise RequestError(
-                f"mask_ratio is {self.mask_ratio}; with {(size // self.block) ** 2} blocks of {self.block} pixels "
-                f"nothing stays visible: lower mask_ratio, or take a smaller block or a larger img_size"
-            )
-
-    @property
-    def num_visible(self) -> int:
-        """Backbone positions of an image that stay visible."""
-        blocks = (self.backbone.img_size // self.block) ** 2
-        return num_visible(blocks, self.mask_ratio) * (self.block // self.backbone.stride) ** 2
-
-    def set_input_size(self, img_size: int) -> None:
-        """Go on at another image size: position embeddings and windows follow, the block stays."""
-        self.backbone.set_input_size(img_size)
-        self._check_block()
-
-    def no_weight_decay(self) -> set[str]:
-        """Names of parameters that are not decayed although they are not vectors."""
-        return {f"backbone.{name}" for name in self.backbone.no_weight_decay()}
+        drops_tokens = masking == "drop"
+        if drops_tokens:
+            backbone.check_drops_tokens()
+        # Where tokens are dropped, the decoder has a mask token of its own.
+        self.mask_token = (
+            None if drops_tokens else nn.Parameter(trunc_normal_(torch.empty(backbone.in_chans), std=0.02))
+        )
+        self._cells_per_side = backbone.stride // self.target.cell  # k
+        self.decoder = build_decoder(
+            decoder,
+            in_width=backbone.width,
+            stride=backbone.stride,
+            out_channels=self.target.num_channels(backbone.in_chans) * self._cells_per_side**2,
+            fills=drops_tokens,
+        )
 
     def forward(self, images: Tensor, keys: Tensor | None = None) -> dict[str, Tensor]:
-        """Loss of predicting the hidden blocks (FastMIM equations 1 to 3).
+        """The loss of predicting the hidden blocks (FastMIM equations 1 to 3).
 
         Args:
             images: (B, C, H, W) float, normalised.
-            keys: (B,) int64 that decide the masks (`randomness.image_keys`); drawn if None.
+            keys: (B,) int64 that decide the masks (`randomness.image_keys`); drawn at random if None.
 
         Returns:
-            "loss": mean squared error over the hidden cells, float32 scalar; "prediction" and "target":
+            "loss": mean error over the hidden positions, float32 scalar; "prediction" and "target":
             (B, K, h, w), a position's k x k cells in the order of `pixel_unshuffle`; "mask": (B, h, w)
             bool, True = hidden.
         """
         if keys is None:
             keys = torch.randint(2**62, (len(images),), device=images.device)
-        blocks = random_mask(keys, images.shape[-1] // self.block, self.mask_ratio)
-        mask = expand(blocks, self.backbone.grid)
-        target = self._regroup(self.target(images))
-        if isinstance(self.decoder, FillingDecoder):
-            visible = visible_positions(mask, self.num_visible)
-            tokens = self.backbone.encode_visible(images, visible)
-            prediction = self.decoder.fill(tokens, visible, self.backbone.grid).float()
-        else:
-            painted = paint(images, blocks, self.mask_token)  # type: ignore[arg-type]
-            prediction = self.decoder(self.backbone(painted)).float()
-        return {
-            "loss": masked_loss(prediction, target, mask, error=self.loss),
-            "prediction": prediction,
-            "target": target,
-            "mask": mask,
-        }
+        H, W = images.shape[-2:]
+        grid = H // self.backbone.stride, W // self.backbone.stride  # h, w
+        blocks = random_mask(keys, (H // self.block, W // self.block), self.mask_ratio)
+        mask = expand(blocks, grid)  # (B, h, w)
+        target = F.pixel_unshuffle(self.target.forward(images), self._cells_per_side)  # (B, K, h, w)
+        if self.mask_token is None:  # the encoder sees only the visible positions (MAE)
+            visible = visible_positions(mask, self.num_visible)  # (B, n)
+            tokens = self.backbone.encode_visible(images, visible)  # (B, n, D)
+            prediction = self.decoder(tokens, visible, grid)  # (B, K, h, w)
+        else:  # the encoder sees every position, hidden ones painted over (FastMIM)
+            painted = paint(images, blocks, self.mask_token)
+            features = self.backbone(painted)  # (B, D, h, w)
+            prediction = self.decoder(features)  # (B, K, h, w)
+        prediction = prediction.float()
+        loss = masked_loss(prediction, target, mask, error=self.loss)
+        return {"loss": loss, "prediction": prediction, "target": target, "mask": mask}
 
-    def _regroup(self, cells: Tensor) -> Tensor:
-        """(B, K/k^2, k h, k w) target cells -> (B, K, h, w), one column per backbone position."""
-        return F.pixel_unshuffle(cells, self.backbone.stride // self.target.cell)
+    @property
+    def num_visible(self) -> int:
+        """The number of an image's backbone positions that stay visible."""
+        blocks = (self.backbone.img_size // self.block) ** 2
+        return num_visible(blocks, self.mask_ratio) * (self.block // self.backbone.stride) ** 2
 
+    def set_input_size(self, img_size: int) -> None:
+        """Switch to another image size: position embeddings and windows follow, the block stays."""
+        self.backbone.set_input_size(img_size)
+        self._check_block()
 
-def masked_loss(prediction: Tensor, target: Tensor, mask: Tensor, *, error: str = "l2") -> Tensor:
-    """Mean error over hidden positions and their channels.
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters that are exempt from weight decay although they are not vectors."""
+        return {f"backbone.{name}" for name in self.backbone.no_weight_decay()}
 
-    Args:
-        prediction: (B, K, h, w).
-        target: (B, K, h, w).
-        mask: (B, h, w) bool, True = hidden; at least one.
-        error: "l2" (squared) or "l1" (absolute).
-    """
-    errors = LOSSES[error](prediction - target).mean(dim=1)  # (B, h, w)
-    return (errors * mask).sum() / mask.sum()
+    def _check_block(self) -> None:
+        size, stride = self.backbone.img_size, self.backbone.stride
+        check_block(self.block, img_size=size, stride=stride, ratio=self.mask_ratio)

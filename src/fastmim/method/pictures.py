@@ -1,11 +1,11 @@
-"""Pictures that answer "is it learning?": image, masked image, target and prediction side by side."""
+"""Pictures that show whether a model learns: image, masked image, target and prediction side by side."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 import torch
@@ -21,32 +21,52 @@ from fastmim.data.statistics import IMAGENET_MEAN, IMAGENET_STD
 from fastmim.errors import RunError
 from fastmim.method.masking import expand
 from fastmim.method.mim import MIM
-from fastmim.method.targets import HOG, Pixels
+from fastmim.method.targets import HOG, Pixels, Target
 from fastmim.randomness import image_keys
 
-_PANEL, _MAX_PANEL = 224, 768  # a panel's side in the picture, where the image allows
-_CELL = 16  # the least side at which a HOG cell's strokes can be told apart
+_PANEL, _MAX_PANEL = 224, 768  # bounds of a panel's longer side, unless the image itself is larger
+_CELL = 16  # the smallest side at which the strokes of a HOG cell can be told apart
 _HIDDEN = 0.5  # hidden blocks are mid-grey
-_GAIN = 1.2  # full brightness before 1, which few cells reach
-_DIM, _LIFT = 0.3, 0.12  # what was visible is darker, on a ground that is not black, beside the prediction
+_GAIN = 1.2  # strokes reach full brightness below 1, which few bins reach
+_DIM, _LIFT = 0.3, 0.12  # beside the prediction, visible blocks are darker, on a ground that is not black
 _GAP, _MARGIN = 8, 16
 _INK, _FAINT = (20, 24, 31), (105, 112, 124)
 
 
 @dataclass(frozen=True)
 class _Panel:
-    """A column: its heading, the line below it, and (B, side, side, 3) float in [0, 1]."""
+    """A column: its heading, the line below it, and (B, height, width, 3) float in [0, 1]."""
 
     title: str
     note: str
     pixels: Tensor
 
 
+@dataclass(frozen=True)
+class _Drawing:
+    """How a target is drawn.
+
+    `draw` maps (B, channels, h, w) cells and the picture's scale to (B, height, width, 3) float in [0, 1].
+    """
+
+    heading: str
+    note: str
+    draw: Callable[[Tensor, int], Tensor]
+    min_cell: int = 1  # pixels of the picture
+
+
 def draw(model: MIM, source: Source, *, num_images: int, seed: int, caption: str = "") -> Image.Image:
-    """A picture of what a model makes of images spread evenly over a source (unreadable ones are left out).
+    """Draw a model's predictions for images spread evenly over a source; unreadable ones are left out.
 
     Args:
+        model: On any device; its modes and weights are not changed.
+        source: The images.
+        num_images: At most this many are drawn.
         seed: Decides the masks.
+        caption: Shown at the top right, such as the step.
+
+    Raises:
+        RunError: None of the images can be read.
     """
     spread = torch.linspace(0, len(source) - 1, min(num_images, len(source))).round().long().tolist()
     crops: dict[int, Tensor] = {}
@@ -65,12 +85,12 @@ def draw(model: MIM, source: Source, *, num_images: int, seed: int, caption: str
 
 
 def reconstruct(model: nn.Module, images: Tensor, keys: Tensor | None = None) -> dict[str, Tensor]:
-    """Run a model as in evaluation, without gradients, and leave it in the modes it was in.
+    """Run a model in evaluation mode without gradients, then restore each module's mode.
 
     Args:
         model: `MIM`, or any module whose forward takes (images, keys) and returns what `picture` needs.
-        images: (B, C, S, S) normalised, on the model's device.
-        keys: (B,) int64 from which the masks are drawn; None lets the model choose.
+        images: (B, C, H, W) normalised, on the model's device.
+        keys: (B,) int64 that decide the masks; drawn by the model if None.
 
     Returns:
         The model's output on the CPU.
@@ -88,29 +108,30 @@ def reconstruct(model: nn.Module, images: Tensor, keys: Tensor | None = None) ->
 def picture(
     images: Tensor,
     output: Mapping[str, Tensor],
-    target: HOG | Pixels,
+    target: Target,
     *,
     mean: Sequence[float],
     std: Sequence[float],
     caption: str = "",
     max_rows: int = 8,
 ) -> Image.Image:
-    """Draw one row per image: image, masked image, target, prediction, and for pixels the reconstruction.
+    """Draw one row per image: image, masked image, target, prediction and, for pixels, the reconstruction.
 
     HOG is drawn as glyphs: each cell shows a stroke per orientation along the edge (across the gradient), as
-    bright as its bin, averaged over image channels. Where the prediction was not asked for, since the block
-    was visible, its panel shows the target dimmed. Standardised pixels are drawn as they are, mid-grey
-    for a patch's mean; their reconstruction borrows the true patch's mean and deviation, as MAE's figures do.
+    bright as its bin, averaged over image channels. Standardised pixels are drawn with mid-grey for a patch's
+    mean; their reconstruction borrows the true patch's mean and deviation, as MAE's figures do. Any other
+    target is drawn by the first three principal components of its cells. Where a block was visible, the
+    prediction panel shows the target dimmed.
 
     Args:
-        images: (B, C, S, S) normalised.
+        images: (B, C, H, W) normalised.
         output: What `MIM` returned for them: "prediction" and "target" (B, K, h, w), K the target's channels
             times k * k cells per position (`pixel_unshuffle`); "mask" (B, h, w) bool, True = hidden.
         target: The target that made "target".
         mean: C numbers, as in normalisation.
         std: C numbers, as in normalisation.
         caption: Shown at the top right, such as the step.
-        max_rows: At most so many images are drawn, the first ones.
+        max_rows: Only the first `max_rows` images are drawn.
 
     Returns:
         An RGB picture; HOG cells have at least 16 pixels a side unless the images are very large.
@@ -119,45 +140,45 @@ def picture(
         ValueError: The output's channels or grid do not belong to this target and these images.
     """
     images = images[:max_rows].detach().float().cpu()
-    size = images.shape[-1]
+    H, W = images.shape[-2:]
     prediction, truth = (_cells(output[key][:max_rows], images, target) for key in ("prediction", "target"))
     mask = output["mask"][:max_rows].cpu()
-    scale = _scale(size, target)
-    hidden = expand(mask, size * scale)[..., None]  # (B, side, side, 1)
+    undo = partial(_rgb, mean=mean, std=std)
+    drawing = _drawing(target, images, truth, undo)
+    scale = max(-(-_PANEL // max(H, W)), -(-drawing.min_cell // target.cell))
+    scale = max(1, min(scale, _MAX_PANEL // max(H, W)))
+    hidden = expand(mask, (H * scale, W * scale))[..., None]  # (B, height, width, 1)
 
-    def photographs(normalised: Tensor) -> Tensor:
-        return _enlarge(_rgb(normalised, mean, std), scale)
-
-    def draw_target(cells: Tensor) -> Tensor:
-        if isinstance(target, HOG):
-            return _draw_hog(cells, target, scale)
-        if target.normalize:
-            return _enlarge(_draw_standardised(cells, target), scale)
-        return photographs(target.to_images(cells, images))
-
-    image, drawn, guess = photographs(images), draw_target(truth), draw_target(prediction)
-    heading, note = _words(target)
+    image, drawn, guess = _enlarge(undo(images), scale), drawing.draw(truth, scale), drawing.draw(prediction, scale)
     seen = 1 - mask.float().mean().item()
     panels = [
-        _Panel("image", f"{size} x {size} pixels", image),
+        _Panel("image", f"{W} x {H} pixels", image),
         _Panel("masked image", f"the network sees {seen:.0%}", image.where(~hidden, _HIDDEN)),
-        _Panel("target", note, drawn),
+        _Panel("target", drawing.note, drawn),
         _Panel("prediction", "dimmed: blocks it could see", guess.where(hidden, drawn * _DIM + _LIFT)),
     ]
-    if isinstance(target, Pixels):
-        note = "with the true means and deviations" if target.normalize else "pasted into the image"
-        pasted = photographs(target.to_images(prediction, images)).where(hidden, image)
+    if to_images := getattr(target, "to_images", None):
+        note = "with the true means and deviations" if getattr(target, "normalize", False) else "pasted into the image"
+        pasted = _enlarge(undo(to_images(prediction, images)), scale).where(hidden, image)
         panels.append(_Panel("reconstruction", note, pasted))
-    return _sheet(panels, f"{heading}  (trained target: {target.name})", caption)
+    name = getattr(target, "name", type(target).__name__)
+    return _sheet(panels, f"{drawing.heading} of hidden blocks  (trained target: {name})", caption)
 
 
-def _words(target: HOG | Pixels) -> tuple[str, str]:
-    """What the picture shows, and what its target panel shows."""
-    if isinstance(target, HOG):
-        return "HOG of hidden blocks", f"strokes along edges, {target.cell}-pixel cells"
-    return (
-        "Pixels of hidden blocks",
-        "each patch with mean 0, deviation 1" if target.normalize else "the image's pixels",
+def _drawing(target: Target, images: Tensor, truth: Tensor, undo: Callable[[Tensor], Tensor]) -> _Drawing:
+    """The drawing of a target whose true cells are `truth`; `undo` turns normalised images into colours."""
+    match target:
+        case HOG():
+            note = f"strokes along edges, {target.cell}-pixel cells"
+            return _Drawing("HOG", note, partial(_draw_hog, target), min_cell=_CELL)
+        case Pixels(normalize=True):
+            return _Drawing("Pixels", "each patch with mean 0, deviation 1", partial(_draw_standardised, target))
+        case Pixels():
+            colours = target.to_images
+            return _Drawing("Pixels", "the image's pixels", lambda cells, k: _enlarge(undo(colours(cells, images)), k))
+    project = _principal_components(truth)
+    return _Drawing(
+        "Features", "first three principal components", lambda cells, k: _enlarge(project(cells), target.cell * k)
     )
 
 
@@ -166,7 +187,7 @@ def glyphs(strengths: Tensor, side: int) -> Tensor:
 
     Args:
         strengths: (B, num_bins, h, w), 1 for full brightness; orientations as in `HOG`.
-        side: Pixels along the side of a cell's glyph.
+        side: Pixels along a side of a cell's glyph.
 
     Returns:
         (B, h * side, w * side) float in [0, 1].
@@ -174,7 +195,7 @@ def glyphs(strengths: Tensor, side: int) -> Tensor:
     B, _, h, w = strengths.shape
     drawn = torch.zeros(B, h, side, w, side)
     for strength, stencil in zip(strengths.float().unbind(1), _stencils(strengths.shape[1], side), strict=True):
-        # The brightest stroke wins: added up, strokes of a cell without direction would make a white dot.
+        # The brightest stroke wins; a sum would turn a cell without a direction into a white dot.
         stroke = torch.from_numpy(stencil)[:, None, :]
         drawn = torch.maximum(drawn, strength[:, :, None, :, None] * stroke)
     return drawn.flatten(3).flatten(1, 2).clamp(max=1)
@@ -184,7 +205,7 @@ def glyphs(strengths: Tensor, side: int) -> Tensor:
 def _stencils(num_bins: int, side: int) -> NDArray[np.float32]:
     """(num_bins, side, side): a smooth stroke through the middle at each bin's central orientation."""
     down, right = np.mgrid[:side, :side] - (side - 1) / 2
-    # HOG's angle a is atan2(gx, gy): the gradient is (sin a, cos a) to the right and down, the edge is across.
+    # HOG's angle a is atan2(gx, gy): the gradient points (sin a, cos a) right and down, the edge runs across it.
     angle = ((np.arange(num_bins) + 0.5) * np.pi / num_bins)[:, None, None]
     across = np.abs(np.sin(angle) * right + np.cos(angle) * down)
     along = np.abs(np.cos(angle) * right - np.sin(angle) * down)
@@ -193,36 +214,44 @@ def _stencils(num_bins: int, side: int) -> NDArray[np.float32]:
     return stroke.astype(np.float32)
 
 
-def _scale(size: int, target: HOG | Pixels) -> int:
-    """By how much the picture enlarges images: a whole number."""
-    scale = -(-_PANEL // size)
-    if isinstance(target, HOG):
-        scale = max(scale, -(-_CELL // target.cell))
-    return max(1, min(scale, _MAX_PANEL // size))
-
-
-def _cells(values: Tensor, images: Tensor, target: HOG | Pixels) -> Tensor:
-    """(B, K, h, w) per backbone position -> (B, channels, S / cell, S / cell) per cell, channels as the target's."""
-    channels, grid = target.num_channels(images.shape[1]), images.shape[-1] // target.cell
-    per_side = grid // values.shape[-1]
-    if values.shape[1:] != (channels * per_side**2, grid // max(per_side, 1), grid // max(per_side, 1)):
+def _cells(values: Tensor, images: Tensor, target: Target) -> Tensor:
+    """(B, K, h, w) per backbone position -> (B, channels, H / cell, W / cell) per cell, channels as the target's."""
+    channels = target.num_channels(images.shape[1])
+    rows, columns = (side // target.cell for side in images.shape[-2:])
+    per_side = max(1, columns // values.shape[-1])
+    if values.shape[1:] != (channels * per_side**2, rows // per_side, columns // per_side):
         raise ValueError(
-            f"output of shape {tuple(values.shape)}: expected {channels} channels on a {grid}x{grid} grid, or "
+            f"output of shape {tuple(values.shape)}: expected {channels} channels on a {rows}x{columns} grid, or "
             "regrouped; pass the target and the images that the model was given"
         )
     return F.pixel_shuffle(values.detach().float().cpu(), per_side)
 
 
-def _draw_hog(cells: Tensor, target: HOG, scale: int) -> Tensor:
-    """(B, C * num_bins, h, w) -> (B, side, side, 3): glyphs, each bin averaged over image channels."""
+def _draw_hog(target: HOG, cells: Tensor, scale: int) -> Tensor:
+    """Glyphs of (B, C * num_bins, h, w), each bin averaged over image channels."""
     strengths = _GAIN * cells.unflatten(1, (-1, target.num_bins)).mean(1)
     return glyphs(strengths, target.cell * scale)[..., None].expand(-1, -1, -1, 3)
 
 
-def _draw_standardised(cells: Tensor, target: Pixels) -> Tensor:
-    """(B, C * patch * patch, h, w) -> (B, S, S, 3): mid-grey is a patch's mean, black and white 2.5 deviations off."""
+def _draw_standardised(target: Pixels, cells: Tensor, scale: int) -> Tensor:
+    """Patches of (B, C * patch * patch, h, w): mid-grey is a patch's mean, black and white are 2.5 deviations off."""
     images = F.pixel_shuffle(cells, target.cell)
-    return _rgb(images, [0.5] * images.shape[1], [0.2] * images.shape[1])
+    return _enlarge(_rgb(images, [0.5] * images.shape[1], [0.2] * images.shape[1]), scale)
+
+
+def _principal_components(truth: Tensor) -> Callable[[Tensor], Tensor]:
+    """A map (B, K, h, w) -> (B, h, w, 3) in [0, 1] along the three main axes of `truth`, 2.5 deviations each way."""
+    vectors = truth.nan_to_num(0).movedim(1, -1).flatten(0, -2)  # (N, K)
+    vectors = vectors[:: -(-len(vectors) // 1024)]  # enough for three axes
+    mean = vectors.mean(0)
+    _, lengths, axes = torch.linalg.svd(vectors - mean, full_matrices=False)
+    deviations = (lengths[:3] / len(vectors) ** 0.5).clamp(min=1e-6)
+
+    def project(cells: Tensor) -> Tensor:
+        values = 0.5 + (cells.movedim(1, -1) - mean) @ axes[:3].T / (5 * deviations)
+        return F.pad(values, (0, 3 - values.shape[-1]), value=0.5).clamp(0, 1)
+
+    return project
 
 
 def _rgb(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
@@ -239,11 +268,11 @@ def _enlarge(pixels: Tensor, scale: int) -> Tensor:
 
 def _sheet(panels: Sequence[_Panel], title: str, caption: str) -> Image.Image:
     """Lay the panels out in columns under their headings."""
-    rows, side = panels[0].pixels.shape[:2]
+    rows, height, side = panels[0].pixels.shape[:3]
     fonts = {points: ImageFont.load_default(points) for points in (20, 16, 13)}
     top = 92
     width = 2 * _MARGIN + len(panels) * (side + _GAP) - _GAP
-    sheet = Image.new("RGB", (width, top + rows * (side + _GAP) - _GAP + _MARGIN), "white")
+    sheet = Image.new("RGB", (width, top + rows * (height + _GAP) - _GAP + _MARGIN), "white")
     draw = ImageDraw.Draw(sheet)
     draw.text((_MARGIN, 12), title, _INK, fonts[20])
     draw.text((width - _MARGIN, 15), caption, _FAINT, fonts[16], anchor="ra")
@@ -252,5 +281,5 @@ def _sheet(panels: Sequence[_Panel], title: str, caption: str) -> Image.Image:
         draw.text((left, 48), panel.title, _INK, fonts[16])
         draw.text((left, 69), panel.note, _FAINT, fonts[13])
         for row, pixels in enumerate((panel.pixels.nan_to_num(0) * 255).round().byte().numpy()):
-            sheet.paste(Image.fromarray(pixels), (left, top + row * (side + _GAP)))
+            sheet.paste(Image.fromarray(pixels), (left, top + row * (height + _GAP)))
     return sheet

@@ -1,8 +1,12 @@
-"""Settings of pre-training; does not import torch."""
+"""Settings of pre-training; does not import torch.
+
+No `from __future__ import annotations` here, for the reason given in `training/settings.py`.
+"""
 
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
+from fastmim.config import check_positive
 from fastmim.errors import RequestError
 from fastmim.training import schedule
 from fastmim.training.settings import TrainConfig, check_duration
@@ -10,33 +14,33 @@ from fastmim.training.settings import TrainConfig, check_duration
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainConfig(TrainConfig):
-    """Masked image modeling: which backbone, at which sizes, what is hidden and what is predicted."""
+    """Masked image modeling: backbone, image sizes, masking, targets and decoder."""
 
     RESUMABLE: ClassVar[frozenset[str]] = TrainConfig.RESUMABLE | {"picture_every", "probe", "probe_every"}
 
     recipe: str | None = None
-    """Start from a published recipe's settings, such as `vit-b`; flags override it. `fastmim recipes` lists them."""
+    """Published settings to start from, such as `vit-b`; flags override them. `fastmim recipes` lists all."""
 
     backbone: str = "vit_small_patch16_224"
-    """Any timm model: see `fastmim backbones`."""
+    """Any timm model that `fastmim backbones` lists."""
 
     backbone_args: dict[str, Any] = field(default_factory=dict)
     """Arguments for timm.create_model, such as --backbone-args.depth 4."""
 
     init: str | None = None
-    """Start the backbone from these weights: a run directory, a weights file, or `timm` (timm's own)."""
+    """Weights to start the backbone from: a run directory, a weights file, or `timm` (timm's own)."""
 
     img_size: int = 128
     """Side of the training crops in pixels."""
 
     stages: str | None = None
-    """Resolutions with their shares of the run (FastMIM-P), such as 128:0.5,160:0.3,192:0.2; replaces --img-size."""
+    """Resolutions and their shares of the run (FastMIM-P), such as 128:0.5,160:0.3,192:0.2; replaces --img-size."""
 
     target: Literal["hog", "pixels", "rgb"] = "hog"
-    """What is predicted for the hidden blocks: edge orientations, pixels standardised per patch, or plain pixels."""
+    """Target of the hidden blocks: edge orientations (HOG), pixels standardised per patch, or plain pixels."""
 
     masking: Literal["in-place", "drop"] = "in-place"
-    """Paint hidden blocks over, or drop their tokens (a plain ViT only: it then encodes a quarter of them)."""
+    """Paint over hidden blocks, or drop their tokens (plain ViTs only), so that only the visible ones are encoded."""
 
     mask_ratio: float = 0.75
     """Share of the blocks that are hidden."""
@@ -45,20 +49,20 @@ class PretrainConfig(TrainConfig):
     """Side of a hidden block in pixels. [default: the backbone's stride; more for small strides]"""
 
     decoder: str = "auto"
-    """Decoder as WIDTHxDEPTH, such as 256x4, or `linear`; `auto` goes by the encoder's width and stride."""
+    """WIDTHxDEPTH, such as 256x4, or `linear`; `auto` follows the encoder's width and stride."""
 
     loss: Literal["l2", "l1"] = "l2"
     """Squared or absolute error of the hidden cells."""
 
     encoder_depth: float = 1.0
-    """Share of the backbone's blocks that are pre-trained, from the input on."""
+    """Share of the backbone's blocks that are pre-trained, counted from the input."""
 
     picture_every: str = "10%"
     """How often a reconstruction picture is drawn: `500 steps`, `10 epochs`, `10%`, or `never`."""
 
     probe: str | None = None
-    """Labelled images to probe with during the run: held-out MIM loss (it follows fine-tuning accuracy well, see
-    arXiv 2206.04664), kNN (low by nature for MIM: see whether it rises) and effective rank of the features."""
+    """Labelled images for measuring the run as it trains: held-out MIM loss (a good predictor of fine-tuning accuracy,
+    arXiv 2206.04664), kNN accuracy (low for MIM: watch whether it rises) and effective rank of the features."""
 
     probe_every: str = "10%"
     """How often --probe is measured: `500 steps`, `10 epochs` or `10%`."""
@@ -71,10 +75,7 @@ class PretrainConfig(TrainConfig):
             raise RequestError(
                 f"encoder_depth is {self.encoder_depth}; expected more than 0 and at most 1, such as 0.75"
             )
-        for name in ("img_size", "block"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise RequestError(f"{name} is {value}; expected a number of pixels")
+        check_positive(self, "img_size", "block")
         self.decoder_size()
         if self.picture_every != "never":
             check_duration("picture_every", self.picture_every)
@@ -82,7 +83,7 @@ class PretrainConfig(TrainConfig):
         self.sizes()
 
     def sizes(self) -> tuple[tuple[int, float], ...]:
-        """The stages as (image size, share of the run), shares summing to 1."""
+        """Return the stages as (image size, share of the run); the shares sum to 1."""
         if self.stages is None:
             return ((self.img_size, 1.0),)
         try:
@@ -91,7 +92,7 @@ class PretrainConfig(TrainConfig):
             raise RequestError(f"stages is {self.stages!r}; {error}") from None
 
     def decoder_size(self) -> tuple[int, int] | Literal["auto", "linear"]:
-        """(width, depth) of the decoder, or the word that stands for one."""
+        """Return (width, depth) of the decoder, or `auto` or `linear`."""
         if self.decoder == "auto":
             return "auto"
         if self.decoder == "linear":

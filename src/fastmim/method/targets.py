@@ -1,8 +1,9 @@
-"""What the decoder learns to predict: HOG features or pixels of the clean image, (B, channels, h, w)."""
+"""Targets, which the decoder learns to predict: HOG features (FastMIM section 3.2) or pixels of the clean image."""
 
 from __future__ import annotations
 
 import math
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -10,20 +11,42 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+class Target(Protocol):
+    """What a `MIM` predicts for hidden blocks: any object with these four members.
+
+    A target that is an `nn.Module` moves with the model and is saved in its checkpoints; any other object, such
+    as one that holds a frozen network, has to follow the images' device itself. Pictures also use `name` and,
+    for a reconstruction, `to_images` (see `Pixels`) where a target has them.
+    """
+
+    @property
+    def cell(self) -> int:
+        """Pixels along a side of a cell, the square that one feature vector describes."""
+
+    def for_stride(self, stride: int) -> Target:
+        """The target for a backbone of this stride, with a cell that divides the stride."""
+
+    def num_channels(self, in_chans: int) -> int:
+        """Target channels of one cell, for images of `in_chans` channels."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) normalised -> (B, `num_channels(C)`, H / `cell`, W / `cell`) float32, without gradient."""
+
+
 class HOG(nn.Module):
     """Histograms of oriented gradients, the target of FastMIM (section 3.2; Dalal and Triggs, CVPR 2005).
 
-    Sobel gradients of each channel with reflect padding; each pixel adds its magnitude to the bin of its
-    unsigned orientation, floor(atan2(gx, gy) / pi * num_bins) mod num_bins; sums over cells; each cell's
-    histogram is scaled to L2 norm 1 over its bins. No Gaussian window, no gradient, always float32.
+    Each channel's Sobel gradients are taken with reflect padding. Each pixel adds its magnitude to the bin of
+    its unsigned orientation, floor(atan2(gx, gy) / pi * num_bins) mod num_bins. Each cell sums its pixels, and
+    its histogram is scaled to L2 norm 1. There is no Gaussian window and no gradient; float32 always.
 
-    The result is the formula's, to rounding, but the bin is never computed (benchmarks/hog.py has the gain):
-    orientation reaches bin k exactly where gy/gx <= cot(k * pi / num_bins), so the magnitudes on that side of
-    each of the num_bins - 1 lines are summed, and a histogram is the difference of neighbouring sums. No
-    one-hot of the image's size exists, and the compiler fuses what is left.
+    The result equals this formula up to rounding, but no bin is computed (benchmarks/hog.py measures the gain):
+    an orientation falls in bin k or above exactly where gy/gx <= cot(k * pi / num_bins), so magnitudes are summed
+    on that side of each of the num_bins - 1 lines, and a histogram is the differences of neighbouring sums. This
+    needs no one-hot tensor of the image's size, and the compiler fuses the rest.
 
     Args:
-        cell: Pixels along a cell's side; None means 8, or less where `for_stride` finds a smaller stride.
+        cell: Pixels along a cell's side; None means 8, or the stride given to `for_stride` if that is smaller.
         num_bins: Orientation bins over 180 degrees.
 
     Raises:
@@ -70,10 +93,10 @@ class HOG(nn.Module):
             images = images.float()
             if images.device.type != "cpu" or torch.compiler.is_compiling():
                 return self._histograms(images)
-            # Uncompiled on a CPU every operation is a pass over memory: parts that stay in the cores'
-            # caches (1 MB a tensor and thread) halve the time, and most of the memory is never needed.
+            # Uncompiled on a CPU, every operation is a pass over memory. Parts of the batch that stay in the
+            # cores' caches (1 MB per tensor and thread) halve the time and need a fraction of the memory.
             part = max(1, 2**18 * torch.get_num_threads() // images.shape[1:].numel())
-            return torch.cat([self._histograms(some) for some in images.split(part)])
+            return torch.cat([self._histograms(few) for few in images.split(part)])
 
     def _histograms(self, images: Tensor) -> Tensor:
         gx, gy = sobel(images)
@@ -81,12 +104,12 @@ class HOG(nn.Module):
         magnitude = (xx + gy * gy).sqrt_()
 
         def sum_rows(values: Tensor) -> Tensor:
-            """(B, C, H, W) -> (B, C, H / cell, W): rows first, which adds whole lines of memory."""
+            """(B, C, H, W) -> (B, C, H / cell, W); rows come first because they are contiguous in memory."""
             return values.unflatten(2, (-1, self.cell)).sum(3)
 
-        # reach[k]: magnitude whose bin is k or more. gy/gx <= cot is gx*gy <= cot*gx*gx; `>` with edges just
-        # above the cotangents says so too, and keeps gx = 0 (0 > 0 is false) in bin 0, where the formula has
-        # it. In-place comparison and product: a float 0/1 mask, which eager CPU code multiplies quickest.
+        # reach[k] is the magnitude in bins k and above. gy/gx <= cot is gx*gy <= cot*gx*gx; `>` with edges just
+        # above the cotangents is equivalent, and keeps gx = 0 (0 > 0 is false) in bin 0, as in the formula.
+        # Comparing and multiplying in place gives a float 0/1 mask, which eager CPU code multiplies fastest.
         reach = [sum_rows(magnitude)]
         reach += [sum_rows((xx * edge).gt_(xy).mul_(magnitude)) for edge in self._edges]
         reach.append(torch.zeros_like(reach[0]))
@@ -95,7 +118,7 @@ class HOG(nn.Module):
         return F.normalize(histograms, dim=2, eps=1e-12).flatten(1, 2)
 
     def extra_repr(self) -> str:
-        """What `print` shows."""
+        """The settings, for `print`."""
         return f"cell={self.cell}, num_bins={self.num_bins}"
 
 
@@ -103,7 +126,7 @@ class Pixels(nn.Module):
     """The pixels of each patch, standardised per patch (the reconstruction target of MAE, section 3).
 
     Args:
-        patch: Pixels along a patch's side; None means 16, or the stride that `for_stride` is given.
+        patch: Pixels along a patch's side, the target's cell; None means 16, or the stride given to `for_stride`.
         normalize: Subtract each patch's mean and divide by its standard deviation (over pixels and channels,
             unbiased variance, eps 1e-6); False keeps the pixels as they are.
 
@@ -143,7 +166,7 @@ class Pixels(nn.Module):
             (image channel, row, column) as `pixel_unshuffle` does.
 
         Raises:
-            ValueError: H or W is not a multiple of the patch; a patch of one value is to be standardised.
+            ValueError: H or W is not a multiple of the patch, or a patch of one value cannot be standardised.
         """
         _check_divides(images, self.cell, "patch")
         patches = F.pixel_unshuffle(images.float(), self.cell)
@@ -154,10 +177,10 @@ class Pixels(nn.Module):
 
     @torch.no_grad()
     def to_images(self, values: Tensor, images: Tensor) -> Tensor:
-        """The inverse of `forward`, with the patches' true mean and deviation read from `images`.
+        """The inverse of `forward`, with the patches' true mean and deviation taken from `images`.
 
         Args:
-            values: (B, C * patch * patch, h, w), a target or a prediction of it.
+            values: (B, C * patch * patch, H / patch, W / patch), a target or a prediction of it.
             images: (B, C, H, W), the normalised images that it belongs to.
 
         Returns:
@@ -176,7 +199,7 @@ class Pixels(nn.Module):
         return mean, (variance + 1e-6).sqrt()
 
     def extra_repr(self) -> str:
-        """What `print` shows."""
+        """The settings, for `print`."""
         return f"patch={self.cell}, normalize={self.normalize}"
 
 
@@ -195,9 +218,9 @@ def sobel(images: Tensor) -> tuple[Tensor, Tensor]:
     def shifted(down: int, right: int) -> Tensor:
         return padded[..., 1 + down : 1 + down + H, 1 + right : 1 + right + W]
 
-    # Rounding matters where a gradient is 0, since gx = 0 is a bin's edge. gx adds up in the order of a 3x3
-    # convolution, so that such ties fall as they do in the published layer. gy takes differences first, so
-    # that a flat region gives 0 and not 1e-7, which normalisation would blow up to a full histogram.
+    # Rounding matters where a gradient is 0, since gx = 0 is the edge of a bin. gx is summed in the order of a
+    # 3x3 convolution, so that such ties fall as they do in the published layer. gy takes differences first, so
+    # that a flat region gives 0 and not 1e-7, which normalisation would turn into a full histogram.
     gx = shifted(-1, -1) - shifted(-1, 1)
     gx.add_(shifted(0, -1), alpha=2).sub_(shifted(0, 1), alpha=2).add_(shifted(1, -1)).sub_(shifted(1, 1))
     gy = shifted(-1, 0) - shifted(1, 0)
@@ -206,7 +229,7 @@ def sobel(images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _just_above(value: float) -> float:
-    """The next float32 above a number, so that `> x` in float32 also takes the number itself."""
+    """The next float32 above a number."""
     return float(np.nextafter(np.float32(value), np.float32(np.inf)))
 
 
@@ -231,3 +254,7 @@ def _check_divides(images: Tensor, side: int, word: str) -> None:
             f"images are {H}x{W} pixels: expected multiples of the {word}, {side}; "
             f"resize the images or choose a {word} that divides both sides"
         )
+
+
+TARGETS: dict[str, Target] = {"hog": HOG(), "pixels": Pixels(), "rgb": Pixels(normalize=False)}
+"""The targets under their names in settings; `MIM` fits them to its backbone's stride."""

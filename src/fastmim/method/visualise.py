@@ -1,4 +1,4 @@
-"""`fastmim visualise`."""
+"""`fastmim visualise`: a picture of what a run has learned."""
 
 from __future__ import annotations
 
@@ -9,24 +9,28 @@ from fastmim.errors import RequestError
 from fastmim.method import pictures
 from fastmim.method.build import load_checkpointed
 from fastmim.method.settings import PretrainConfig
-from fastmim.training import checkpoint, run_directory
+from fastmim.training import checkpoint
+from fastmim.training.run_directory import RunDirectory
 
 
 def visualise_run(run: Path, *, images: str | None = None, out: Path, num_images: int = 8, seed: int = 0) -> None:
-    """Draw what a run's model (its newest checkpoint) makes of images, as a PNG.
+    """Write a picture of the predictions of a run's newest checkpoint.
 
     Args:
         run: Run directory.
         images: Anything that `data` takes; the run's own images if None.
-        out: The file to write.
+        out: The picture file to write; its suffix sets the format.
+        num_images: At most this many images are drawn.
+        seed: Decides the masks.
 
     Raises:
-        RequestError: no run, no checkpoint, no images, or an unwritable file.
+        RequestError: The run, a checkpoint or images are missing, or the file cannot be written.
     """
-    config = run_directory.read_config(PretrainConfig, run)
-    found = checkpoint.newest(run / "checkpoints")
+    directory = RunDirectory(run)
+    config = directory.read_config(PretrainConfig)
+    found = checkpoint.newest(directory.checkpoints)
     if found is None:
-        raise RequestError(f"run is {run}, which has no checkpoint yet; expected one: let the run come to its first")
+        raise RequestError(f"run is {run}, which has no checkpoint yet; expected one: wait until it saves its first")
     model = load_checkpointed(config, found)
     picture = pictures.draw(
         model,

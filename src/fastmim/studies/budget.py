@@ -21,7 +21,7 @@ from fastmim.studies.settings import FEWEST_FINETUNE_STEPS, MAX_EPOCHS, MIN_STEP
 from fastmim.studies.sweep import Point
 from fastmim.studies.trial import Trial
 from fastmim.system import files
-from fastmim.training.run_directory import read_metrics
+from fastmim.training.run_directory import RunDirectory
 from fastmim.training.schedule import plan_stages, stage_at
 
 RESERVE = 0.1
@@ -204,7 +204,11 @@ def _read(request: Request, trials: Sequence[Trial], walls: dict[str, float], me
 
 def _seconds_per_step(point: Point, run: Path) -> float:
     """The median at each size without the first step there, weighted by the sizes' shares."""
-    seconds = {line["step"] - 1: line["seconds_per_step"] for line in read_metrics(run) if "seconds_per_step" in line}
+    seconds = {
+        line["step"] - 1: line["seconds_per_step"]
+        for line in RunDirectory(run).read_metrics()
+        if "seconds_per_step" in line
+    }
     if point.config is None:
         return median([value for step, value in seconds.items() if step])
     config = point.config

@@ -10,7 +10,7 @@ import torch
 
 from fastmim import config as configs
 from fastmim.data import loader, sources
-from fastmim.data.labelled import Labelled, Subset, limit_labels, open_labelled
+from fastmim.data.labelled import Labelled, limit_labels, open_labelled
 from fastmim.errors import RequestError
 from fastmim.method import build
 from fastmim.method.settings import PretrainConfig
@@ -102,7 +102,7 @@ def check(config: StudyConfig) -> Request:
     if not config.data:
         raise RequestError("data is not given; expected labelled images: --data labelled/")
     labelled = open_labelled(config.data, val_data=config.val_data, val_share=config.val_share)
-    held_out = isinstance(labelled.train, Subset)
+    held_out = labelled.held_out
     pretrain_data = config.pretrain_data or (config.data if held_out else labelled.train.origin)
     source = sources.open_source(pretrain_data)
     found = expand(config, pretrain_data)

@@ -131,13 +131,11 @@ def _resolve(given: dict[str, Any]) -> StudyConfig:
         return config
     stored = settings.build(configs.read(path))
     wanted = settings.build(configs.read(path), given)
-    before, now = configs.to_mapping(stored), configs.to_mapping(wanted)
     more_seeds = {"seeds"} if wanted.seeds > stored.seeds else set()
-    if differing := [k for k in now if k not in settings.RESUMABLE | more_seeds and before[k] != now[k]]:
-        changes = "; ".join(f"{key} {before[key]!r} -> {now[key]!r}" for key in differing)
+    if differing := configs.differences(configs.to_mapping(stored), wanted, ignore=more_seeds):
         raise RequestError(
-            f"out is {config.out}, which holds another study ({changes}): take another --out, or drop these settings "
-            f"to resume it"
+            f"out is {config.out}, which holds another study ({'; '.join(differing)}): take another --out, or drop "
+            f"these settings to resume it"
         )
     return wanted
 

@@ -18,7 +18,7 @@ from typing import Any
 from fastmim.errors import DONE, FAILED, REFUSED, STOPPED, RequestError, RunError
 from fastmim.studies.trial import FILE, result_file
 from fastmim.system import files
-from fastmim.training.run_directory import read_metrics
+from fastmim.training.run_directory import RunDirectory
 
 
 def run_trial(folder: Path) -> int:
@@ -59,7 +59,7 @@ def training_cost(run: Path) -> dict[str, float]:
     """
     steps = images = 0
     seconds = 0.0
-    for line in read_metrics(run):
+    for line in RunDirectory(run).read_metrics():
         if "seconds_per_step" in line:
             seconds += line["seconds_per_step"] * (line["step"] - steps)
             steps, images = line["step"], line["images"]

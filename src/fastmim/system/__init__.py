@@ -1,1 +1,1 @@
-"""The operating system and the machine: files, locks, signals, devices, progress."""
+"""The operating system and the machine: files, locks, signals, devices, progress display."""

@@ -1,9 +1,8 @@
-"""The machine: its devices, cores, precision and memory."""
+"""The machine's devices, cores, precision and memory."""
 
 from __future__ import annotations
 
 import os
-import resource
 import sys
 
 import torch
@@ -12,18 +11,20 @@ from fastmim.errors import RequestError
 
 
 def memory_gb(device: torch.device) -> float:
-    """The most memory used so far, in GiB: the device's where it tells, else this process's."""
+    """The peak memory use so far in GiB, of a CUDA device or else of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
+    import resource  # Unix only
+
     kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return kilobytes * (1 if sys.platform == "darwin" else 1024) / 2**30
 
 
 def resolve_device(name: str) -> torch.device:
-    """The torch device; `auto` is the accelerator if there is one.
+    """Return the torch device of a name; `auto` is the accelerator if there is one, else the CPU.
 
     Raises:
-        RequestError: no such device here.
+        RequestError: this machine has no such device.
     """
     if name == "auto":
         return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
@@ -39,15 +40,15 @@ def resolve_device(name: str) -> torch.device:
 
 
 def resolve_workers(num_workers: int | None) -> int:
-    """How many data processes: what was asked for, else one for each core but one."""
+    """Return the number of data workers; None gives one less than the cores, between 1 and 16."""
     return max(1, min(16, num_cores() - 1)) if num_workers is None else num_workers
 
 
 def num_cores() -> int:
-    """Cores that this process may use; all of them where the system does not say."""
+    """The number of cores that this process may use; all cores on systems without CPU affinity."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def resolve_bf16(precision: str, device: torch.device) -> bool:
-    """Whether to autocast to bfloat16; `auto` does where a CUDA device has it."""
+    """Whether to autocast to bfloat16; `auto` does on CUDA devices that support it."""
     return precision == "bf16" or (precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported())

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, their checksums, and flushing them to the disk."""
+"""Files that appear whole or not at all; their checksums; flushing them to the disk."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _CHUNK = 1 << 22
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; what the block writes there takes the place of `path` when it ends.
+    """Yield a temporary path beside `path`; when the block ends, what it wrote there replaces `path`.
 
-    The file is flushed to the disk before it is renamed, so that a crash leaves either the old or the new one. If
-    the block raises, `path` stays as it was and the temporary file is removed.
+    The file is flushed to the disk before it is renamed, so a crash leaves either the old file or the new one. If
+    the block raises, `path` is untouched and the temporary file is removed.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -37,11 +37,13 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, content: Any, *, indent: int | None = 1) -> None:
     """Write a JSON file; see `replacing`."""
-    write_text(path, json.dumps(content, indent=indent, ensure_ascii=False) + "\n")
+    text = json.dumps(content, indent=indent, ensure_ascii=False) + "\n"
+    # A file name that is not UTF-8 holds surrogates; Python's escape of one is also JSON's.
+    write_text(path, text.encode("utf-8", "backslashreplace").decode())
 
 
 def read_json(path: Path) -> Any:
-    """What `write_json` wrote."""
+    """Read a JSON file."""
     return json.loads(path.read_text(encoding="utf-8"))
 
 

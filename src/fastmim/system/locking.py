@@ -1,9 +1,12 @@
-"""One writer for a directory at a time."""
+"""A directory's lock: one process at a time, and those that it starts, write to it.
+
+`filelock.FileLock` keeps its file descriptor to itself, while a study's trial processes must inherit it, so that a
+study that is started again after `kill -9` waits for them; `filelock.lock_descriptor` locks a descriptor of ours.
+"""
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import shutil
 import time
@@ -12,10 +15,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
+from filelock import lock_descriptor
+
 from fastmim.errors import RequestError
 
 WAIT_SECONDS = 60.0
-"""For what was told to stop and is still saving; data processes of a killed run need a second."""
+"""How long to wait for a process that was told to stop and is still saving, or for the workers of a killed run."""
 
 FILE = ".lock"
 _POLL_SECONDS = 0.1
@@ -23,20 +28,20 @@ _POLL_SECONDS = 0.1
 
 @contextmanager
 def hold(folder: Path, say: Callable[[str], object], *, out: Path | None = None) -> Iterator[int]:
-    """Keep a directory to this process and those that it starts, however they end.
+    """Lock a directory while the block runs, and for as long as a process that inherited the lock lives.
 
-    The directory is made if need be, with those above it, and all that is removed again if nothing was written.
+    The directory is created with its parents; if nothing is written, whatever was created is removed again.
 
     Args:
-        folder: What is written to.
-        say: Takes a line for the reader.
-        out: What the user calls it, where that is not the directory.
+        folder: The directory.
+        say: Prints a line for the user.
+        out: The path that messages name, if not the directory.
 
     Yields:
-        The file descriptor that does it, for processes that are to hold the directory too.
+        The lock's file descriptor, for child processes to inherit.
 
     Raises:
-        RequestError: another process has held it for a minute, or it cannot be written.
+        RequestError: another process has held the lock for a minute, or the directory cannot be written.
     """
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
@@ -48,7 +53,7 @@ def hold(folder: Path, say: Callable[[str], object], *, out: Path | None = None)
             yield file.fileno()
         finally:
             (folder / FILE).unlink(missing_ok=True)
-            with suppress(OSError):  # not empty, or it has become `out`
+            with suppress(OSError):  # the directory is not empty, or was renamed to `out`
                 for path in made:
                     path.rmdir()
 
@@ -59,19 +64,17 @@ def _acquire(folder: Path, say: Callable[[str], object], out: Path) -> IO[str]:
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / FILE).open("w")
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.close()
+            locked = lock_descriptor(file.fileno(), blocking=False)
         except OSError as error:
             if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
                 file.close()
                 raise
-            say(f"{folder} is on a file system without locks: see that nothing else writes to it")
+            say(f"{folder} is on a file system without locks: make sure that nothing else writes to it")
             return file
-        else:
-            if os.fstat(file.fileno()).st_nlink:
-                return file
-            file.close()  # of one who has just gone
+        if locked and os.fstat(file.fileno()).st_nlink:
+            return file
+        file.close()
+        if locked:  # a file that the previous holder has just removed
             continue
         if began is None:
             began = time.monotonic()
@@ -85,7 +88,7 @@ def _acquire(folder: Path, say: Callable[[str], object], out: Path) -> IO[str]:
 
 
 def clear(folder: Path) -> None:
-    """Remove what is in a directory that `hold` holds."""
+    """Empty a directory that `hold` has locked."""
     for path in folder.iterdir():
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)

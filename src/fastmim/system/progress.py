@@ -1,4 +1,4 @@
-"""How far a long pass over images has come: a bar on a terminal, else a line every ten seconds."""
+"""Progress of a long pass over images: a bar on a terminal, else a line every ten seconds."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ PLAIN_LINE_SECONDS = 10.0
 def progress(
     console: Console, *, total: int, done: int = 0, unit: str = "images", scale: int = 1
 ) -> Iterator[Callable[[int], None]]:
-    """Yield a function that takes how much is done.
+    """Yield a function that shows the count done so far.
 
     Args:
-        total: What there is to do.
-        done: What an earlier start has done of it; the rate leaves it out.
-        unit: What is counted, for showing.
-        scale: What one of them is, such as 10**6 for megabytes of a count in bytes.
+        total: The count at the end.
+        done: The count at which an earlier call stopped; the rate excludes it.
+        unit: The unit to show.
+        scale: The count per unit, such as 10**6 to show bytes in MB.
     """
-    start = said = time.monotonic()
+    start = shown = time.monotonic()
 
-    def facts(now: int) -> tuple[str, str]:
+    def texts(now: int) -> tuple[str, str]:
         """ "512 of 1,024 images", "300 images/s"."""
         rate = (now - done) / scale / max(time.monotonic() - start, 1e-9)
         return f"{now // scale:,} of {total // scale:,} {unit}", f"{rate:,.0f} {unit}/s"
@@ -37,18 +37,18 @@ def progress(
             task = bar.add_task("", total=total, completed=done, count="", rate="")
 
             def update(now: int) -> None:
-                count, rate = facts(now)
+                count, rate = texts(now)
                 bar.update(task, completed=now, count=count, rate=rate)
 
             yield update
         return
 
-    def say(now: int) -> None:
-        nonlocal said
-        if time.monotonic() - said > PLAIN_LINE_SECONDS or now == total:
-            said = time.monotonic()
-            left = (total - now) * (said - start) / max(now - done, 1)
-            count, rate = facts(now)
+    def print_line(now: int) -> None:
+        nonlocal shown
+        if time.monotonic() - shown > PLAIN_LINE_SECONDS or now == total:
+            shown = time.monotonic()
+            left = (total - now) * (shown - start) / max(now - done, 1)
+            count, rate = texts(now)
             console.print(f"{count}  {rate}" + (f"  {left / 60:,.1f} min left" if now < total else ""))
 
-    yield say
+    yield print_line

@@ -1,4 +1,4 @@
-"""Stopping by signal."""
+"""Graceful stop on a signal."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from types import FrameType
 
 
 class StopSignals:
-    """Turns the first SIGTERM, SIGUSR1 or SIGINT inside the block into `requested`; a second one kills."""
+    """Record the first SIGTERM, SIGUSR1 or SIGINT inside the block as `requested`; a second one kills the process."""
 
     SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
@@ -34,5 +34,5 @@ class StopSignals:
 
 
 def _in_main_thread() -> bool:
-    # Python takes signal handlers only there; in a notebook's thread or a server, signals do not stop a run.
+    # Python installs signal handlers only there; in a server's thread, signals do not stop a run.
     return threading.current_thread() is threading.main_thread()

@@ -1,8 +1,8 @@
-"""How many images a device takes at once, found by trying."""
+"""The largest micro-batch that fits in a device's memory, found by trial."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,34 +10,32 @@ from torch import Tensor, nn
 
 from fastmim.errors import RequestError
 
-_SPARE = 0.05  # share of the device's memory that stays free: what fragments, and what a compiled step plans ahead
+_SPARE = 0.05  # share of the device's memory left free, for fragmentation and what a compiled step plans ahead
 
 
 def largest_micro_batch(
     model: nn.Module,
+    forward: Callable[[dict[str, Any]], Tensor],
+    make_batch: Callable[[int], dict[str, Any]],
     *,
     batch_size: int,
     img_size: int,
-    prepare: Callable[[Mapping[str, Any]], Mapping[str, Any]],
     device: torch.device,
-    bf16: bool,
-    labelled: bool = False,
 ) -> int:
-    """The largest equal part of a batch whose forward and backward pass fit on the device.
+    """Find the largest equal part of a batch whose forward and backward pass fit on the device.
 
-    Tried eagerly, which takes no less memory than the compiled step, and with room for AdamW's two moments.
+    The trial runs eagerly, which takes no less memory than the compiled step, and with room for AdamW's two moments.
 
     Args:
-        model: On the device; forward(**prepare(batch)) returns {"loss": ...}.
-        batch_size: Images of a step; parts are its divisors.
-        img_size: Side of the images in pixels.
-        prepare: The device's half of the augmentation.
+        model: On the device; left as it was.
+        forward: Batch -> loss, as `loop.make_forward` makes it.
+        make_batch: Number of images -> a batch of them on the device.
+        batch_size: Images per step; parts are its divisors.
+        img_size: Side of the images in pixels, for the message.
         device: Where the model is.
-        bf16: Autocast the forward pass.
-        labelled: The model takes labels too.
 
     Raises:
-        RequestError: the device does not tell when its memory is full, or not even one image fits.
+        RequestError: the device does not report running out of memory, or not even one image fits.
     """
     if not tells_when_full(device):
         raise RequestError(
@@ -51,15 +49,7 @@ def largest_micro_batch(
         reserved: list[Tensor] = []
         try:
             reserved = [torch.empty_like(p) for p in parameters for _ in range(2)] + _spare(device)
-            batch = {
-                "images": torch.zeros(num_images, 3, img_size, img_size, dtype=torch.uint8, device=device),
-                "keys": torch.zeros(num_images, dtype=torch.int64, device=device),
-            }
-            if labelled:
-                batch["labels"] = torch.zeros_like(batch["keys"])
-            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                loss = model(**prepare(batch))["loss"]
-            loss.backward()
+            forward(make_batch(num_images)).backward()
             return num_images
         except torch.OutOfMemoryError:
             continue
@@ -68,7 +58,7 @@ def largest_micro_batch(
             model.zero_grad(set_to_none=True)
             with torch.no_grad():
                 for name, buffer in model.named_buffers():
-                    buffer.copy_(buffers[name])  # batch norms have counted the trial's images
+                    buffer.copy_(buffers[name])  # batch norms have counted the images of the trial
     raise RequestError(
         f"micro_batch is 'auto', and not even {sizes[-1]} image of {img_size} px fits in the memory of {device}; "
         f"expected a smaller backbone or image: lower img_size, or set checkpoint_activations"
@@ -76,7 +66,7 @@ def largest_micro_batch(
 
 
 def tells_when_full(device: torch.device) -> bool:
-    """Whether running out of memory is an error there and not the end of the process."""
+    """Whether this device raises OutOfMemoryError (a CPU process is killed instead)."""
     return device.type == "cuda"
 
 

@@ -1,4 +1,4 @@
-"""Parameter groups and AdamW, and the optimiser's state by parameter name."""
+"""Parameter groups, AdamW, and the optimiser's state by parameter name."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
 from torch.optim import AdamW
 
@@ -14,35 +15,30 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def build(model: nn.Module, *, weight_decay: float, betas: tuple[float, float]) -> AdamW:
-    """AdamW with decay on matrices and kernels only: none on vectors (biases, norms) and on
-    `model.no_weight_decay()` (tokens, position embeddings, relative-position tables).
+    """Make AdamW with weight decay on matrices and kernels only.
+
+    Vectors (biases, norms) and `model.no_weight_decay()` (tokens, position embeddings, relative-position tables) are
+    not decayed.
     """
-    ask: Callable[[], set[str]] = getattr(model, "no_weight_decay", set)
-    spared = ask()
-    decayed: list[nn.Parameter] = []
-    undecayed: list[nn.Parameter] = []
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            (undecayed if parameter.ndim <= 1 or name in spared else decayed).append(parameter)
-    decays = ((decayed, weight_decay), (undecayed, 0.0))
-    return adamw([{"params": params, "weight_decay": decay} for params, decay in decays if params], betas=betas)
+    spared: set[str] = getattr(model, "no_weight_decay", set)()
+    return adamw(param_groups_weight_decay(model, weight_decay, no_weight_decay_list=spared), betas=betas)
 
 
 def adamw(groups: list[dict[str, Any]], *, betas: tuple[float, float]) -> AdamW:
-    """AdamW over groups of parameters, which may have an "lr_scale".
+    """Make AdamW over groups of parameters, which may have an "lr_scale".
 
-    The fused form, because it alone can skip a step on the device (see `loop.fit`).
+    The fused form, because it alone can skip a step on the device (see `loop.train_step`).
     """
     return AdamW(groups, lr=0.0, betas=betas, fused=True)
 
 
 def named_state(model: nn.Module, optimizer: AdamW) -> dict[str, dict[str, Tensor]]:
-    """The optimiser's tensors by parameter name; empty for parameters that have made no step."""
+    """Return the optimiser's tensors by parameter name, without parameters that have not made a step."""
     return {name: optimizer.state[p] for name, p in model.named_parameters() if p in optimizer.state}
 
 
 def load_named_state(model: nn.Module, optimizer: AdamW, state: dict[str, dict[str, Tensor]]) -> None:
-    """Put tensors by parameter name into an optimiser over the model's parameters."""
+    """Load tensors by parameter name into an optimiser over the model's parameters."""
     names = {parameter: name for name, parameter in model.named_parameters()}
     order = [names[p] for group in optimizer.param_groups for p in group["params"]]
     whole = optimizer.state_dict()
@@ -53,9 +49,8 @@ def load_named_state(model: nn.Module, optimizer: AdamW, state: dict[str, dict[s
 def resize(model: nn.Module, optimizer: AdamW, img_size: int, *, rebuild: Callable[[nn.Module], AdamW]) -> AdamW:
     """Change the model's input size and carry the optimiser's state across.
 
-    Position embeddings and relative-position tables change shape, and their moments must follow. Resampling
-    is the model's own business, so the moments are resampled by it too: put in the place of the parameters
-    of a copy, which is then resized.
+    Position embeddings and relative-position tables change shape, and their moments must follow. Only the model knows
+    how to resample them, so the moments are put in the place of a copy's parameters, and the copy is resized.
 
     Args:
         model: Has `set_input_size`; resized in place.
@@ -69,7 +64,7 @@ def resize(model: nn.Module, optimizer: AdamW, img_size: int, *, rebuild: Callab
     state = named_state(model, optimizer)
     moments = {moment: _resized(model, {n: s[moment] for n, s in state.items()}, img_size) for moment in MOMENTS}
     for name, resampled in moments["exp_avg_sq"].items():
-        # Cubic resampling overshoots. A second moment below all that was seen would turn into a huge step.
+        # Cubic resampling overshoots. A second moment below all earlier ones would turn into a huge step.
         resampled.clamp_(min=state[name]["exp_avg_sq"].min())
     model.set_input_size(img_size)  # type: ignore[operator]
     resized = rebuild(model)
@@ -79,7 +74,7 @@ def resize(model: nn.Module, optimizer: AdamW, img_size: int, *, rebuild: Callab
 
 
 def _resized(model: nn.Module, tensors: dict[str, Tensor], img_size: int) -> dict[str, Tensor]:
-    """Tensors in the shape of some of the model's parameters, resampled as the parameters would be."""
+    """Resample tensors that have the shapes of some parameters as the model resamples those parameters."""
     stand_in = copy.deepcopy(model)
     with torch.no_grad():
         for name, parameter in stand_in.named_parameters():

@@ -1,47 +1,144 @@
-"""A run directory: the config that it holds, whether a request resumes it or is refused, and what it may delete."""
+"""The run directory: its files, the config that it holds, and whether a request resumes it or is refused."""
 
 from __future__ import annotations
 
 import functools
 import json
+import math
 import platform
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import yaml
 from rich.console import Console
 
 from fastmim import config as configs
 from fastmim.errors import RequestError
-from fastmim.system import locking
-from fastmim.training import checkpoint
-from fastmim.training.logs import Logs
+from fastmim.system import files, locking
 from fastmim.training.settings import TrainConfig
-from fastmim.training.trackers import open_trackers
 
 Config = TypeVar("Config", bound=TrainConfig)
+Recipes = Mapping[str, Callable[[], dict[str, Any]]]
 
-# What runs write; `--overwrite` removes these and nothing else.
-FILES = (
-    "config.yaml",
-    "metrics.jsonl",
-    "weights.safetensors",
-    "weights_best.safetensors",
-    "evaluation.json",
-    "bad_images.txt",
-    "nonfinite_batch.safetensors",
-    "wandb_id.txt",
-    "mlflow_id.txt",
-    "checkpoints",
-    "samples",
-    "tensorboard",
-    "wandb",
-    "mlflow.db",
-)
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """The files of a run, by what they hold."""
+
+    path: Path
+
+    FILES: ClassVar[tuple[str, ...]] = (
+        "config.yaml",
+        "metrics.jsonl",
+        "weights.safetensors",
+        "weights_best.safetensors",
+        "evaluation.json",
+        "bad_images.txt",
+        "nonfinite_batch.safetensors",
+        "wandb_id.txt",
+        "mlflow_id.txt",
+        "checkpoints",
+        "samples",
+        "tensorboard",
+        "wandb",
+        "mlflow.db",
+    )
+    """Everything that runs write. `--overwrite` removes these and nothing else."""
+
+    @property
+    def config(self) -> Path:
+        """Every setting of the run, with versions."""
+        return self.path / "config.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON line for each log step."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def weights(self) -> Path:
+        """The trained network, once the run has finished."""
+        return self.path / "weights.safetensors"
+
+    @property
+    def best_weights(self) -> Path:
+        """The classifier with the best validation accuracy so far."""
+        return self.path / "weights_best.safetensors"
+
+    @property
+    def evaluation(self) -> Path:
+        """The scores of the last validation."""
+        return self.path / "evaluation.json"
+
+    @property
+    def nonfinite_batch(self) -> Path:
+        """The last batch of a run that stopped because its loss was not finite."""
+        return self.path / "nonfinite_batch.safetensors"
+
+    def picture(self, name: str) -> Path:
+        """The path of a picture in `samples/`, whose folder is created."""
+        folder = self.path / "samples"
+        folder.mkdir(exist_ok=True)
+        return folder / name
+
+    def read_config(self, cls: type[Config]) -> Config:
+        """Read the run's config.
+
+        Raises:
+            RequestError: the directory holds no run.
+        """
+        if not self.config.exists():
+            raise RequestError(
+                f"run is {self.path}; expected a run directory with a config.yaml, as `fastmim pretrain` makes"
+            )
+        return configs.build(cls, configs.read(self.config))
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """Read the lines of metrics.jsonl in order; no lines if there is no such file.
+
+        A last line that was cut short by a kill is left out.
+        """
+        lines = []
+        for line in self.metrics.read_text().splitlines() if self.metrics.exists() else ():
+            try:
+                lines.append(json.loads(line))
+            except ValueError:
+                continue
+        return lines
+
+    def drop_metrics_after(self, step: int) -> None:
+        """Remove the lines of later steps, which a resumed run will write again."""
+        if self.metrics.exists():
+            kept = [line for line in self.read_metrics() if line.get("step", math.inf) <= step]
+            files.write_text(self.metrics, "".join(f"{json.dumps(line)}\n" for line in kept))
+
+    def prepare(self, config: TrainConfig, *, overwrite: bool) -> None:
+        """Create the directory, or empty it if `overwrite`, and write config.yaml.
+
+        Raises:
+            RequestError: it cannot be written.
+        """
+        versions = {p: version(p) for p in ("fastmim", "torch", "timm")} | {"python": platform.python_version()}
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            for name in self.FILES if overwrite else ():
+                path = self.path / name
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+            files.write_text(self.config, configs.to_yaml(config) + yaml.safe_dump({"versions": versions}))
+        except OSError as error:
+            raise RequestError(
+                f"out is {self.path}: {error.strerror}; expected a directory that can be written"
+            ) from None
 
 
 @contextmanager
@@ -49,15 +146,15 @@ def opened(
     cls: type[Config],
     settings: Mapping[str, Any],
     *,
-    recipes: Mapping[str, Callable[[], dict[str, Any]]],
+    recipes: Recipes,
     overwrite: bool,
     dry_run: bool,
     console: Console,
 ) -> Iterator[Config]:
-    """A run's config, from `resolve`, and its directory kept to this process (but for a dry run).
+    """Yield the config from `resolve`, with the run directory locked for this process unless `dry_run`.
 
     Raises:
-        RequestError: as `resolve`; another process is at work in the directory, or it cannot be written.
+        RequestError: as `resolve`; or another process uses the directory, or it cannot be written.
     """
     out = configs.build(cls, settings).out
     say = functools.partial(console.print, soft_wrap=True, markup=False)
@@ -65,20 +162,14 @@ def opened(
         yield resolve(cls, settings, recipes=recipes, overwrite=overwrite)
 
 
-def resolve(
-    cls: type[Config],
-    settings: Mapping[str, Any],
-    *,
-    recipes: Mapping[str, Callable[[], dict[str, Any]]],
-    overwrite: bool = False,
-) -> Config:
-    """The run's config: a stored run's settings, else a recipe's, and over them those given.
+def resolve(cls: type[Config], settings: Mapping[str, Any], *, recipes: Recipes, overwrite: bool = False) -> Config:
+    """Return the run's config: the settings of the run in `out`, or else of a recipe, overridden by those given.
 
     Raises:
         RequestError: unknown or wrong settings, or settings that differ from the run that `out` holds.
     """
     given = configs.build(cls, settings)
-    path = given.out / "config.yaml"
+    path = RunDirectory(given.out).config
     if path.exists() and not overwrite:
         stored = configs.read(path)
         config = configs.build(cls, stored, settings)
@@ -96,74 +187,3 @@ def resolve(
             f"recipe is {recipe!r}; expected one of {', '.join(recipes)}{configs.nearest(recipe, recipes)}"
         )
     return configs.build(cls, recipes[recipe](), settings)
-
-
-def prepare(config: TrainConfig, *, overwrite: bool) -> None:
-    """Make the run directory and write its config.yaml.
-
-    Raises:
-        RequestError: it cannot be written.
-    """
-    try:
-        config.out.mkdir(parents=True, exist_ok=True)
-        if overwrite:
-            for name in FILES:
-                path = config.out / name
-                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-        versions = {p: version(p) for p in ("fastmim", "torch", "timm")} | {"python": platform.python_version()}
-        partial = config.out / ".config.tmp"
-        partial.write_text(configs.to_yaml(config) + yaml.safe_dump({"versions": versions}))
-        partial.replace(config.out / "config.yaml")
-    except OSError as error:
-        raise RequestError(f"out is {config.out}: {error.strerror}; expected a directory that can be written") from None
-
-
-def resume_point(config: TrainConfig, *, num_images: int) -> checkpoint.Checkpoint | None:
-    """The checkpoint to go on from, if the run has one.
-
-    Raises:
-        RequestError: the data has changed since, so the steps left would not be the run's.
-    """
-    found = checkpoint.newest(config.out / "checkpoints")
-    if found and found.manifest["num_images"] != num_images:
-        raise RequestError(
-            f"data is {config.data} with {num_images} images; expected the {found.manifest['num_images']} that "
-            f"the run in {config.out} began with: give it the same images, another --out, or --overwrite"
-        )
-    return found
-
-
-def open_logs(
-    config: TrainConfig, *, total_steps: int, resume_from: checkpoint.Checkpoint | None, console: Console
-) -> Logs:
-    """A run's metrics.jsonl, progress and trackers, from where it goes on.
-
-    Raises:
-        RequestError: a tracker that was asked for by name is not installed.
-    """
-    step = resume_from.step if resume_from else 0
-    trackers = open_trackers(
-        config.tracker_names(),
-        auto=config.trackers == "auto",
-        out=config.out,
-        settings=configs.to_mapping(config),
-        step=step,
-    )
-    return Logs(config.out, total_steps=total_steps, step=step, trackers=trackers, console=console)
-
-
-def read_config(cls: type[Config], out: Path) -> Config:
-    """The config of the run in a directory.
-
-    Raises:
-        RequestError: the directory holds no run.
-    """
-    path = out / "config.yaml"
-    if not path.exists():
-        raise RequestError(f"run is {out}; expected a run directory with a config.yaml, as `fastmim pretrain` makes")
-    return configs.build(cls, configs.read(path))
-
-
-def read_metrics(out: Path) -> list[dict[str, Any]]:
-    """The lines of a run's metrics.jsonl."""
-    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]

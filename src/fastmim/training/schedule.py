@@ -1,4 +1,4 @@
-"""Learning rate, durations and resolution stages, as pure functions of the step. No torch here."""
+"""Learning rate, durations and resolution stages as pure functions of the step; does not import torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _UNITS |= {"image": "images", "images": "images", "%": "%"}
 
 
 def to_steps(duration: str, *, total_steps: int, steps_per_epoch: int, batch_size: int) -> int:
-    """A duration in optimiser steps: the one place where every kind of duration becomes steps.
+    """Convert a duration to optimiser steps; the one place that does.
 
     Args:
         duration: `1000` or `1000 steps`, `20 epochs`, `1e6 images`, `5%` (of the run).
@@ -30,10 +30,10 @@ def to_steps(duration: str, *, total_steps: int, steps_per_epoch: int, batch_siz
 
 
 def learning_rate(step: int, *, peak: float, warmup_steps: int, total_steps: int) -> float:
-    """Linear warm-up to `peak`, then a half cosine to 0 at `total_steps`.
+    """Return the learning rate of a step: linear warm-up to `peak`, then a half cosine to 0 at `total_steps`.
 
     Args:
-        step: The step about to be made, from 0; the first warm-up step already moves.
+        step: The step about to be made, counted from 0; the first warm-up step has a rate above 0 already.
     """
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps
@@ -54,10 +54,10 @@ class Stage:
 
 
 def parse_stages(text: str) -> tuple[tuple[int, float], ...]:
-    """`128:0.5,160:0.3,192:0.2` as ((128, 0.5), (160, 0.3), (192, 0.2)).
+    """Parse `128:0.5,160:0.3,192:0.2` to ((128, 0.5), (160, 0.3), (192, 0.2)).
 
     Raises:
-        ValueError: another form, or shares that do not sum to 1.
+        ValueError: the text has another form, or the shares do not sum to 1.
     """
     pairs = [re.fullmatch(r"\s*(\d+)\s*:\s*([0-9.]+)\s*", part) for part in text.split(",")]
     stages = tuple((int(pair[1]), float(pair[2])) for pair in pairs if pair)
@@ -65,22 +65,22 @@ def parse_stages(text: str) -> tuple[tuple[int, float], ...]:
         raise ValueError("expected SIZE:SHARE,SIZE:SHARE such as 128:0.5,160:0.3,192:0.2")
     total = sum(share for _, share in stages)
     if abs(total - 1) > 1e-6:
-        raise ValueError(f"expected shares that sum to 1, and these sum to {total:g}")
+        raise ValueError(f"expected shares that sum to 1; these sum to {total:g}")
     return stages
 
 
 def plan_stages(
     sizes: Sequence[tuple[int, float]], *, total_steps: int, device_batch: int, micro_batch: int | None
 ) -> list[Stage]:
-    """Resolution stages in steps, with the accumulation each needs (FastMIM-P, section 3.4 of the paper).
+    """Plan the resolution stages in steps, with the accumulation that each needs (FastMIM-P, section 3.4 of the paper).
 
-    The global batch never changes. `micro_batch` is what a device holds at the first size; memory grows
-    with the number of pixels, so a later stage holds that many times (first size / size)^2.
+    The global batch never changes. Memory grows with the number of pixels, so a device that holds `micro_batch` images
+    at the first size holds (first size / size)^2 times as many in a later stage.
 
     Args:
         sizes: (image size, share of the run) in order.
         device_batch: Images per step and device.
-        micro_batch: Most images at once at the first size; None for all of them.
+        micro_batch: The most images at once at the first size; None for no limit.
     """
     stages: list[Stage] = []
     done, start = 0.0, 0
@@ -97,5 +97,5 @@ def plan_stages(
 
 
 def stage_at(stages: Sequence[Stage], step: int) -> Stage:
-    """The stage that makes this step; the last one from the end of the run on."""
+    """Return the stage of a step; the last one from the end of the run on."""
     return next((stage for stage in stages if step < stage.stop), stages[-1])

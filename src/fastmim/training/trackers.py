@@ -1,4 +1,4 @@
-"""TensorBoard, Weights & Biases, MLflow."""
+"""Experiment trackers: TensorBoard, Weights & Biases, MLflow."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from fastmim.errors import RequestError
 
 
 class Tracker(Protocol):
-    """Somewhere that metrics are sent to."""
+    """A destination for metrics."""
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Record the metrics of a step."""
 
     def close(self) -> None:
-        """Flush and leave."""
+        """Flush and close."""
 
 
 class TensorBoard:
@@ -27,7 +27,7 @@ class TensorBoard:
     def __init__(self, out: Path, settings: dict[str, Any], step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        # purge_step: what an interrupted run logged after its last checkpoint is not shown twice.
+        # purge_step hides what an interrupted run logged after its last checkpoint.
         self._writer = SummaryWriter(out / "tensorboard", purge_step=step or None)
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
@@ -39,7 +39,7 @@ class TensorBoard:
 
 
 class WandB:
-    """A Weights & Biases run that a resumed run goes on with (its id is the run directory's)."""
+    """A Weights & Biases run; a resumed run continues it, by the id kept in the run directory."""
 
     def __init__(self, out: Path, settings: dict[str, Any], step: int) -> None:
         import wandb
@@ -60,7 +60,7 @@ class WandB:
 
 
 class MLflow:
-    """An MLflow run that a resumed run goes on with; in `<out>/mlflow.db` unless MLFLOW_TRACKING_URI says where."""
+    """An MLflow run; a resumed run continues it. It is kept in `<out>/mlflow.db` unless MLFLOW_TRACKING_URI is set."""
 
     def __init__(self, out: Path, settings: dict[str, Any], step: int) -> None:
         import mlflow
@@ -88,7 +88,7 @@ TRACKERS: dict[str, type[Any]] = {"tensorboard": TensorBoard, "wandb": WandB, "m
 def open_trackers(
     names: tuple[str, ...], *, auto: bool, out: Path, settings: dict[str, Any], step: int
 ) -> list[Tracker]:
-    """The named trackers; with `auto`, TensorBoard where it is installed.
+    """Open the named trackers; with `auto`, TensorBoard if it is installed.
 
     Raises:
         RequestError: a tracker that was asked for by name is not installed.

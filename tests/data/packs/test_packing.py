@@ -1,4 +1,4 @@
-"""`fastmim pack`: what is stored of each image, resuming after any interruption, bad images, full disks, refusals."""
+"""`fastmim pack`: stored images, resuming after any interruption, bad images, full disks, refusals."""
 
 from __future__ import annotations
 
@@ -27,7 +27,9 @@ from fastmim.data.packs import packing, writer
 from fastmim.data.packs.shrinking import make_small
 from fastmim.data.packs.writer import PackWriter
 from fastmim.data.sources import open_source
+from fastmim.data.sources.pack import ROW
 from fastmim.errors import RequestError, RunError
+from fastmim.system.growing import GrowingFiles
 from pictures import encode, photograph, psnr
 
 FILES = ["images.bin", "index.npy", "names.bin", "manifest.json"]
@@ -49,7 +51,7 @@ def pack(folder: Path, out: Path, **options: Any) -> packing.Packing:
 
 @pytest.fixture(scope="module")
 def whole(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The pack that every interrupted one must equal."""
+    """An uninterrupted pack, which every interrupted one must equal."""
     out = tmp_path_factory.mktemp("whole") / "packed"
     assert pack(folder, out).finished
     return out
@@ -61,7 +63,7 @@ def assert_same(a: Path, b: Path) -> None:
         assert (a / name).read_bytes() == (b / name).read_bytes(), name
 
 
-# What is stored of an image
+# How an image is stored
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -74,20 +76,20 @@ def test_pictures_are_stored_upright(orientation: int) -> None:
     pixels = decode_whole(data, short_side=96)
     assert pixels.shape == ((96, 144, 3) if orientation < 5 else (144, 96, 3))
     wanted = upright.resize((pixels.shape[1], pixels.shape[0]), Image.Resampling.BICUBIC)
-    assert psnr(Image.fromarray(pixels), wanted) > 37  # chroma: libjpeg's two ways of enlarging it
+    assert psnr(Image.fromarray(pixels), wanted) > 37  # libjpeg upsamples chroma in two ways
     content, shape = make_small(data, codec="jpeg", short_side=96)
     assert shape == pixels.shape and psnr(Image.fromarray(decode_whole(content)), Image.fromarray(pixels)) > 37
 
 
 @pytest.mark.parametrize("scale", [2, 4, 8])
-def test_large_jpegs_are_shrunk_by_the_decoder_and_stay_near(scale: int) -> None:
+def test_large_jpegs_are_shrunk_by_the_decoder_and_stay_close(scale: int) -> None:
     picture = photograph().resize((128 * scale * 3 // 2 + 5, 128 * scale + 3), Image.Resampling.BICUBIC)
     pixels = decode_whole(encode(picture), short_side=64)
     assert pixels.shape[0] == 64
     assert psnr(Image.fromarray(pixels), picture.resize((pixels.shape[1], 64), Image.Resampling.BICUBIC)) > 33
 
 
-def test_a_small_jpeg_is_kept_as_it_is() -> None:
+def test_a_small_jpeg_is_kept_unchanged() -> None:
     small = encode(photograph().resize((80, 64)), quality=70)
     assert make_small(small, codec="jpeg", short_side=64) == (small, (64, 80, 3))
     assert make_small(small, codec="jpeg", short_side=63)[0] != small
@@ -106,15 +108,15 @@ def test_jpeg_keeps_colour_at_full_resolution_and_raw_keeps_everything() -> None
     grey = encode(photograph().convert("L").resize((90, 60)), "PNG")
     assert make_small(grey, codec="raw", short_side=64)[1] == (60, 90, 1)
     assert simplejpeg.decode_jpeg_header(make_small(grey, codec="jpeg", short_side=64)[0])[2] == "Gray"
-    turned = np.asarray(photograph())[::-1, ::-1]  # neither writeable nor in order
+    turned = np.asarray(photograph())[::-1, ::-1]  # neither writable nor contiguous
     assert make_small(turned, codec="raw", short_side=64)[1] == (64, 96, 3)
-    for short_side in (64, 1000):  # shrunk, and as it is
+    for short_side in (64, 1000):  # shrunk, and at its own size
         content, shape = make_small(turned, codec="jpeg", short_side=short_side)
         encoded, pixels = decode_whole(content), decode_whole(turned, short_side=short_side)
         assert encoded.shape == shape and psnr(Image.fromarray(encoded), Image.fromarray(pixels)) > 35
 
 
-def test_what_cannot_be_a_jpeg_is_a_bad_image() -> None:
+def test_an_image_too_long_for_a_jpeg_is_a_bad_image() -> None:
     with pytest.raises(BadImage, match="70000 x 4 cannot be a JPEG"):
         make_small(np.zeros((4, 70_000), np.uint8), codec="jpeg", short_side=64)
 
@@ -128,14 +130,14 @@ def test_any_number_of_workers_makes_the_same_pack(folder: Path, whole: Path, tm
     assert not (tmp_path / "packed.partial").exists()
 
 
-def test_a_pack_of_a_pack_is_as_from_the_source(folder: Path, whole: Path, tmp_path: Path) -> None:
+def test_a_pack_of_a_pack_equals_one_of_the_source(folder: Path, whole: Path, tmp_path: Path) -> None:
     pack(whole, tmp_path / "packed")
     for name in FILES[:3]:
         assert (tmp_path / "packed" / name).read_bytes() == (whole / name).read_bytes()
     assert open_source(str(tmp_path / "packed")).name(3) == str(folder / "003.png")
 
 
-def test_blocks_follow_one_another(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_cover_the_images_and_find_damage(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writer, "BLOCK_BYTES", 200_000)
     pack(folder, tmp_path / "packed")
     manifest = json.loads((tmp_path / "packed/manifest.json").read_text())
@@ -150,10 +152,10 @@ def test_blocks_follow_one_another(folder: Path, tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.parametrize("commit_seconds", [0.0, 1000.0])
-def test_a_stopped_pack_goes_on(
+def test_a_stopped_pack_resumes(
     folder: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, commit_seconds: float
 ) -> None:
-    """Stopped by SIGTERM, then killed with an unfinished write, then finished: equal to one that was not."""
+    """A pack stopped by SIGTERM, then killed with an unfinished write, then finished, equals an uninterrupted one."""
     monkeypatch.setattr(packing, "COMMIT_SECONDS", commit_seconds)
     append, calls = PackWriter.append, []
 
@@ -163,7 +165,7 @@ def test_a_stopped_pack_goes_on(
         if len(calls) == 2:
             os.kill(os.getpid(), signal.SIGTERM)
         if len(calls) == 4:
-            raise KeyboardInterrupt  # as good as a kill: nothing was prepared for it
+            raise KeyboardInterrupt  # like a kill: nothing catches it
 
     monkeypatch.setattr(PackWriter, "append", counting)
     stopped = pack(folder, tmp_path / "packed")
@@ -171,11 +173,11 @@ def test_a_stopped_pack_goes_on(
     with pytest.raises(KeyboardInterrupt):
         pack(folder, tmp_path / "packed")
     assert pack(folder, tmp_path / "packed").finished
-    assert len(calls) == (4 + 4 if commit_seconds == 0 else 4 + 5)  # of seven batches; what was saved is not read again
+    assert len(calls) == (4 + 4 if commit_seconds == 0 else 4 + 5)  # of seven batches; saved ones are not read again
     assert_same(tmp_path / "packed", whole)
 
 
-def test_a_kill_between_the_last_image_and_the_last_move(
+def test_a_kill_between_the_last_image_and_the_rename(
     folder: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rename = Path.rename
@@ -192,16 +194,16 @@ def test_a_full_disk_is_one_line_and_resumable(
     folder: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(packing, "COMMIT_SECONDS", 0.0)
-    write = PackWriter._write
+    append = GrowingFiles.append
 
-    def full(self: PackWriter, name: str, content: bytes | memoryview) -> None:
-        if self.num_images >= 48:
-            write(self, name, memoryview(content)[:100])
+    def full(self: GrowingFiles, name: str, content: bytes | memoryview) -> None:
+        if self.lengths["rows.bin"] >= 48 * ROW.itemsize:
+            append(self, name, memoryview(content)[:100])
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        write(self, name, content)
+        append(self, name, content)
 
     with monkeypatch.context() as patch:
-        patch.setattr(PackWriter, "_write", full)
+        patch.setattr(GrowingFiles, "append", full)
         message = "could not write .*packed.partial: No space left on device; the first 48 of 100 images are safe: free"
         with pytest.raises(RunError, match=message):
             pack(folder, tmp_path / "packed")
@@ -241,7 +243,7 @@ def test_bad_images_are_left_out_and_listed(folder: Path, tmp_path: Path) -> Non
         pack(photos, tmp_path / "empty", max_bad_share=1)
 
 
-def test_a_pack_is_replaced_only_if_asked_and_only_when_the_new_one_is_whole(
+def test_a_pack_is_replaced_only_on_request_and_once_the_new_one_is_complete(
     folder: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "packed"
@@ -263,7 +265,7 @@ def test_a_pack_is_replaced_only_if_asked_and_only_when_the_new_one_is_whole(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["packed"]
 
 
-def test_other_images_than_it_was_begun_with(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resuming_with_other_images_is_refused(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lists = [tmp_path / "a.txt", tmp_path / "b.txt"]
     for path, order in zip(lists, (range(100), range(99, -1, -1)), strict=True):
         path.write_text("".join(f"{folder}/{number:03}.png\n" for number in order))
@@ -285,12 +287,12 @@ def test_other_images_than_it_was_begun_with(folder: Path, tmp_path: Path, monke
         ({"max_bad_share": 2.0}, "max_bad_share is 2; expected 0 to 1"),
     ],
 )
-def test_what_makes_no_sense_is_refused(options: dict[str, Any], message: str, folder: Path, tmp_path: Path) -> None:
+def test_invalid_settings_are_refused(options: dict[str, Any], message: str, folder: Path, tmp_path: Path) -> None:
     with pytest.raises(RequestError, match=message):
         pack(folder, tmp_path / "packed", **options)
 
 
-def test_where_it_cannot_go(folder: Path, tmp_path: Path) -> None:
+def test_unusable_output_paths_are_refused(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(RequestError, match="which exists and is no pack; expected a new directory"):
         pack(folder, tmp_path, overwrite=True)
@@ -301,7 +303,7 @@ def test_where_it_cannot_go(folder: Path, tmp_path: Path) -> None:
         pack(folder, tmp_path / "packed")
 
 
-def test_labels_of_a_source_that_are_not_integers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_labels_that_are_not_integers_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Halves:
         origin, classes, labels = "halves", ["a"], np.full(20, 0.5)
 
@@ -354,7 +356,7 @@ def test_a_dry_run_and_a_config_file(
     assert "run the same command without --overwrite to resume" in capsys.readouterr().err
 
 
-def test_the_command_stopped_by_a_signal_and_again(tmp_path: Path) -> None:
+def test_the_command_resumes_after_a_signal(tmp_path: Path) -> None:
     (tmp_path / "photo.png").write_bytes(encode(photograph(), "PNG"))
     (tmp_path / "list.txt").write_text("photo.png\n" * 400)
     words = [sys.executable, "-m", "fastmim", "pack", "list.txt", "packed", "--codec", "raw", "--num-workers", "2"]
@@ -384,7 +386,7 @@ def test_training_on_a_raw_pack_at_native_size_is_identical(folder: Path, tmp_pa
     assert losses(tmp_path / "packed", tmp_path / "b") == losses(folder, tmp_path / "a")
 
 
-def test_training_on_a_jpeg_pack_is_near(folder: Path, tmp_path: Path) -> None:
+def test_training_on_a_jpeg_pack_is_close(folder: Path, tmp_path: Path) -> None:
     pack(folder, tmp_path / "packed", short_side=60, codec="jpeg")
     a, b = losses(folder, tmp_path / "a"), losses(tmp_path / "packed", tmp_path / "b")
     assert torch.tensor(b).allclose(torch.tensor(a), rtol=0.02)

@@ -1,4 +1,4 @@
-"""Directories: what counts, in which order, and when the cached index is believed."""
+"""Directories: which files count, in which order, and when the cached index is used."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def touch(root: Path, *names: str) -> Path:
 
 
 def settle(root: Path) -> None:
-    """Make every folder look long unchanged, as it is when a run is started on finished data."""
+    """Make every folder look long unchanged, like finished data at the start of a run."""
     for folder, _, _ in os.walk(root):
         os.utime(folder, (1_000_000_000, 1_000_000_000))
 
@@ -81,7 +81,7 @@ def test_order_does_not_depend_on_the_file_system(root: Path, cache: Path, monke
     assert len(expected) == 13
 
 
-def test_hidden_files_and_folders_are_passed_over(root: Path, cache: Path) -> None:
+def test_hidden_files_and_folders_are_skipped(root: Path, cache: Path) -> None:
     touch(root, "a.jpg", "._a.jpg", ".trash/b.jpg", "c/.d.jpg")
     assert open_names(root, cache) == ["a.jpg"]
 
@@ -127,7 +127,7 @@ def test_a_broken_link_is_an_image_that_cannot_be_read(root: Path, cache: Path) 
         source.read(0)
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes on this platform")
 def test_pipes_and_folders_named_like_images_are_not_read(root: Path, cache: Path) -> None:
     os.mkfifo(root / "pipe.jpg")
     touch(root, "album.jpg/1.jpg")
@@ -140,7 +140,7 @@ def test_file_names_of_any_encoding(root: Path, cache: Path) -> None:
 
 
 @pytest.mark.parametrize("change", ["add", "remove", "rename", "new folder", "new linked folder"])
-def test_a_changed_folder_is_scanned_anew(root: Path, cache: Path, change: str) -> None:
+def test_a_changed_folder_is_scanned_again(root: Path, cache: Path, change: str) -> None:
     touch(root, "a/1.jpg", "a/2.jpg", "b/3.jpg")
     before = open_both_ways(root, cache)
     match change:
@@ -162,15 +162,15 @@ def test_a_changed_folder_is_scanned_anew(root: Path, cache: Path, change: str) 
     assert [before.name(i) for i in range(3)] != [after.name(i) for i in range(len(after))]
 
 
-def test_the_cache_spares_the_walk(root: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_saves_the_walk(root: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     touch(root, "a/1.jpg")
     open_both_ways(root, cache)
     monkeypatch.setattr(folders, "_walk", None)
     assert open_names(root, cache) == ["a/1.jpg"]
 
 
-def test_a_folder_in_the_making_is_not_cached(root: Path, cache: Path) -> None:
-    """Within the clock's grain a second file may arrive without the folder's time changing."""
+def test_a_folder_that_has_just_changed_is_not_cached(root: Path, cache: Path) -> None:
+    """Within the clock's resolution a second file may arrive without changing the folder's time."""
     touch(root, "1.jpg")
     assert open_names(root, cache) == ["1.jpg"]
     assert not list(cache.rglob("*.npz"))
@@ -195,13 +195,13 @@ def test_an_unwritable_cache_is_no_error(root: Path, tmp_path: Path) -> None:
     assert open_names(root, tmp_path / "file" / "cache") == ["1.jpg"]
 
 
-def test_the_index_is_small_to_send(root: Path, cache: Path) -> None:
+def test_the_index_is_small_when_pickled(root: Path, cache: Path) -> None:
     touch(root, *(f"class/{number:06}.jpg" for number in range(500)))
     source = open_source(str(root), cache_dir=cache)
     assert len(pickle.dumps(source)) < 500 * (len("class/000000.jpg") + 8 + 8) + 1000
 
 
-def test_no_images_says_what_was_seen(root: Path, cache: Path) -> None:
+def test_without_images_the_message_lists_other_extensions(root: Path, cache: Path) -> None:
     touch(root, "a.heic", "b.HEIC", "sub/c.txt", "LICENSE")
     expected = (
         r"no images among the 4 files in .*photos \(.heic 2, no ending 1, .txt 1\); expected files that end in .jpg"

@@ -1,4 +1,4 @@
-"""hf:// over local datasets of every form, and what is said where there is none."""
+"""hf:// on local datasets of every form, and the messages for missing ones."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from fastmim.data.decode import BadImage
 from fastmim.data.labelled import open_labelled
 from fastmim.data.loader import load
 from fastmim.data.sources import Source, open_source
+from fastmim.data.sources.source import NoSuchSplit
 from fastmim.errors import RequestError, RunError
 from pictures import encode, photograph
 
@@ -23,7 +24,7 @@ PICTURES = [encode(photograph().crop((10 * n, 0, 10 * n + 64, 48))) for n in ran
 
 @pytest.fixture(autouse=True)
 def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No network, no progress bars, and a cache of the test's own."""
+    """Turn off the network and progress bars, and use a cache of the test's own."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
@@ -70,26 +71,26 @@ def test_splits(tmp_path: Path) -> None:
     write(folder, table([7, 8, 9] * 2).select(range(3)), "test")
     assert len(open_source(f"hf://{folder}")) == 6
     assert classes(open_source(f"hf://{folder}?split=test")) == ["7", "8", "9"]
-    with pytest.raises(RequestError, match=r"""Unknown split "val". Should be one of \['train', 'test'\]"""):
+    with pytest.raises(NoSuchSplit, match=r"""Unknown split "val". Should be one of \['train', 'test'\]"""):
         open_source(f"hf://{folder}?split=val")
 
 
 @pytest.mark.parametrize("several", [False, True])
-def test_what_save_to_disk_wrote(tmp_path: Path, several: bool) -> None:
+def test_folders_of_save_to_disk(tmp_path: Path, several: bool) -> None:
     dataset = table()
     (datasets.DatasetDict(train=dataset, val=dataset) if several else dataset).save_to_disk(tmp_path / "saved")
     source = open_source(f"hf://{tmp_path}/saved")
     assert source.read(5) == PICTURES[5] and source.labels is None and source.classes is None
     if several:
-        with pytest.raises(RequestError, match=r"no split 'test'; expected train or val: add \?split=..."):
+        with pytest.raises(NoSuchSplit, match=r"no split 'test'; expected train or val: add \?split=..."):
             open_source(f"hf://{tmp_path}/saved?split=test")
     else:
-        with pytest.raises(RequestError, match=r"no split 'test'; the folder holds one table: leave out \?split=..."):
+        with pytest.raises(NoSuchSplit, match=r"no split 'test'; the folder holds one table: leave out \?split=..."):
             open_source(f"hf://{tmp_path}/saved?split=test")
 
 
 def test_a_folder_of_files(tmp_path: Path) -> None:
-    """Of `datasets`' imagefolder the table holds paths, not bytes."""
+    """The table of `datasets`' imagefolder holds paths, not bytes."""
     for number, data in enumerate(PICTURES):
         path = tmp_path / ("dog", "cat")[number % 2] / f"{number}.jpg"
         path.parent.mkdir(exist_ok=True)
@@ -111,7 +112,9 @@ def test_the_column_of_images(tmp_path: Path) -> None:
     two = datasets.Features({"image": datasets.Image(), "mask": datasets.Image(), "note": datasets.Value("string")})
     columns = {"image": images, "mask": images[::-1], "note": list("abcdef")}
     write(tmp_path / "two", datasets.Dataset.from_dict(columns, two))
-    with pytest.raises(RequestError, match=r"has several image columns: image, mask; name the one .* by \?column=..."):
+    with pytest.raises(
+        RequestError, match=r"has several image columns: image, mask; choose the one .* with \?column=..."
+    ):
         open_source(f"hf://{tmp_path}/two")
     assert open_source(f"hf://{tmp_path}/two?column=mask").read(0) == PICTURES[5]
     with pytest.raises(RequestError, match=r"no column 'masks'; expected image or mask"):
@@ -120,7 +123,7 @@ def test_the_column_of_images(tmp_path: Path) -> None:
         open_source(f"hf://{tmp_path}/two?column=note")
     raw = datasets.Dataset.from_dict({"jpeg": PICTURES}, datasets.Features({"jpeg": datasets.Value("binary")}))
     write(tmp_path / "raw", raw)
-    with pytest.raises(RequestError, match=r"has no image column among jpeg \(binary\); name the one"):
+    with pytest.raises(RequestError, match=r"has no image column among jpeg \(binary\); choose the one"):
         open_source(f"hf://{tmp_path}/raw")
     assert open_source(f"hf://{tmp_path}/raw?column=jpeg").read(2) == PICTURES[2]
 
@@ -177,10 +180,10 @@ def test_they_can_be_split_for_training(tmp_path: Path) -> None:
     assert found.classes == ["0", "1"] and len(found.train) + len(found.val) == 60
 
 
-def test_a_split_of_their_own_is_validated_on(tmp_path: Path) -> None:
+def test_their_own_validation_split_is_used(tmp_path: Path) -> None:
     kind = datasets.ClassLabel(names=["0", "1"])
     folder = write(tmp_path / "set", table([0, 1] * 3, kind))
-    write(folder, table([-1] * 6, kind), "validation")  # keeps its labels to itself
+    write(folder, table([-1] * 6, kind), "validation")  # does not publish its labels
     write(folder, table([1] * 6, kind), "test")
     found = open_labelled(f"hf://{folder}")
     assert (len(found.train), len(found.val)) == (6, 6) and found.val.origin.endswith("?split=test")
@@ -188,7 +191,7 @@ def test_a_split_of_their_own_is_validated_on(tmp_path: Path) -> None:
     assert len(named.train) + len(named.val) == 6
 
 
-# What is refused
+# Refusals
 
 
 def test_no_library(monkeypatch: pytest.MonkeyPatch) -> None:

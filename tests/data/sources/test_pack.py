@@ -1,4 +1,4 @@
-"""Reading packs: the same images as their source in every process, and one clear line for any damage."""
+"""Packs hold the images of their source in every process, and any damage gives one clear line."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from fastmim.data.packs import packing
 from fastmim.data.packs.packing import verify
 from fastmim.data.sources import Source, open_source
 from fastmim.data.sources.pack import INDEX, ROW
+from fastmim.data.sources.source import ByPosition
 from fastmim.errors import RequestError, RunError
 from pictures import encode, photograph
 
@@ -29,7 +30,7 @@ CODECS = ["jpeg", "raw"]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """30 photographs in two classes; grey, larger and smaller ones among them."""
+    """30 photographs in two classes, some of them grey or small."""
     root = tmp_path_factory.mktemp("photos")
     for number in range(30):
         picture = photograph().crop((10 * number, 20, 10 * number + 150, 120))
@@ -59,13 +60,14 @@ def batches(source: Source, **options: Any) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("codec", CODECS)
-def test_a_pack_is_its_source_made_small(codec: str, folder: Path, packs: Path) -> None:
+def test_a_pack_is_its_source_shrunk(codec: str, folder: Path, packs: Path) -> None:
     whole, packed = open_source(str(folder)), open_source(str(packs / codec))
     assert packed.origin == str(packs / codec) and len(packed) == 30
     assert packed.classes == whole.classes == ["cat", "dog"]
     assert packed.labels is not None and packed.labels.dtype == np.int64
     assert packed.labels.tolist() == list(whole.labels if whole.labels is not None else [])
     assert [packed.name(i) for i in range(30)] == [whole.name(i) for i in range(30)]
+    assert [packed.key(i) for i in range(30)] == [whole.key(i) for i in range(30)]
     for index in range(30):
         content = packed.read(index)
         pixels = decode_whole(content)
@@ -109,13 +111,14 @@ def test_validation_images_are_those_of_the_source(codec: str, folder: Path, pac
     assert names[0] == names[1] != []
 
 
-def test_images_without_paths_are_split_by_their_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Here a tensor set of 60 images of which one is unreadable."""
+def test_images_without_paths_are_split_by_their_position(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dataset of 60 arrays, one of which is unreadable."""
     monkeypatch.setattr(packing, "open_source", lambda data: Tensors())
     packing.pack("tensors", tmp_path / "packed", num_workers=0, codec="raw")
     monkeypatch.undo()
     packed = open_source(str(tmp_path / "packed"))
     assert len(packed) == 59 and packed.name(10) == "tensors#11"
+    assert packed.root is None and packed.position(10) == 11 and packed.key(10) == b"11"
     chosen = []
     for source in (Tensors(), packed):
         monkeypatch.setattr(labelled, "open_source", lambda data, source=source: source)
@@ -124,8 +127,8 @@ def test_images_without_paths_are_split_by_their_place(tmp_path: Path, monkeypat
     assert [name for name in chosen[0] if name != "tensors#7"] == chosen[1]
 
 
-class Tensors:
-    """Like torchvision's sets: pixels and a class each, no paths."""
+class Tensors(ByPosition):
+    """Pixels and a class for each image but no paths, like torchvision's datasets."""
 
     origin = "tensors"
     classes = ("a", "b")
@@ -151,10 +154,10 @@ def change(pack: Path, **fields: Any) -> None:
     (pack / "manifest.json").write_text(json.dumps(manifest | fields))
 
 
-def test_a_pack_cut_short_names_the_block(copy: Path) -> None:
+def test_the_message_for_a_truncated_pack_names_the_block(copy: Path) -> None:
     data = (copy / "images.bin").read_bytes()
     (copy / "images.bin").write_bytes(data[:-1000])
-    wanted = rf"images.bin has {len(data) - 1000:,} bytes; expected {len(data):,}, cut short in block 0 of 1: copy the pack anew"
+    wanted = rf"images.bin has {len(data) - 1000:,} bytes; expected {len(data):,}, truncated in block 0 of 1: copy the pack again"
     with pytest.raises(RequestError, match=wanted):
         open_source(str(copy))
     with pytest.raises(RequestError, match=wanted):
@@ -200,20 +203,20 @@ def test_a_flipped_byte_in_the_index_is_found_by_verify_and_survived(copy: Path)
     [
         ({"version": 2}, "is a pack of format version 2; expected 1 or less: update fastmim"),
         ({"version": "new"}, "is a pack of format version new; expected 1 or less: update fastmim"),
-        ({"num_images": 0}, "the pack .* holds no images; expected at least one: copy the pack anew, or make it again"),
-        ({"format": "other"}, 'manifest.json is not that of a pack; expected "format": "fastmim-pack"'),
-        ({"codec": "webp", "classes": 3}, "manifest.json makes no sense in classes"),
-        ({"codec": "webp"}, "manifest.json makes no sense in codec"),
+        ({"num_images": 0}, "the pack .* holds no images; expected at least one: copy the pack again, or recreate it"),
+        ({"format": "other"}, 'manifest.json does not belong to a pack; expected "format": "fastmim-pack"'),
+        ({"codec": "webp", "classes": 3}, "manifest.json has invalid values for classes"),
+        ({"codec": "webp"}, "manifest.json has invalid values for codec"),
         ({"num_images": 31}, r"index.npy holds .* \(30,\); expected .* \(31,\)"),
     ],
 )
-def test_a_manifest_that_cannot_be_followed(fields: dict[str, Any], message: str, copy: Path) -> None:
+def test_an_invalid_manifest(fields: dict[str, Any], message: str, copy: Path) -> None:
     change(copy, **fields)
     with pytest.raises(RequestError, match=message):
         open_source(str(copy))
 
 
-def test_a_garbled_manifest(copy: Path) -> None:
+def test_a_manifest_that_is_not_json(copy: Path) -> None:
     (copy / "manifest.json").write_text('{"format": ')
     with pytest.raises(RequestError, match="manifest.json cannot be read"):
         open_source(str(copy))
@@ -232,7 +235,7 @@ def test_labels_that_are_not_integers(copy: Path) -> None:
         open_source(str(copy))
 
 
-def test_an_index_that_is_none(copy: Path) -> None:
+def test_an_invalid_index(copy: Path) -> None:
     replace_index(copy, np.arange(30))
     with pytest.raises(RequestError, match=r"index.npy holds int64 \(30,\); expected"):
         open_source(str(copy))

@@ -1,4 +1,4 @@
-"""What `--data` may be, and what is said when it is something else."""
+"""The kinds of `--data`, and the messages for anything else."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_samples_are_hundreds_of_real_tiles() -> None:
         tile = source.read(index)
         assert isinstance(tile, np.ndarray) and tile.dtype == np.uint8 and min(tile.shape[:2]) >= 190
     assert all(decode_center(source.read(index), 64).shape == (3, 64, 64) for index in (0, len(source) - 1))
-    assert len(pickle.dumps(source)) < 50_000  # places, not pixels
+    assert len(pickle.dumps(source)) < 50_000  # boxes, not pixels
 
 
 def test_tiles_reach_every_edge_of_their_photograph() -> None:
@@ -60,7 +60,7 @@ def test_a_directory_called_samples_is_reached_by_its_path(tmp_path: Path, monke
     assert len(open_source("./samples", cache_dir=tmp_path / "cache")) == 1
 
 
-def test_the_home_directory_is_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_home_directory_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     folder(tmp_path, "photos/a.jpg")
@@ -81,7 +81,7 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         open_source(str(tmp_path / "photo.jpg"))
 
 
-def test_no_such_directory_says_how_far_it_goes(tmp_path: Path) -> None:
+def test_the_message_for_a_missing_directory_names_the_nearest_parent(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     with pytest.raises(
         RequestError, match=rf"no such file .*{tmp_path} holds no 'phtos'.*did you mean {tmp_path}/photos\?"
@@ -164,7 +164,7 @@ def test_uneven_rows_are_named(tmp_path: Path, row: str) -> None:
 def test_a_list_of_missing_files_names_the_first(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match=rf"no such file: a.jpg .* relative to the list's folder, {tmp_path}"):
         open_source(write(tmp_path / "list.txt", "a.jpg\nb.jpg\n"))
-    folder(tmp_path, "b.jpg")  # some missing ones are unreadable images, when their turn comes
+    folder(tmp_path, "b.jpg")  # single missing files count as unreadable images when they are read
     assert len(open_source(str(tmp_path / "list.txt"))) == 2
 
 

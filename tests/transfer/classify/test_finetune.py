@@ -18,10 +18,10 @@ from safetensors.torch import load_file
 import fastmim
 from fastmim import RunError, weights
 from fastmim.cli import main
+from fastmim.data import loader
 from fastmim.data.augment import decode_center, normalise
 from fastmim.data.labelled import open_labelled
-from fastmim.training import run_directory
-from fastmim.transfer.classify import finetune as finetuning
+from fastmim.training.run_directory import RunDirectory
 from tuning import NETWORK, PLAIN, TINY, equal, finetune, lines, tensors
 
 
@@ -35,7 +35,7 @@ def test_a_run_learns_and_its_directory_holds_what_is_promised(
         "config.yaml", "metrics.jsonl", "checkpoints", "samples", "evaluation.json",
         "weights.safetensors", "weights_best.safetensors",
     }  # fmt: skip
-    assert {p.name for p in out.iterdir()} <= set(run_directory.FILES)
+    assert {p.name for p in out.iterdir()} <= set(RunDirectory.FILES)
     pictures = sorted(p.name for p in (out / "samples").iterdir())
     assert pictures == [f"confusion_{step:09d}.png" for step in (20, 40, 60)]
     scores = json.loads((out / "evaluation.json").read_text())
@@ -47,7 +47,7 @@ def test_a_run_learns_and_its_directory_holds_what_is_promised(
     assert result.best_top1 == max(line["val_top1"] for line in validated)
     said = capsys.readouterr().out
     assert "3 classes of 8 to 40" in said and "nothing: an untrained network" in said
-    assert "of 24 validation images right" in said and "(best)" in said
+    assert "of 24 validation images correct" in said and "(best)" in said
 
 
 def test_weights_load_into_timm_and_give_the_accuracy_that_was_reported(tmp_path: Path, labelled: Path) -> None:
@@ -73,7 +73,7 @@ class KilledError(Exception):
 
 def kill_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     """Let the data break off in this step of the run."""
-    load = finetuning.loader.load
+    load = loader.load
 
     def broken(*args: Any, **settings: Any) -> Iterator[Any]:
         for number, batch in enumerate(load(*args, **settings), start=settings["first_step"]):
@@ -81,7 +81,7 @@ def kill_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
                 raise KilledError
             yield batch
 
-    monkeypatch.setattr(finetuning.loader, "load", broken)
+    monkeypatch.setattr(loader, "load", broken)
 
 
 @pytest.mark.parametrize("step", [3, 4, 9])
@@ -146,12 +146,12 @@ def test_the_command_stops_with_75_and_goes_on(
                 os.kill(os.getpid(), signal.SIGTERM)
             yield batch
 
-    out, load = tmp_path / "run", finetuning.loader.load
+    out, load = tmp_path / "run", loader.load
     words = ["finetune", "--data", str(labelled), "--out", str(out), "--no-flip", "--backbone", NETWORK["backbone"]]
     words += [f"--{key.replace('_', '-')}={value}" for key, value in TINY.items()]
     words += [f"--backbone-args.{key}={value}" for key, value in NETWORK["backbone_args"].items()]
     with monkeypatch.context() as patch:
-        patch.setattr(finetuning.loader, "load", asked_to_stop)
+        patch.setattr(loader, "load", asked_to_stop)
         with pytest.raises(SystemExit, match="75"):
             main(words)
     assert capsys.readouterr().err == "stopped and saved at step 6 of 12; run the same command to resume\n"

@@ -26,7 +26,7 @@ from tuning import NETWORK, finetune
         ({"backbone": None}, "weights is none, but no backbone is given; expected its name: --backbone NAME"),
         ({"backbone": "vit_tinny_patch16_224"}, "vit_tiny_patch16_224"),
         ({"backbone": "vgg11", "backbone_args": {}, "drop_path": 0.1}, "drop_path is 0.1, and vgg11 has no drop path"),
-        ({"batch_size": 65}, "64 training images are fewer than one batch of 65: lower --batch-size to 64 or less"),
+        ({"batch_size": 65}, "64 images in .*/train are fewer than one batch of 65: lower --batch-size to 64 or less"),
         ({"num_labels": 2}, "--num-labels 2; expected at least one for each of the 3 classes"),
         ({"randaugment": "strong"}, "randaugment is 'strong'; expected a policy as timm writes it"),
         ({"recipe": "vit-bb"}, "recipe is 'vit-bb'; expected one of vit-b, swin-b; did you mean vit-b"),
@@ -104,7 +104,7 @@ def test_changed_classes_are_refused_on_resuming(tmp_path: Path, labelled: Path)
 
 def test_several_processes_are_refused(tmp_path: Path, labelled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(RequestError, match="WORLD_SIZE is above 1; fine-tuning runs in one process"):
+    with pytest.raises(RequestError, match="WORLD_SIZE is above 1; several processes are not supported yet"):
         finetune(tmp_path / "run", labelled)
 
 

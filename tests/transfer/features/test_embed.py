@@ -1,4 +1,4 @@
-"""`fastmim embed` as users run it: both formats, any kill, bad images, refusals."""
+"""`fastmim embed` end to end: both formats, kills at any moment, bad images, refusals."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from fastmim.data.sources import open_source
 from fastmim.transfer.features import embed as embedding
 from fastmim.transfer.features.encoder import Encoder
 from fastmim.transfer.features.extraction import gather
-from fastmim.transfer.features.feature_file import Partial
+from fastmim.transfer.features.feature_file import FeatureWriter
 
 UNTRAINED: dict[str, Any] = {
     "weights": "none",
@@ -40,7 +40,7 @@ UNTRAINED: dict[str, Any] = {
 
 @pytest.fixture
 def folder(tmp_path: Path, photos: Path) -> Path:
-    """24 photographs in two classes; one is damaged, and one is called so that no encoding takes it lightly."""
+    """24 photographs in two classes; one is corrupted, and the class names are hard to quote and encode."""
     root = tmp_path / "data"
     for name in ("Ätna", 'b, "c"\nd'):
         (root / name).mkdir(parents=True)
@@ -55,7 +55,7 @@ def embed(data: Path, out: Path, **settings: Any) -> Any:
 
 
 def expected(data: Path) -> tuple[list[str], list[str], np.ndarray]:
-    """Paths, labels and features as they should come out."""
+    """The paths, labels and features of the readable images."""
     source = open_source(str(data))
     torch.manual_seed(0)
     found = gather(Encoder(Backbone(SMALL["backbone"], img_size=32, args=SMALL["backbone_args"])), source, batch_size=5)
@@ -106,21 +106,19 @@ def test_killed_and_resumed_equals_uninterrupted(
 ) -> None:
     whole, out = tmp_path / f"whole{suffix}", tmp_path / f"killed{suffix}"
     embed(folder, whole, max_bad_share=0.1)
-    append, commit = Partial.append, Partial.commit
+    append, commit = FeatureWriter.append, FeatureWriter.commit
     calls = {"append": 0}
 
-    def append_and_die(self: Partial, *args: Any, **kwargs: Any) -> None:
+    def append_and_die(self: FeatureWriter, *args: Any, **kwargs: Any) -> None:
         append(self, *args, **kwargs)
-        self._files["features.npy"].flush()
-        self._files["index.csv"].flush()
         calls["append"] += 1
         if calls["append"] == 3:  # rows that no commit has confirmed are on the disk
             raise Killed
         if calls["append"] == 2:
-            commit(self, open_source(str(folder)).name(self.num_read - 1))
+            commit(self, self.num_read, open_source(str(folder)).name(self.num_read - 1))
 
     with monkeypatch.context() as patch:
-        patch.setattr(Partial, "append", append_and_die)
+        patch.setattr(FeatureWriter, "append", append_and_die)
         with pytest.raises(Killed):
             embed(folder, out, max_bad_share=0.1)
     assert not out.exists()
@@ -194,7 +192,7 @@ def test_sigterm_saves_and_exits_75(tmp_path: Path, photos: Path) -> None:
     assert (tmp_path / "features.npy.partial" / "progress.json").exists() and not out.exists()
 
 
-def test_too_many_bad_images_stop_it(tmp_path: Path, folder: Path) -> None:
+def test_too_many_bad_images_stop_the_embedding(tmp_path: Path, folder: Path) -> None:
     with pytest.raises(RunError, match=r"1 of 24 images \(4.2%\) cannot be read.*raise --max-bad-share above 0.01"):
         embed(folder, tmp_path / "x.npy", max_bad_share=0.01)
     assert not (tmp_path / "x.npy").exists()
@@ -202,16 +200,16 @@ def test_too_many_bad_images_stop_it(tmp_path: Path, folder: Path) -> None:
 
 def test_a_full_disk_keeps_what_was_saved(tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(embedding, "COMMIT_SECONDS", 0)
-    commit, calls = Partial.commit, []
+    commit, calls = FeatureWriter.commit, []
 
-    def fill(self: Partial, last_name: str) -> None:
-        calls.append(last_name)
+    def fill(self: FeatureWriter, num_read: int, last_name: str) -> None:
+        calls.append(num_read)
         if len(calls) == 3:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        commit(self, last_name)
+        commit(self, num_read, last_name)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Partial, "commit", fill)
+        patch.setattr(FeatureWriter, "commit", fill)
         with pytest.raises(RunError, match="No space left on device; what was saved up to image 10 is intact: free"):
             embed(photos, tmp_path / "x.npy")
     assert embed(photos, tmp_path / "x.npy").finished
@@ -221,16 +219,16 @@ def test_a_full_disk_keeps_what_was_saved(tmp_path: Path, photos: Path, monkeypa
 
 def stop_early(monkeypatch: pytest.MonkeyPatch, photos: Path, out: Path) -> None:
     """Leave an unfinished embedding behind, ten images in."""
-    commit = Partial.commit
+    commit = FeatureWriter.commit
 
-    def commit_and_die(self: Partial, last_name: str) -> None:
-        commit(self, last_name)
-        if self.num_read == 10:
+    def commit_and_die(self: FeatureWriter, num_read: int, last_name: str) -> None:
+        commit(self, num_read, last_name)
+        if num_read == 10:
             raise Killed
 
     with monkeypatch.context() as patch:
         patch.setattr(embedding, "COMMIT_SECONDS", 0)
-        patch.setattr(Partial, "commit", commit_and_die)
+        patch.setattr(FeatureWriter, "commit", commit_and_die)
         with pytest.raises(Killed):
             embed(photos, out)
 
@@ -272,7 +270,7 @@ def test_wrong_requests_are_refused(tmp_path: Path, photos: Path, settings: dict
     assert "\n" not in str(error.value)
 
 
-def test_an_unfinished_part_that_cannot_be_read(tmp_path: Path, photos: Path) -> None:
+def test_an_unreadable_unfinished_part_is_refused(tmp_path: Path, photos: Path) -> None:
     (tmp_path / "x.npy.partial/progress.json").mkdir(parents=True)
     with pytest.raises(RequestError, match=r"out is .*x.npy: Is a directory; expected a file that can be written"):
         embed(photos, tmp_path / "x.npy")

@@ -1,4 +1,4 @@
-"""Frozen features and what is measured on them: against loops in NumPy, known matrices, and whole runs."""
+"""Frozen features and their scores, checked against NumPy loops, known matrices and complete runs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ from fastmim.data.augment import decode_center, normalise
 from fastmim.data.labelled import open_labelled
 from fastmim.data.sources import open_source
 from fastmim.data.statistics import IMAGENET_MEAN, IMAGENET_STD
-from fastmim.method.mim import MIM, masked_loss
+from fastmim.method.loss import masked_loss
+from fastmim.method.mim import MIM
 from fastmim.randomness import image_keys
 from fastmim.transfer.features import online_probe, scores
 from fastmim.transfer.features.encoder import Encoder, open_encoder
@@ -49,7 +50,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two classes that brightness tells apart: 20 images each to train, 10 each to validate."""
+    """Two classes that differ in brightness: 20 training and 10 validation images each."""
     root = tmp_path_factory.mktemp("labelled")
     noise = np.random.default_rng(0)
     for part, number in (("train", 20), ("val", 10)):
@@ -79,7 +80,7 @@ def knn_by_loop(train: LabelledFeatures, val: LabelledFeatures, k: int, temperat
     return right / len(val)
 
 
-def test_knn_is_the_weighted_vote_of_the_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_knn_is_a_weighted_vote_of_the_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
     generator = torch.Generator().manual_seed(0)
     centers = torch.randn(3, 6, generator=generator)
     labels = torch.arange(60) % 3
@@ -88,26 +89,26 @@ def test_knn_is_the_weighted_vote_of_the_nearest(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(scores, "_SIMILARITIES", 4 * 45)  # 15 images in chunks of 4
     found = scores.knn(train, val, ks=(1, 5, 20, 45), temperature=0.3)
     assert found == {k: knn_by_loop(train, val, k, 0.3) for k in (1, 5, 20, 45)}
-    assert len(set(found.values())) > 1  # else nothing was tested
+    assert len(set(found.values())) > 1  # otherwise the test is vacuous
 
 
 def test_knn_weights_decide_against_the_majority() -> None:
-    angles = torch.tensor([0.0, 1.2, 1.25])  # one neighbour of class 0 at hand, two of class 1 far away
+    angles = torch.tensor([0.0, 1.2, 1.25])  # one near neighbour of class 0, two distant ones of class 1
     train = points(torch.stack([angles.cos(), angles.sin()], dim=1), [0, 1, 1])
     assert scores.knn(train, points(torch.tensor([[1.0, 0.05]]), [0]), ks=(3,)) == {3: 1.0}
     assert scores.knn(train, points(torch.tensor([[1.0, 0.05]]), [0]), ks=(3,), temperature=100.0) == {3: 0.0}
 
 
-def test_knn_leaves_out_more_neighbours_than_there_are() -> None:
+def test_knn_caps_k_at_the_number_of_training_images() -> None:
     train = points(torch.eye(3), [0, 1, 2])
     assert scores.knn(train, train) == {3: 1.0}
 
 
-def test_linear_heads_separate_what_is_separable_at_any_scale() -> None:
+def test_linear_heads_separate_separable_classes_at_any_scale() -> None:
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(200) % 4
     features = torch.randn(200, 8, generator=generator) + 6 * torch.nn.functional.one_hot(labels, 8)
-    features = features * torch.logspace(-3, 3, 8) + 50  # standardising makes them alike again
+    features = features * torch.logspace(-3, 3, 8) + 50  # standardising undoes this
     train, val = points(features[:150], labels[:150]), points(features[150:], labels[150:])
     found = scores.linear(train, val, num_steps=100)
     assert len(found) == len(scores.LEARNING_RATES) * len(scores.WEIGHT_DECAYS)
@@ -115,7 +116,7 @@ def test_linear_heads_separate_what_is_separable_at_any_scale() -> None:
     assert found == scores.linear(train, val, num_steps=100)
 
 
-def test_a_linear_head_does_not_feel_the_others_and_follows_sgd() -> None:
+def test_a_linear_head_is_independent_of_the_others_and_follows_sgd() -> None:
     generator = torch.Generator().manual_seed(1)
     labels = torch.arange(90) % 3
     features = torch.randn(90, 5, generator=generator) + 0.7 * torch.nn.functional.one_hot(labels, 5)
@@ -169,7 +170,7 @@ def test_effective_rank_of_known_matrices(matrix: torch.Tensor, rank: float) -> 
         ("pvt_v2_b0", {}, 64),
     ],
 )
-def test_features_are_what_timm_gives_at_any_block(name: str, args: dict[str, Any], size: int) -> None:
+def test_features_equal_timms_at_any_block(name: str, args: dict[str, Any], size: int) -> None:
     backbone = Backbone(name, img_size=size, args=args)
     images = torch.randint(256, (2, 3, size, size), dtype=torch.uint8)
     mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
@@ -182,7 +183,7 @@ def test_features_are_what_timm_gives_at_any_block(name: str, args: dict[str, An
             torch.testing.assert_close(found, maps[block].mean((2, 3)))
 
 
-def test_the_class_token_is_timms_and_both_is_both() -> None:
+def test_the_class_token_equals_timms_and_both_concatenates() -> None:
     backbone = Backbone("vit_tiny_patch16_224", img_size=48, args={"embed_dim": 48, "depth": 2, "num_heads": 3})
     images = torch.randint(256, (2, 3, 48, 48), dtype=torch.uint8)
     encoder = Encoder(backbone, pool="cls").eval()
@@ -196,7 +197,7 @@ def test_the_class_token_is_timms_and_both_is_both() -> None:
         torch.testing.assert_close(both(images)[:, :48], Encoder(backbone)(images))
 
 
-def test_extraction_keeps_order_and_is_the_same_with_workers(photos: Path) -> None:
+def test_extraction_keeps_the_order_with_and_without_workers(photos: Path) -> None:
     source = open_source(str(photos))
     encoder = Encoder(Backbone(SMALL["backbone"], img_size=32, args=SMALL["backbone_args"])).eval()
     one = gather(encoder, source, batch_size=5)
@@ -236,7 +237,7 @@ def test_a_probe_of_a_run_tells_classes_apart(tmp_path: Path, run: Path, labelle
         assert len(report["results"]) == len(scores.LEARNING_RATES) * len(scores.WEIGHT_DECAYS)
 
 
-def test_a_runs_features_are_those_of_its_last_step_and_of_its_file(tmp_path: Path, run: Path, photos: Path) -> None:
+def test_a_runs_features_come_from_its_last_step_and_equal_its_files(tmp_path: Path, run: Path, photos: Path) -> None:
     def features(**settings: Any) -> torch.Tensor:
         encoder, _ = open_encoder(FeatureConfig(device="cpu", **settings))
         return gather(encoder, open_source(str(photos))).features
@@ -343,10 +344,10 @@ def metrics(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_the_online_probe_reports_and_disturbs_nothing(
+def test_the_online_probe_reports_without_changing_the_run(
     tmp_path: Path, photos: Path, labelled: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # With drop path, a generator that was drawn from or a model left in evaluation mode would show in the weights.
+    # With drop path, a disturbed generator or a model left in evaluation mode would change the weights.
     settings = SMALL | {"data": str(photos), "backbone_args": SMALL["backbone_args"] | {"drop_path_rate": 0.5}}
     fastmim.pretrain(**settings, out=tmp_path / "without")
     fastmim.pretrain(**settings, out=tmp_path / "with", probe=str(labelled), probe_every="4 steps")
@@ -366,7 +367,7 @@ def test_the_online_probe_reports_and_disturbs_nothing(
     assert losses["with"] == losses["without"]
 
 
-def test_the_held_out_loss_is_the_mean_over_images_with_masks_of_their_own(labelled: Path) -> None:
+def test_the_held_out_loss_is_the_mean_over_images_each_with_its_own_mask(labelled: Path) -> None:
     torch.manual_seed(0)
     model = MIM(SMALL["backbone"], img_size=32, backbone_args=SMALL["backbone_args"]).train()
     images = open_labelled(str(labelled))

@@ -1,1 +1,1 @@
-"""Packs: images shrunk once, for fast loading."""
+"""Packs: images shrunk once and stored for fast loading."""

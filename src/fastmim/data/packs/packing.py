@@ -1,10 +1,10 @@
-"""`fastmim pack`: one pass over any source into a pack, by all cores, resumable; and its verification."""
+"""`fastmim pack`: convert any source into a pack, in parallel and resumable; verify a pack."""
 
 from __future__ import annotations
 
 import functools
 import os
-import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -17,33 +17,32 @@ from fastmim import config as configs
 from fastmim.data.bad_images import BadImages
 from fastmim.data.packs.settings import PackConfig
 from fastmim.data.packs.shrinking import QUALITY, SUBSAMPLING, load_small
-from fastmim.data.packs.writer import PackWriter, partial_folder
+from fastmim.data.packs.writer import PackWriter
 from fastmim.data.sources import Source, open_source
-from fastmim.data.sources.files import Files
-from fastmim.data.sources.pack import IMAGES, Packed, find_damage, is_packed
+from fastmim.data.sources.pack import IMAGES, find_damage, is_packed
 from fastmim.errors import RequestError, RunError
 from fastmim.system import devices, locking
+from fastmim.system.growing import partial_folder
 from fastmim.system.progress import progress
-from fastmim.system.signals import StopSignals
 
 COMMIT_SECONDS = 10.0
-"""How much work a kill can cost at most."""
+"""Time between commits: the most work that a kill can lose."""
 
 
 @dataclass(frozen=True)
 class Packing:
-    """How far a pack has come."""
+    """The state of a pack when the call returned."""
 
     out: Path
     num_images: int
     """Images in the pack."""
     num_read: int
-    """Images of the source that were looked at."""
+    """Images of the source that have been read, unreadable ones included."""
     num_source: int
 
     @property
     def finished(self) -> bool:
-        """False if a signal stopped it; the same call resumes."""
+        """False if a signal stopped it; calling again resumes."""
         return self.num_read == self.num_source
 
 
@@ -55,23 +54,23 @@ def pack(
     dry_run: bool = False,
     **settings: Any,
 ) -> Packing:
-    """Make images small once, into a directory that `data` takes and that loads several times faster.
+    """Shrink images once, into a directory that `data` accepts and that loads several times faster.
 
-    Every image is decoded, turned upright, shrunk to `short_side` along its shorter side (smaller ones stay as
-    they are) and written in the source's order; those that cannot be decoded are left out and listed in
-    `bad_images.txt`. Until it is whole, everything is in `<out>.partial`; after a kill the same call goes on
-    where it was at most ten seconds before, and gives the same pack as without the interruption.
+    Every image is decoded, turned upright, shrunk to `short_side` along its shorter side (smaller ones are kept
+    as they are) and written in the source's order. Images that cannot be decoded are left out and listed in
+    `bad_images.txt`. Until the pack is complete, everything is in `<out>.partial`; after a kill the same call
+    resumes, having lost ten seconds of work at most, and makes the same pack as an uninterrupted call.
 
     Args:
-        data: Anything that `pretrain` takes.
+        data: Anything that `pretrain` accepts.
         out: The directory to make.
-        overwrite: Replace the pack that is there, and what an interrupted call left.
+        overwrite: Replace an existing pack, and discard what an interrupted call left.
         dry_run: Print what would be packed, and stop.
         settings: Fields of `PackConfig` (`fastmim pack --help` lists them).
 
     Raises:
-        RequestError: The request is wrong, `out` is there already, or its unfinished part was begun differently.
-        RunError: Too many unreadable images, a full disk, or a worker died.
+        RequestError: The request is wrong, `out` exists, or its unfinished part was begun differently.
+        RunError: Too many unreadable images, a full disk, or a worker process died.
     """
     config = configs.build(PackConfig, {"data": os.fspath(data), "out": out and Path(out)}, settings)
     if not config.data or config.out is None:
@@ -87,32 +86,30 @@ def pack(
         request = {key: getattr(config, key) for key in ("codec", "short_side")}
         request |= {"data": source.origin, "num_images": len(source)}
         writer = PackWriter(config.out, request=request, overwrite=overwrite)
-        if writer.next:
-            _check_unchanged(writer, source)
-            console.print(f"resuming at image {writer.next:,} of {len(source):,}")
         return _write(config, source, writer, console)
 
 
 def _write(config: PackConfig, source: Source, writer: PackWriter, console: Console) -> Packing:
-    """Write what is left, and make the pack of it when it is whole."""
+    """Write the remaining images, and make the pack when it is complete."""
     try:
-        with writer:
-            _append(config, source, writer, console)
-        result = Packing(writer.out, writer.num_images, writer.next, len(source))
+        if writer.num_read < len(source):
+            steps, done = _append(config, source, writer), writer.num_read
+            writer.files.grow(source, steps, writer.commit, done=done, seconds=COMMIT_SECONDS, console=console)
+        result = Packing(writer.out, writer.num_images, writer.num_read, len(source))
         if result.finished:
             if not writer.num_images:
                 raise RunError(
                     f"none of the {len(source):,} images in {source.origin} can be read: check that the files are "
-                    f"images and complete; the reasons are in {writer.folder}/bad_images.txt"
+                    f"images and complete; the reasons are in {writer.files.folder}/bad_images.txt"
                 )
             writer.finish(_about(config, source))
     except OSError as error:
         raise RunError(
-            f"could not write {writer.folder}: {error.strerror}; the first {writer.next:,} of {len(source):,} images "
-            f"are safe: free space and run the same command to resume"
+            f"could not write {writer.files.folder}: {error.strerror}; the first {writer.num_read:,} of "
+            f"{len(source):,} images are safe: free space and run the same command to resume"
         ) from error
     if result.finished:
-        _say_what_was_made(result, console)
+        _print_summary(result, console)
     return result
 
 
@@ -123,7 +120,7 @@ def verify(pack: str | os.PathLike[str]) -> int:
         The number of images in it.
 
     Raises:
-        RequestError: It is no pack, or cannot be opened.
+        RequestError: `pack` is not a pack, or cannot be opened.
         RunError: Blocks are damaged; the message names them.
     """
     folder = Path(pack)
@@ -138,31 +135,23 @@ def verify(pack: str | os.PathLike[str]) -> int:
     return len(packed)
 
 
-def _append(config: PackConfig, source: Source, writer: PackWriter, console: Console) -> None:
-    """Write what is left; returns early, with all that was done saved, if a signal asks for it."""
-    bad_images = BadImages(writer.folder, num_images=len(source), max_share=config.max_bad_share)
+def _append(config: PackConfig, source: Source, writer: PackWriter) -> Iterator[int]:
+    """Append the remaining images batch by batch; yield the number of images read."""
+    bad_images = BadImages(writer.files.folder, num_images=len(source), max_share=config.max_bad_share)
     stream = load_small(
         source,
         codec=config.codec,
         short_side=config.short_side,
-        first=writer.next,
+        first=writer.num_read,
         num_workers=_num_workers(config),
     )
-    committed = time.monotonic()
-    with StopSignals() as stop, progress(console, total=len(source), done=writer.next) as show:
-        for found in stream:
-            positions, read = found["rows"][:, 0], found["read"]
-            labels = None if source.labels is None else source.labels[positions]
-            names = [_short_name(source, position) for position in positions.tolist()]
-            writer.append(found["bytes"].numpy(), _in_origin(source, found["rows"]), names, labels)
-            bad_images.update(found["bad"], num_seen=len(read))
-            done = read.stop == len(source)
-            if done or stop.requested or time.monotonic() - committed > COMMIT_SECONDS:
-                writer.commit(next_position=read.stop, last_name=source.name(read.stop - 1))
-                committed = time.monotonic()
-            show(read.stop)
-            if stop.requested:
-                return
+    for batch in stream:
+        positions, read = batch["rows"][:, 0], batch["read"]
+        labels = None if source.labels is None else source.labels[positions]
+        names = [_short_name(source, position) for position in positions.tolist()]
+        writer.append(batch["bytes"].numpy(), _in_origin(source, batch["rows"]), names, labels)
+        bad_images.update(batch["bad"], num_seen=len(read))
+        yield read.stop
 
 
 def _num_workers(config: PackConfig) -> int:
@@ -185,34 +174,19 @@ def _check_labels(source: Source) -> None:
         )
 
 
-def _check_unchanged(writer: PackWriter, source: Source) -> None:
-    """The image that was read last must still be where it was."""
-    name = source.name(writer.next - 1)
-    if name != writer.last_name:
-        raise RequestError(
-            f"data is {source.origin}, whose image {writer.next} is {name}; expected {writer.last_name}, as when "
-            f"this began: give it the same images, or start anew with --overwrite"
-        )
-
-
 def _short_name(source: Source, position: int) -> bytes:
-    """A path within the source's root, or else what the source calls the image."""
-    if isinstance(source, Files):
-        return source.paths[position]
-    if isinstance(source, Packed):
-        return source.short_name(position)
-    return os.fsencode(source.name(position))
+    """The image's path within the source's root, or else its name."""
+    return os.fsencode(source.name(position)) if source.root is None else source.key(position)
 
 
 def _in_origin(source: Source, rows: np.ndarray) -> np.ndarray:
-    """The rows, with positions in what a pack was made from instead of positions in the pack."""
-    if isinstance(source, Packed):
-        rows[:, 0] = source.positions[rows[:, 0]]
+    """The rows, with positions in the source that a pack was made from instead of positions in the pack."""
+    rows[:, 0] = [source.position(position) for position in rows[:, 0].tolist()]
     return rows
 
 
 def _about(config: PackConfig, source: Source) -> dict[str, Any]:
-    """What the manifest says besides numbers and checksums."""
+    """The manifest's fields other than counts and checksums."""
     return {
         "codec": config.codec,
         "quality": QUALITY if config.codec == "jpeg" else None,
@@ -220,14 +194,14 @@ def _about(config: PackConfig, source: Source) -> dict[str, Any]:
         "short_side": config.short_side,
         "num_source": len(source),
         "data": source.origin,
-        "root": source.root if isinstance(source, Files | Packed) else None,
+        "root": source.root,
         "classes": source.classes,
         "labelled": source.labels is not None,
         "versions": {name: version(name) for name in ("fastmim", "torch", "simplejpeg", "pillow")},
     }
 
 
-def _say_what_was_made(result: Packing, console: Console) -> None:
+def _print_summary(result: Packing, console: Console) -> None:
     num_bytes = (result.out / IMAGES).stat().st_size
     left_out = result.num_source - result.num_images
     note = f"; {left_out:,} unreadable, listed in {result.out / 'bad_images.txt'}" if left_out else ""

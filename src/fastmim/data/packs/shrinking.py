@@ -1,4 +1,4 @@
-"""Any image as a pack keeps it: upright, its shorter side shrunk, as JPEG or as pixels; by worker processes."""
+"""Images as a pack stores them: upright, shrunk, as JPEG or raw pixels; prepared by worker processes."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from fastmim.data.loader import read_ahead
 from fastmim.data.sources import Source
 
 QUALITY, SUBSAMPLING = 95, "444"
-"""Colour at full resolution: the picture's own JPEG has halved it already, and twice is the main loss (5 dB)."""
-_AT_ONCE = 16
+"""Full colour resolution: the original JPEG has halved it already, and halving it again would cost 5 dB."""
+_BATCH_SIZE = 16
 
 
 def make_small(data: bytes | np.ndarray, *, codec: str, short_side: int) -> tuple[bytes, tuple[int, int, int]]:
-    """What a pack stores of an image.
+    """Return an image as a pack stores it.
 
-    A JPEG that is small enough already and not turned by EXIF goes into a JPEG pack as it is, so that it
-    loses nothing; it is decoded all the same, to know that it can be.
+    A JPEG that is already small enough and not rotated by EXIF enters a JPEG pack unchanged, so it loses nothing;
+    it is still decoded, to make sure that it is readable.
 
     Args:
         data: An encoded file, or uint8 (H, W), (H, W, 1) or (H, W, 3).
         codec: "jpeg" or "raw".
-        short_side: The longest that the shorter side may be, in pixels.
+        short_side: Upper bound on the shorter side, in pixels.
 
     Returns:
         The bytes, and (height, width, channels).
 
     Raises:
-        BadImage: The data is no picture, damaged, too large, or too long for a JPEG.
+        BadImage: The data is not an image, is corrupted or too large, or has a side too long for a JPEG.
     """
     pixels = decode_whole(data, short_side=short_side)
     height, width, channels = pixels.shape
@@ -53,8 +53,8 @@ def make_small(data: bytes | np.ndarray, *, codec: str, short_side: int) -> tupl
 
 
 @dataclass(frozen=True, eq=False)
-class _Small(Dataset[dict[str, Any]]):
-    """The map-style dataset that the workers hold: positions in the source -> what a pack stores of them."""
+class _ShrunkImages(Dataset[dict[str, Any]]):
+    """A map-style dataset for the workers: positions in the source -> the images as a pack stores them."""
 
     source: Source
     codec: str
@@ -85,26 +85,26 @@ class _Ranges:
     stop: int
 
     def __len__(self) -> int:
-        return -(-(self.stop - self.start) // _AT_ONCE)
+        return -(-(self.stop - self.start) // _BATCH_SIZE)
 
     def __iter__(self) -> Iterator[range]:
-        starts = range(self.start, self.stop, _AT_ONCE)
-        return (range(start, min(start + _AT_ONCE, self.stop)) for start in starts)
+        starts = range(self.start, self.stop, _BATCH_SIZE)
+        return (range(start, min(start + _BATCH_SIZE, self.stop)) for start in starts)
 
 
 def load_small(
     source: Source, *, codec: str, short_side: int, first: int = 0, num_workers: int = 0
 ) -> Generator[dict[str, Any], None, None]:
-    """Read a source from position `first` on, in order, sixteen images at a time.
+    """Read a source in order, starting at position `first`, in batches of sixteen images.
 
     Yields:
-        "bytes" uint8 (n,), the stored images one behind the other; "rows" int64 (b, 5), of each its position,
-        number of bytes, height, width and channels; "bad", a list of (name, reason) of those left out; and
-        "read", the range of positions that these come from.
+        "bytes" uint8 (n,), the stored images one after another; "rows" int64 (b, 5), each image's position, number
+        of bytes, height, width and channels; "bad", the (name, reason) of each unreadable image; and "read", the
+        range of positions that the batch covers.
 
     Raises:
-        RunError: A worker died.
+        RunError: A worker process died.
     """
     return read_ahead(
-        _Small(source, codec, short_side), _Ranges(first, len(source)), source.origin, num_workers=num_workers
+        _ShrunkImages(source, codec, short_side), _Ranges(first, len(source)), source.origin, num_workers=num_workers
     )

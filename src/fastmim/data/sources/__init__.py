@@ -1,4 +1,4 @@
-"""What `--data` can name, one module a kind."""
+"""The kinds of `--data`, one module each: opened by `open_source`, read through the `Source` protocol."""
 
 from fastmim.data.sources.opening import faster, open_source
 from fastmim.data.sources.source import Source

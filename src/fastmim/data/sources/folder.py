@@ -1,8 +1,7 @@
-"""The index of a directory of images: walked once in sorted order, then cached while no folder changes."""
+"""A directory of images: walked once in sorted order; its index is cached while no folder changes."""
 
 from __future__ import annotations
 
-import hashlib
 import heapq
 import os
 import time
@@ -14,27 +13,25 @@ from typing import NamedTuple
 import numpy as np
 
 from fastmim.data.decode import image_extensions
-from fastmim.data.sources import index_cache
-from fastmim.data.sources.files import Files, PackedNames
+from fastmim.data.sources import index as indices
+from fastmim.data.sources.files import Files
+from fastmim.data.sources.index import NameTable
 from fastmim.errors import RequestError
 
 _FORMAT = 1
-# A file that is added within the clock's grain of the last change leaves a folder's time as it was, so
-# folders that changed just now are not cached.
-_SETTLED_NS = 2_000_000_000
 _COMMON_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif")
 
 
 @dataclass(frozen=True, eq=False)
 class _Index:
-    paths: PackedNames
+    paths: NameTable
     """Images, relative to the root, sorted by folder and then by name."""
-    classes: PackedNames
+    classes: NameTable
     """First-level folders, sorted; empty unless every image lies in one."""
     labels: np.ndarray
     """(N,) int64, positions in `classes`; (0,) if there are none."""
-    folders: PackedNames
-    """Every folder that was walked, relative to the root."""
+    folders: NameTable
+    """All folders that were walked, relative to the root."""
     times: np.ndarray
     """(number of folders,) int64, their modification times in ns."""
 
@@ -42,36 +39,33 @@ class _Index:
 def scan(directory: Path, *, origin: str, cache_dir: Path) -> Files:
     """Open a directory of images.
 
-    Images are the files, at any depth, whose names end like one of Pillow's picture formats; hidden
-    files and folders are passed over. Links to files and to folders are followed, each folder counting
+    Images are the files, at any depth, whose extension belongs to one of Pillow's image formats; hidden
+    files and folders are skipped. Links to files and folders are followed, and each folder is visited
     once. If all images lie in subfolders, those of the first level are the classes.
 
     Raises:
-        RequestError: A folder cannot be listed, or there are no images.
+        RequestError: A folder cannot be listed, or no images were found.
     """
     root = directory.resolve()
-    endings = sorted(image_extensions())
-    key = hashlib.sha256(repr((_FORMAT, os.fsencode(root), endings)).encode()).hexdigest()[:32]
-    cached = cache_dir / "scans" / f"{key}.npz"
-    index = _load(cached)
+    cached = indices.cache_path(cache_dir / "scans", _FORMAT, os.fsencode(root), sorted(image_extensions()))
+    index = indices.load(_Index, cached)
     if index is None or not _is_current(index, root):
         started = time.time_ns()
         index, others = _walk(os.fsencode(root), origin)
         if not len(index.paths):
             raise RequestError(_nothing_found(origin, others))
-        if index.times.max() < started - _SETTLED_NS:
-            _save(index, cached)
+        indices.save(index, cached, changed=index.times.max(), started=started)
     classes = [os.fsdecode(name) for name in index.classes] or None
     return Files(origin, str(directory.absolute()), index.paths, index.labels if classes else None, classes)
 
 
 def _walk(root: bytes, origin: str) -> tuple[_Index, Counter[str]]:
-    """Index the images under `root`; also count the other files by their ending."""
+    """Index the images under `root`, and count the other files by extension."""
     found: list[tuple[bytes, list[bytes]]] = []
     others: Counter[str] = Counter()
     times: dict[bytes, int] = {}
     visited: set[tuple[int, int]] = set()
-    # Links wait until the real folders are done, so that what is reached both ways goes by its real name.
+    # Links wait until all real folders are done, so that a folder reached both ways goes by its real name.
     folders: list[bytes] = [b""]
     links: list[bytes] = []
     while folders or links:
@@ -102,11 +96,11 @@ class _Listing(NamedTuple):
     links: list[bytes]
     """To folders."""
     others: Counter[str]
-    """Files that are no images, by their ending."""
+    """Files that are not images, by extension."""
 
 
 def _list(path: bytes) -> _Listing:
-    """Sort out the names in one folder."""
+    """Sort the entries of one folder by kind."""
     endings = frozenset(map(os.fsencode, image_extensions()))
     images, folders, links, others = _Listing([], [], [], Counter())
     with os.scandir(path) as entries:
@@ -127,12 +121,12 @@ def _list(path: bytes) -> _Listing:
 def _is_folder(entry: os.DirEntry[bytes]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link that leads to itself
+    except OSError:  # a link to itself
         return False
 
 
 def _index(found: list[tuple[bytes, list[bytes]]], times: dict[bytes, int]) -> _Index:
-    """Images by folder -> the index, with classes if no images lie directly in the root."""
+    """Build the index from each folder's images; it has classes if no image lies directly in the root."""
     paths = [folder + b"/" + name if folder else name for folder, names in found for name in names]
     in_classes = bool(found) and found[0][0] != b""
     tops = [folder.partition(b"/")[0] for folder, _ in found] if in_classes else []
@@ -140,10 +134,10 @@ def _index(found: list[tuple[bytes, list[bytes]]], times: dict[bytes, int]) -> _
     number = {name: position for position, name in enumerate(classes)}
     sizes = [len(names) for _, names in found] if in_classes else []
     return _Index(
-        paths=PackedNames.pack(paths),
-        classes=PackedNames.pack(classes),
+        paths=NameTable.build(paths),
+        classes=NameTable.build(classes),
         labels=np.repeat(np.array([number[top] for top in tops], dtype=np.int64), sizes),
-        folders=PackedNames.pack(list(times)),
+        folders=NameTable.build(list(times)),
         times=np.array(list(times.values()), dtype=np.int64),
     )
 
@@ -157,20 +151,6 @@ def _is_current(index: _Index, root: Path) -> bool:
         return False
 
 
-_NAMES = ("paths", "classes", "folders")
-_NUMBERS = ("labels", "times")
-
-
-def _save(index: _Index, path: Path) -> None:
-    names, numbers = ({name: getattr(index, name) for name in group} for group in (_NAMES, _NUMBERS))
-    index_cache.save(path, names, numbers)
-
-
-def _load(path: Path) -> _Index | None:
-    found = index_cache.load(path, _NAMES, _NUMBERS)
-    return _Index(**found) if found else None
-
-
 def _nothing_found(origin: str, others: Counter[str]) -> str:
     num_files = others.total()
     common = ", ".join(end for end in _COMMON_ENDINGS if end in image_extensions())
@@ -178,6 +158,4 @@ def _nothing_found(origin: str, others: Counter[str]) -> str:
     expected = f"expected files that end in {common} or one of {num_more} other endings that Pillow reads"
     if not num_files:
         return f"no images in {origin}: it holds no files; {expected}"
-    most = sorted(others.items(), key=lambda item: (-item[1], item[0]))[:5]
-    seen = ", ".join(f"{ending or 'no ending'} {count:,}" for ending, count in most)
-    return f"no images among the {num_files:,} files in {origin} ({seen}); {expected}"
+    return f"no images among the {num_files:,} files in {origin} ({indices.list_endings(others)}); {expected}"

@@ -1,4 +1,4 @@
-"""HuggingFace's datasets by name: rows of Arrow tables, whose encoded images go straight to the decoder."""
+"""HuggingFace datasets by name: rows of Arrow tables, whose encoded images go straight to the decoder."""
 
 from __future__ import annotations
 
@@ -6,25 +6,25 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl
 
 import numpy as np
 
 from fastmim.data.decode import BadImage, one_line
+from fastmim.data.sources.source import ByPosition, NoSuchSplit
 from fastmim.errors import RequestError, RunError
 
-_OPTIONS = ("split", "column", "label", "config", "revision")
+OPTIONS = ("split", "column", "label", "config", "revision")
 _LABELS = ("label", "labels")
 _BINARY = {"binary", "large_binary"}
 
 
 @dataclass(frozen=True, eq=False)
-class Rows:
+class Rows(ByPosition):
     """Encoded images in one column of a dataset."""
 
     origin: str
     dataset: Any
-    """Of that column only, not decoded. Its tables are mapped from files, so it is small when pickled."""
+    """That column only, not decoded. Its tables are memory-mapped files, so it is small when pickled."""
     column: str
     labels: np.ndarray | None
     classes: list[str] | None
@@ -34,7 +34,7 @@ class Rows:
 
     def read(self, index: int) -> bytes:
         cell = self.dataset[index][self.column]
-        if isinstance(cell, dict):  # {"bytes": ..., "path": ...}, one of which may be missing
+        if isinstance(cell, dict):  # {"bytes": ..., "path": ...}, either of which may be missing
             cell = cell["bytes"] or (Path(cell["path"]).read_bytes() if cell["path"] else None)
         if not cell:
             raise BadImage("the row has no image")
@@ -44,27 +44,21 @@ class Rows:
         return f"{self.origin}#{index}"
 
 
-def open_huggingface(request: str, *, origin: str) -> Rows:
-    """Open "owner/name?split=train&column=image&label=label&config=...&revision=...".
-
-    In the place of the name may be a folder (./folder, ~/folder, /folder) of Parquet files or whatever else
-    `datasets` reads without a script, or one that `Dataset.save_to_disk` wrote. Datasets are prepared in
-    HuggingFace's own cache.
+def open_huggingface(name: str, options: Mapping[str, str], *, origin: str) -> Rows:
+    """Open a dataset of the hub or a local one. It is prepared in HuggingFace's own cache.
 
     Args:
-        request: What follows hf://. The split is train unless said; the column the only one of images; the label
-            the only class column, or one called label.
-        origin: What the user wrote.
+        name: "owner/name", or a folder (./folder, ~/folder, /folder) of Parquet files or other files that
+            `datasets` reads without a script, or one that `Dataset.save_to_disk` wrote.
+        options: Any of `OPTIONS`. By default the split is train, the column is the only image column, and the
+            label is the only class column or one called label.
+        origin: The `--data` that the user wrote.
 
     Raises:
-        RequestError: `datasets` is not installed, or there is no such dataset, split or column, or no rows.
+        RequestError: `datasets` is not installed, or the dataset, split or column does not exist, or has no rows.
+        NoSuchSplit: The dataset has no such split.
         RunError: The dataset could not be fetched or prepared.
     """
-    name, _, query = request.partition("?")
-    options = dict(parse_qsl(query, keep_blank_values=True))
-    if unknown := options.keys() - set(_OPTIONS):
-        expected = ", ".join(f"{option}=..." for option in _OPTIONS)
-        raise RequestError(f"--data {origin}: {unknown.pop()!r} is not an option; expected {expected}")
     if not name.strip("/"):
         raise RequestError(f"--data {origin} names no dataset; expected hf://owner/name or hf://./folder")
     dataset = _load(name, options, origin)
@@ -75,7 +69,7 @@ def open_huggingface(request: str, *, origin: str) -> Rows:
 
 def _load(name: str, options: Mapping[str, str], origin: str) -> Any:
     """The split as a `datasets.Dataset`."""
-    try:  # over a second, which other sources need not wait for
+    try:  # takes over a second, which other sources are spared
         from datasets import load_dataset, load_from_disk
     except ImportError as error:
         missing = one_line(error)
@@ -95,33 +89,34 @@ def _load(name: str, options: Mapping[str, str], origin: str) -> Any:
                 str(folder or name), options.get("config"), split=split, revision=options.get("revision")
             )
     except (FileNotFoundError, ValueError) as error:  # DatasetNotFoundError is a FileNotFoundError
-        raise RequestError(f"--data {origin}: {one_line(error)}; correct the name or its options") from None
-    except Exception as error:  # the hub's client, readers of a dozen formats
+        kind = NoSuchSplit if "Unknown split" in str(error) else RequestError  # `datasets` raises a plain ValueError
+        raise kind(f"--data {origin}: {one_line(error)}; correct the name or its options") from None
+    except Exception as error:  # the hub's client and readers of a dozen formats raise anything
         raise RunError(
             f"{origin} could not be fetched: {one_line(error)}; go online, or name a folder of its files as hf://./folder"
         ) from None
     if isinstance(loaded, Mapping):
         if split not in loaded:
-            raise RequestError(f"--data {origin}: no split {split!r}; expected {' or '.join(loaded)}: add ?split=...")
+            raise NoSuchSplit(f"--data {origin}: no split {split!r}; expected {' or '.join(loaded)}: add ?split=...")
         loaded = loaded[split]
     elif saved and "split" in options and str(loaded.split) != split:
-        raise RequestError(f"--data {origin}: no split {split!r}; the folder holds one table: leave out ?split=...")
+        raise NoSuchSplit(f"--data {origin}: no split {split!r}; the folder holds one table: leave out ?split=...")
     return loaded
 
 
-def _image_column(features: Mapping[str, Any], asked: str | None, origin: str) -> str:
+def _image_column(features: Mapping[str, Any], given: str | None, origin: str) -> str:
     kinds = {name: _kind(feature) for name, feature in features.items()}
     images = [name for name, kind in kinds.items() if kind == "Image"]
-    if asked is not None:
-        if asked not in kinds:
-            raise RequestError(f"--data {origin}: no column {asked!r}; expected {' or '.join(images or kinds)}")
-        if kinds[asked] != "Image" and kinds[asked] not in _BINARY:
-            raise RequestError(f"--data {origin}: the column {asked} holds {kinds[asked]}; expected images")
-        return asked
+    if given is not None:
+        if given not in kinds:
+            raise RequestError(f"--data {origin}: no column {given!r}; expected {' or '.join(images or kinds)}")
+        if kinds[given] != "Image" and kinds[given] not in _BINARY:
+            raise RequestError(f"--data {origin}: the column {given} holds {kinds[given]}; expected images")
+        return given
     if len(images) != 1:
         seen = ", ".join(f"{name} ({kind})" for name, kind in kinds.items())
         count = f"several image columns: {', '.join(images)}" if images else f"no image column among {seen}"
-        raise RequestError(f"--data {origin} has {count}; name the one with encoded images by ?column=...")
+        raise RequestError(f"--data {origin} has {count}; choose the one with encoded images with ?column=...")
     return images[0]
 
 
@@ -133,20 +128,20 @@ def _undecoded(dataset: Any, column: str) -> Any:
     return dataset
 
 
-def _label_column(features: Mapping[str, Any], asked: str | None, origin: str) -> str | None:
+def _label_column(features: Mapping[str, Any], given: str | None, origin: str) -> str | None:
     kinds = {name: _kind(feature) for name, feature in features.items()}
     fit = [name for name, kind in kinds.items() if kind in ("ClassLabel", "string") or "int" in kind or kind == "bool"]
-    if asked is not None:
-        if asked not in fit:
-            what = f"the column {asked} holds {kinds[asked]}" if asked in kinds else f"no column {asked!r}"
+    if given is not None:
+        if given not in fit:
+            what = f"the column {given} holds {kinds[given]}" if given in kinds else f"no column {given!r}"
             raise RequestError(f"--data {origin}: {what}; expected labels, as in {' or '.join(fit) or '(none)'}")
-        return asked
+        return given
     classes = [name for name in fit if kinds[name] == "ClassLabel"]
     return classes[0] if len(classes) == 1 else next((name for name in _LABELS if name in fit), None)
 
 
 def _labels(dataset: Any, column: str | None, origin: str) -> tuple[np.ndarray | None, list[str] | None]:
-    """(N,) int64 and the classes; None where there are no labels, which some test splits mark by -1."""
+    """(N,) int64 and the classes; None without labels, which some test splits mark by -1."""
     if column is None:
         return None, None
     values = dataset.select_columns([column]).with_format("arrow")[:].column(column)
@@ -157,7 +152,7 @@ def _labels(dataset: Any, column: str | None, origin: str) -> tuple[np.ndarray |
     if num_missing:
         raise RequestError(
             f"--data {origin}: {num_missing:,} of {len(dataset):,} rows have no {column}; expected a label in every "
-            f"row or in none: choose another column by ?label=..."
+            f"row or in none: choose another column with ?label=..."
         )
     if names:
         return values.to_numpy().astype(np.int64), list(names)
@@ -166,6 +161,6 @@ def _labels(dataset: Any, column: str | None, origin: str) -> tuple[np.ndarray |
 
 
 def _kind(feature: Any) -> str:
-    """A feature's type: Image, ClassLabel, or Arrow's name of a plain value."""
+    """A feature's type: Image, ClassLabel, or Arrow's name for a plain value."""
     kind = type(feature).__name__
     return str(feature.dtype) if kind == "Value" else kind

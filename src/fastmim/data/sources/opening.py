@@ -1,20 +1,20 @@
-"""Where images come from: one string -> a Source, which gives encoded bytes or pixels by index."""
+"""From the string that `--data` takes to a Source, which gives encoded bytes or pixels by index."""
 
 from __future__ import annotations
 
 import os
 from difflib import get_close_matches
 from pathlib import Path
+from urllib.parse import parse_qsl
 
+from fastmim.data.sources import huggingface, torchvision_datasets
 from fastmim.data.sources.folder import scan
-from fastmim.data.sources.huggingface import open_huggingface
-from fastmim.data.sources.lists import read_list
+from fastmim.data.sources.image_list import read_list
 from fastmim.data.sources.pack import is_packed, open_packed
 from fastmim.data.sources.samples import open_samples
-from fastmim.data.sources.shard_names import name_shards
-from fastmim.data.sources.shards import open_shards
 from fastmim.data.sources.source import Source
-from fastmim.data.sources.torchvision_sets import open_torchvision
+from fastmim.data.sources.tar_patterns import find_shards
+from fastmim.data.sources.tar_shards import open_shards
 from fastmim.errors import RequestError
 
 _ACCEPTED = (
@@ -25,21 +25,21 @@ _LISTS = {".txt", ".csv", ".tsv"}
 
 
 def open_source(data: str, *, cache_dir: Path | None = None) -> Source:
-    """Open what `--data` names.
+    """Open a source of images.
 
     Args:
         data: "samples", "torchvision://NAME?split=test&root=/path", "hf://owner/name?split=test&column=image", a
             directory of images or one that `fastmim pack` made, tar shards ("shards/{000..127}.tar", "shards/*.tar",
-            one .tar, or a directory of nothing else), or a .txt, .csv or .tsv list. A directory called samples is
-            "./samples".
-        cache_dir: For indices of directories and downloads; $XDG_CACHE_HOME/fastmim or ~/.cache/fastmim
+            one .tar, or a directory that holds nothing else), or a .txt, .csv or .tsv list. Write "./samples" for a
+            directory called samples.
+        cache_dir: For indices of directories and for downloads; $XDG_CACHE_HOME/fastmim or ~/.cache/fastmim
             if None.
 
     Returns:
         A source of at least one image.
 
     Raises:
-        RequestError: There is no such source, or it holds no images.
+        RequestError: The source does not exist, or holds no images.
         RunError: A dataset could not be fetched.
     """
     if cache_dir is None:
@@ -48,15 +48,16 @@ def open_source(data: str, *, cache_dir: Path | None = None) -> Source:
         return open_samples()
     scheme, separator, rest = data.partition("://")
     if separator and scheme == "torchvision":
-        return open_torchvision(rest, origin=data, cache_dir=cache_dir)
+        name, options = _parse(rest, torchvision_datasets.OPTIONS, data)
+        return torchvision_datasets.open_torchvision(name, options, origin=data, cache_dir=cache_dir)
     if separator and scheme == "hf":
-        return open_huggingface(rest, origin=data)
+        return huggingface.open_huggingface(*_parse(rest, huggingface.OPTIONS, data), origin=data)
     if separator or not data:
         raise RequestError(f"--data {data or repr(data)} is not understood; expected {_ACCEPTED}")
     path = Path(data).expanduser()
     if path.is_dir() and is_packed(path):
         return open_packed(path, origin=data)
-    if shards := name_shards(data):
+    if shards := find_shards(data):
         return open_shards(shards, origin=data, cache_dir=cache_dir)
     if path.is_dir():
         return scan(path, origin=data, cache_dir=cache_dir)
@@ -65,6 +66,16 @@ def open_source(data: str, *, cache_dir: Path | None = None) -> Source:
     if path.exists():
         raise RequestError(f"--data {data} is a file, not a list of images; expected {_ACCEPTED}")
     raise RequestError(f"--data {data}: {_what_is_missing(path)} expected {_ACCEPTED}")
+
+
+def _parse(request: str, known: tuple[str, ...], data: str) -> tuple[str, dict[str, str]]:
+    """Split "name?option=value&..." into the name and its options."""
+    name, _, query = request.partition("?")
+    options = dict(parse_qsl(query, keep_blank_values=True))
+    if unknown := options.keys() - set(known):
+        *most, last = (f"{option}=..." for option in known)
+        raise RequestError(f"--data {data}: {unknown.pop()!r} is not an option; expected {', '.join(most)} or {last}")
+    return name, options
 
 
 def _what_is_missing(path: Path) -> str:
@@ -80,7 +91,7 @@ def _what_is_missing(path: Path) -> str:
 
 
 def faster(source: Source) -> str:
-    """What to do where the device waits for images of this source."""
+    """Advice for a run whose device waits for images from this source."""
     if is_packed(Path(source.origin)):
         return "raise --num-workers, or pack with --codec raw"
     return f"`fastmim pack {source.origin} packed/` once and give --data packed/, or raise --num-workers"

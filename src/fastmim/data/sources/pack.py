@@ -1,12 +1,11 @@
-"""A pack: images made small once and kept in one file, read by offset (docs/packed-format.md)."""
+"""A pack: images shrunk once and stored in one file, read by offset (docs/packed-format.md)."""
 
 from __future__ import annotations
 
-import json
 import mmap
 import os
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 
 from fastmim.data.decode import BadImage
 from fastmim.errors import RequestError
+from fastmim.system.files import crc32, read_json
 
 FORMAT, VERSION = "fastmim-pack", 1
 CODECS = ("jpeg", "raw")
@@ -25,7 +25,7 @@ ROW = np.dtype(
         ("offset", "<i8"),  # first byte in images.bin
         ("label", "<i8"),  # position in the classes; -1 if the source has no labels
         ("position", "<i8"),  # in the source, unreadable images included
-        ("name_end", "<i8"),  # end of the name in names.bin; it begins where the one before ends
+        ("name_end", "<i8"),  # end of the name in names.bin; the name begins where the one before ends
         ("length", "<i4"),  # bytes
         ("height", "<i4"),
         ("width", "<i4"),
@@ -37,14 +37,14 @@ _CHUNK = 1 << 24
 
 @dataclass(frozen=True, eq=False)
 class Packed:
-    """The images of a pack. What it maps and caches is opened by each process for itself, at first use."""
+    """The images of a pack. Each process opens the files for itself, at first use."""
 
     origin: str
     folder: Path
     codec: str
     num_images: int
     root: str | None
-    """The folder that names start from, if they are paths; None if they are only names."""
+    """The folder that stored names start from, if they are paths; None if they are only names."""
     classes: list[str] | None
     labelled: bool
 
@@ -64,27 +64,22 @@ class Packed:
             raise BadImage(f"its row in {INDEX} is damaged: see fastmim pack --verify {self.folder}") from None
 
     def name(self, index: int) -> str:
-        name = os.fsdecode(self.short_name(index))
+        name = os.fsdecode(self._stored_name(index))
         return name if self.root is None else str(Path(self.root, name))
 
     @cached_property
     def labels(self) -> np.ndarray | None:
-        """(N,) int64; 8 bytes an image in each process that asks."""
+        """(N,) int64; 8 bytes an image in each process that reads it."""
         return self._rows["label"].astype(np.int64) if self.labelled else None
 
-    @property
-    def positions(self) -> np.ndarray:
-        """(N,) int64, where each image is in its source, unreadable ones counted."""
-        return self._rows["position"]
+    def key(self, index: int) -> bytes:
+        return b"%d" % self.position(index) if self.root is None else self._stored_name(index)
 
-    def keys(self) -> Iterator[bytes]:
-        """What each image is known by in its source: its path, or its position where it has none."""
-        if self.root is None:
-            return (b"%d" % position for position in self.positions.tolist())
-        return map(self.short_name, range(len(self)))
+    def position(self, index: int) -> int:
+        return int(self._rows["position"][index])
 
-    def short_name(self, index: int) -> bytes:
-        """The name as it is stored: a path within `root`, or what the source called it."""
+    def _stored_name(self, index: int) -> bytes:
+        """A path within `root`, or the name that the source gave to the image."""
         start = int(self._rows["name_end"][index - 1]) if index else 0
         return self._names[start : int(self._rows["name_end"][index])]
 
@@ -111,10 +106,10 @@ def is_packed(folder: Path) -> bool:
 
 
 def open_packed(folder: Path, *, origin: str) -> Packed:
-    """Open a pack; sizes are checked, contents only by `find_damage`.
+    """Open a pack. File sizes are checked; contents only by `find_damage`.
 
     Raises:
-        RequestError: It is damaged, of a newer format, or holds no images.
+        RequestError: The pack is damaged, has a newer format, or holds no images.
     """
     manifest = read_manifest(folder, origin=origin)
     for name, file in manifest["files"].items():
@@ -123,7 +118,7 @@ def open_packed(folder: Path, *, origin: str) -> Packed:
         except OSError as error:
             raise RequestError(f"{origin}/{name} of the pack cannot be read: {error.strerror}; {_REMEDY}") from None
         if size != file["bytes"]:
-            first = _first_cut(manifest, size) if name == IMAGES else ""
+            first = _truncated_block(manifest, size) if name == IMAGES else ""
             raise RequestError(f"{origin}/{name} has {size:,} bytes; expected {file['bytes']:,}{first}: {_REMEDY}")
     try:
         rows = np.load(folder / INDEX, mmap_mode="r", allow_pickle=False)
@@ -135,18 +130,11 @@ def open_packed(folder: Path, *, origin: str) -> Packed:
         raise RequestError(
             f"{origin}/{INDEX} holds {rows.dtype} {rows.shape}; expected {ROW} ({manifest['num_images']},): {_REMEDY}"
         )
-    return Packed(
-        origin,
-        folder.absolute(),
-        manifest["codec"],
-        manifest["num_images"],
-        manifest["root"],
-        manifest["classes"],
-        manifest["labelled"],
-    )
+    about = {name: manifest[name] for name in ("codec", "num_images", "root", "classes", "labelled")}
+    return Packed(origin=origin, folder=folder.absolute(), **about)
 
 
-_REMEDY = "copy the pack anew, or make it again with fastmim pack --overwrite"
+_REMEDY = "copy the pack again, or recreate it with fastmim pack --overwrite"
 _FIELDS = {
     "codec": str,
     "num_images": int,
@@ -159,17 +147,17 @@ _FIELDS = {
 
 
 def read_manifest(folder: Path, *, origin: str) -> dict[str, Any]:
-    """The manifest of a pack that this release can read.
+    """Read the manifest of a pack.
 
     Raises:
-        RequestError: It is damaged, of a newer format, or says that there are no images.
+        RequestError: It is damaged, has a newer format, or lists no images.
     """
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        manifest = read_json(folder / MANIFEST)
     except (OSError, ValueError) as error:
         raise RequestError(f"{origin}/{MANIFEST} cannot be read ({' '.join(str(error).split())}): {_REMEDY}") from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise RequestError(f'{origin}/{MANIFEST} is not that of a pack; expected "format": "{FORMAT}": {_REMEDY}')
+        raise RequestError(f'{origin}/{MANIFEST} does not belong to a pack; expected "format": "{FORMAT}": {_REMEDY}')
     version = manifest.get("version")
     if not isinstance(version, int) or version > VERSION:
         raise RequestError(
@@ -179,29 +167,30 @@ def read_manifest(folder: Path, *, origin: str) -> dict[str, Any]:
     if not wrong and manifest["codec"] not in CODECS:
         wrong = ["codec"]
     if wrong:
-        raise RequestError(f"{origin}/{MANIFEST} makes no sense in {', '.join(wrong)}: {_REMEDY}")
+        raise RequestError(f"{origin}/{MANIFEST} has invalid values for {', '.join(wrong)}: {_REMEDY}")
     if manifest["num_images"] < 1:
         raise RequestError(f"the pack {origin} holds no images; expected at least one: {_REMEDY}")
     return manifest
 
 
 def find_damage(folder: Path, *, origin: str, show: Callable[[int], None] = lambda num_bytes: None) -> list[str]:
-    """Compare everything in a pack with its checksums.
+    """Compare all files of a pack with their checksums.
 
     Args:
-        show: Called with the number of bytes of images.bin that have been read.
+        show: Called with the number of bytes of images.bin read so far.
 
     Returns:
-        A description of each damaged block or file; none if all is well.
+        A description of each damaged block or file; empty if the pack is intact.
 
     Raises:
-        RequestError: It cannot even be opened.
+        RequestError: The pack cannot be opened.
     """
     packed = open_packed(folder, origin=origin)
     manifest = read_manifest(folder, origin=origin)
     damage = [
         f"{name} (all of it)" for name in (INDEX, NAMES) if crc32(folder / name) != manifest["files"][name]["crc32"]
     ]
+    named = not damage  # the names of images are intact
     with (folder / IMAGES).open("rb") as file:
         first = 0
         for number, block in enumerate(manifest["blocks"]):
@@ -211,29 +200,16 @@ def find_damage(folder: Path, *, origin: str, show: Callable[[int], None] = lamb
                 show(file.tell())
             last = block["num_images"] - 1 + first
             if checksum != block["crc32"]:
-                names = (
-                    ""
-                    if damage and damage[0].startswith((INDEX, NAMES))
-                    else f", {packed.name(first)} to {packed.name(last)}"
-                )
+                names = f", {packed.name(first)} to {packed.name(last)}" if named else ""
                 damage.append(f"block {number} (images {first:,} to {last:,}{names})")
             first = last + 1
     return damage
 
 
-def crc32(path: Path) -> int:
-    """The checksum of a whole file."""
-    checksum = 0
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            checksum = zlib.crc32(chunk, checksum)
-    return checksum
-
-
-def _first_cut(manifest: dict[str, Any], size: int) -> str:
+def _truncated_block(manifest: dict[str, Any], size: int) -> str:
     blocks = manifest["blocks"]
     number = next((number for number, block in enumerate(blocks) if block["end"] > size), None)
-    return "" if number is None else f", cut short in block {number} of {len(blocks)}"
+    return "" if number is None else f", truncated in block {number} of {len(blocks)}"
 
 
 def _map(path: Path) -> mmap.mmap:

@@ -1,4 +1,4 @@
-"""The built-in images: overlapping tiles of the real photographs in scikit-image's wheel."""
+"""The built-in images: overlapping tiles of the photographs in scikit-image's wheel."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from fastmim.data.decode import Box
+from fastmim.data.sources.source import ByPosition
 from fastmim.errors import RunError
 
 # Photographs and micrographs, grey and colour; no drawings, logos, test charts or near-duplicates.
@@ -23,15 +24,15 @@ _MIN_SIDE = 192
 
 
 @dataclass(frozen=True)
-class Samples:
-    """Tiles of photographs, decoded once per process when first read.
+class Samples(ByPosition):
+    """Tiles of photographs, each photograph decoded once per process at first use.
 
-    A tile is a square of 192 pixels, or of a quarter of the photograph's shorter side where that is more;
-    neighbours overlap by half or a little more, so that the tiles reach the photograph's edges.
+    A tile is a square of 192 pixels a side, or of a quarter of the photograph's shorter side if that is larger;
+    neighbours overlap by half or slightly more, so that the tiles reach the photograph's edges.
     """
 
     tiles: tuple[tuple[str, int, Box], ...]
-    """(photograph, number within it, place)."""
+    """(photograph, number of the tile in it, box)."""
     origin: str = "samples"
     labels: None = None
     classes: None = None
@@ -50,10 +51,10 @@ class Samples:
 
 
 def open_samples() -> Samples:
-    """The tiles of every photograph.
+    """Tile every photograph.
 
     Raises:
-        RunError: scikit-image is absent, or was installed without its photographs.
+        RunError: scikit-image is missing, or was installed without its photographs.
     """
     tiles = []
     for photograph in _PHOTOGRAPHS:
@@ -70,7 +71,7 @@ def open_samples() -> Samples:
 
 
 def _folder() -> Path:
-    # Found without importing it: scikit-image's data module would take a second.
+    # Located without an import: scikit-image's data module takes a second to load.
     spec = find_spec("skimage")
     return Path(spec.submodule_search_locations[0] if spec and spec.submodule_search_locations else "skimage", "data")
 

@@ -6,13 +6,23 @@ from typing import Protocol
 
 import numpy as np
 
+from fastmim.errors import RequestError
+
+
+class NoSuchSplit(RequestError):  # noqa: N818 - callers catch it and try the next split
+    """The dataset exists but has no split of that name."""
+
 
 class Source(Protocol):
     """Images by index. Small when pickled, safe to fork, the same in every process."""
 
     @property
     def origin(self) -> str:
-        """What the user wrote, for messages."""
+        """The `--data` that the user wrote, for messages."""
+
+    @property
+    def root(self) -> str | None:
+        """The folder that keys start from, if they are paths; None if they are positions."""
 
     @property
     def labels(self) -> np.ndarray | None:
@@ -23,7 +33,7 @@ class Source(Protocol):
         """The classes' names; None if the source has none."""
 
     def __len__(self) -> int:
-        """How many images there are."""
+        """The number of images."""
 
     def read(self, index: int) -> bytes | np.ndarray:
         """An encoded file, or uint8 (H, W), (H, W, 1) or (H, W, 3).
@@ -33,4 +43,25 @@ class Source(Protocol):
         """
 
     def name(self, index: int) -> str:
-        """What to call the image in messages: its path, or "samples/coffee.png#3"."""
+        """The image's name in messages: its path, or for example "samples/coffee.png#3"."""
+
+    def key(self, index: int) -> bytes:
+        """What identifies the image wherever the source lies: its path within `root`, or else its position.
+
+        A pack and a subset give the keys of the source that they were made from.
+        """
+
+    def position(self, index: int) -> int:
+        """The image's position in the source that a pack or a subset was made from; `index` in any other source."""
+
+
+class ByPosition:
+    """The rest of `Source` for images without paths: pixels in memory, rows of a table, members of tars."""
+
+    root: None = None
+
+    def key(self, index: int) -> bytes:
+        return b"%d" % index
+
+    def position(self, index: int) -> int:
+        return index

@@ -9,31 +9,30 @@ from PIL import Image, ImageDraw, ImageFont
 
 from fastmim.transfer.classify.evaluation import Scores
 
-MOST_DRAWN = 1000
-"""Classes beyond which no confusion matrix is drawn."""
+MAX_CLASSES = 1000
+"""The most classes for which a confusion matrix is drawn."""
 
-
-_WRITTEN, _NUMBERED = 40, 20  # classes up to which the picture has names, and numbers
-
+_MAX_NAMED, _MAX_NUMBERED = 40, 20
+"""The most classes for which the picture shows names, and numbers."""
 
 _INK, _FAINT, _MARGIN = (20, 24, 31), (105, 112, 124), 16
 
 
 def draw_confusion(scores: Scores, *, caption: str) -> Image.Image:
-    """The confusion matrix: a row for each class, how its images were classified, in shares of the row.
+    """Draw the confusion matrix: a row for each true class, in shares of the row.
 
-    The names are there for up to 40 classes, the numbers (in %) for up to 20. Rows of classes without images are grey.
+    Up to 40 classes are named, and up to 20 have numbers (in %). Rows of classes without images are grey.
     """
     num = len(scores.classes)
     cell = max(1, min(44, 880 // num))
     fonts = {points: ImageFont.load_default(points) for points in (20, 16, 13)}
-    names = [name if len(name) <= 18 else f"{name[:17]}…" for name in scores.classes] if num <= _WRITTEN else []
+    names = [name if len(name) <= 18 else f"{name[:17]}…" for name in scores.classes] if num <= _MAX_NAMED else []
     font = fonts[13 if cell >= 18 else 16] if cell >= 18 else ImageFont.load_default(10)
     gutter = int(max((font.getlength(name) for name in names), default=0)) + _MARGIN
     left, top = _MARGIN + gutter, 76 + (gutter if names else 0)
     sheet = Image.new("RGB", (max(left + num * cell + _MARGIN, 460), top + num * cell + _MARGIN), "white")
     draw = ImageDraw.Draw(sheet)
-    draw.text((_MARGIN, 10), f"{scores.top1:.1%} of {len(scores.labels):,} images right", _INK, fonts[20])
+    draw.text((_MARGIN, 10), f"{scores.top1:.1%} of {len(scores.labels):,} images correct", _INK, fonts[20])
     draw.text(
         (_MARGIN, 38), f"rows: true class, columns: predicted, each row sums to 100 %; {caption}", _FAINT, fonts[13]
     )
@@ -45,7 +44,7 @@ def draw_confusion(scores: Scores, *, caption: str) -> Image.Image:
         middle = (row + 0.5) * cell
         draw.text((left - 8, top + middle), name, _INK, font, anchor="rm")
         _write_upwards(sheet, name, font, (left + middle, top - 8))
-        for column in range(num if num <= _NUMBERED else 0):
+        for column in range(num if num <= _MAX_NUMBERED else 0):
             if scores.counts[row] and shares[row, column] >= 0.005:
                 place = (left + (column + 0.5) * cell, top + middle)
                 colour = "white" if shares[row, column] > 0.5 else _INK
@@ -54,7 +53,7 @@ def draw_confusion(scores: Scores, *, caption: str) -> Image.Image:
 
 
 def _heat(shares: np.ndarray, present: np.ndarray) -> Image.Image:
-    """(C, C) in [0, 1] -> white to blue, by the root so that few errors show; grey where the class has no images."""
+    """(C, C) in [0, 1] -> white to blue by the square root, so that few errors show; classes without images in grey."""
     strength = np.sqrt(shares)[..., None]
     pixels = 255 * (1 - strength) + np.array([24, 74, 140]) * strength
     pixels[~present] = 225
@@ -62,7 +61,7 @@ def _heat(shares: np.ndarray, present: np.ndarray) -> Image.Image:
 
 
 def _write_upwards(sheet: Image.Image, text: str, font: Any, place: tuple[float, float]) -> None:
-    """Write from `place`, the middle of the text's lower edge after it is turned, upwards."""
+    """Write upwards; `place` is the middle of the lower edge of the rotated text."""
     length, height = int(font.getlength(text)) + 2, int(font.size * 1.3)
     strip = Image.new("RGB", (length, height), "white")
     ImageDraw.Draw(strip).text((0, height / 2), text, _INK, font, anchor="lm")

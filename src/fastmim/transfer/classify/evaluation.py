@@ -1,4 +1,4 @@
-"""How good a classifier is on labelled images: top-1, top-5, each class, and who is taken for whom as a picture."""
+"""The scores of a classifier on labelled images: top-1, top-5 and per class."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TOP = 5
 
 @dataclass(frozen=True)
 class Scores:
-    """A classifier's answers on N labelled images."""
+    """A classifier's predictions for N labelled images."""
 
     labels: np.ndarray
     """(N,) int64."""
@@ -36,7 +36,7 @@ class Scores:
 
     @property
     def top1(self) -> float:
-        """Share of the images that are classified rightly."""
+        """Share of the images that are classified correctly."""
         return float((self.labels == self.predicted).mean())
 
     @property
@@ -46,7 +46,7 @@ class Scores:
 
     @property
     def per_class(self) -> np.ndarray:
-        """(C,) float, share of each class's images that are classified rightly; NaN where there are none."""
+        """(C,) float, share of each class's images that are classified correctly; NaN where there are none."""
         right = np.bincount(self.labels[self.labels == self.predicted], minlength=len(self.classes))
         return np.where(self.counts > 0, right / np.maximum(self.counts, 1), np.nan)
 
@@ -57,22 +57,22 @@ class Scores:
 
     @property
     def confusion(self) -> np.ndarray:
-        """(C, C) int64: how many images of the row's class were taken for the column's."""
+        """(C, C) int64: how many images of the row's class were classified as the column's."""
         num = len(self.classes)
         return np.bincount(self.labels * num + self.predicted, minlength=num * num).reshape(num, num)
 
     def metrics(self) -> dict[str, float]:
-        """The numbers that are logged, as shares of 1; top-5 only of more than five classes."""
+        """The metrics to log, as shares of 1; top-5 only with more than five classes."""
         numbers = {"val_loss": self.loss, "val_top1": self.top1, "val_mean_class": self.mean_class}
         return numbers | ({"val_top5": float(self.in_top5.mean())} if len(self.classes) > TOP else {})
 
     def describe(self) -> str:
-        """The same in words."""
+        """The scores in words."""
         top5 = f", {self.in_top5.mean():.1%} top-5" if len(self.classes) > TOP else ""
         return f"{self.top1:.1%} top-1{top5}, {self.mean_class:.1%} mean over classes, loss {self.loss:.3f}"
 
     def to_mapping(self) -> dict[str, Any]:
-        """Everything in plain JSON types; the accuracy of a class without images is None."""
+        """All scores as JSON types; the accuracy of a class without images is None."""
         per_class = {
             name: {"accuracy": None if math.isnan(accuracy) else float(accuracy), "images": int(count)}
             for name, accuracy, count in zip(self.classes, self.per_class, self.counts, strict=True)
@@ -93,14 +93,14 @@ def evaluate(
     crop_pct: float = 1.0,
     found_bad: Callable[[list[tuple[str, str]], int], None] = lambda bad, num_seen: None,
 ) -> Scores:
-    """Classify the central crops of labelled images. The model is left in the mode that it was in.
+    """Classify the central crops of labelled images. The model keeps its mode.
 
     Args:
         classifier: (B, 3, size, size) normalised -> (B, C) logits.
         source: Has labels and classes.
         mean: (3,) on the classifier's device.
         std: (3,) likewise.
-        found_bad: Called with each batch's unreadable images, which do not count, and its number of images.
+        found_bad: Called with each batch's unreadable images, which are not scored, and its number of images.
 
     Raises:
         RunError: no image can be read.

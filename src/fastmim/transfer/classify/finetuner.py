@@ -1,4 +1,4 @@
-"""What fine-tuning adds to a classifier: the augmentation on the device, the loss, and averaged weights."""
+"""The trainable module of fine-tuning: augmentation on the device, loss, and averaged weights."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Preparation:
     mix: Mix
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Take "images", "labels" and "keys" of `loader.load`; give the arguments of `Finetuner.forward`."""
+        """Turn "images", "labels" and "keys" of `loader.load` into the arguments of `Finetuner.forward`."""
         if self.flip:
             images = augment.prepare(batch, self.mean, self.std)["images"]
         else:
@@ -37,12 +37,13 @@ class Preparation:
 
 
 class Finetuner(nn.Module):
-    """A classifier with its loss and, if asked for, the exponential moving average of its weights.
+    """A classifier with its loss and, optionally, the exponential moving average of its weights.
 
-    The average is part of the module, so checkpoints hold it and a resumed run goes on with it.
+    The average is part of the module, so checkpoints hold it and a resumed run continues it. (timm's ModelEmaV3 has
+    another warm-up, and its average would change the results of existing runs.)
 
     Args:
-        classifier: What is trained.
+        classifier: The classifier to train.
         ema: Decay per step; None for no average.
     """
 
@@ -54,7 +55,7 @@ class Finetuner(nn.Module):
 
     @property
     def result(self) -> Classifier:
-        """What is evaluated and exported: the average if there is one."""
+        """The classifier to evaluate and export: the average if there is one."""
         return self.averaged or self.classifier
 
     def forward(self, images: Tensor, targets: Tensor) -> dict[str, Tensor]:
@@ -72,9 +73,9 @@ class Finetuner(nn.Module):
 
     @torch.no_grad()
     def average(self, step: int) -> dict[str, float]:
-        """Move the average towards the weights, after each step (from 1 on).
+        """Move the average towards the weights after a step, counted from 1.
 
-        Young averages forget faster, so that they are not those of the first values: the decay is at most
+        A young average forgets faster, so that the first values do not dominate it: the decay is at most
         (1 + step) / (10 + step), as in TensorFlow's ExponentialMovingAverage.
         """
         assert self.averaged is not None and self.ema is not None

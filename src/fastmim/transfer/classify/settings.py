@@ -1,46 +1,47 @@
-"""What transfer runs are: their settings, defaults and checks. No torch here: `fastmim --help` must be instant."""
+"""Settings of `finetune`; does not import torch."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal  # noqa: F401 - cyclopts reads the inherited fields' annotations here
+from typing import Any
 
+from fastmim.config import check_positive
 from fastmim.errors import RequestError
 from fastmim.training.settings import TrainConfig, check_duration
 
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig(TrainConfig):
-    """End-to-end classification: what to begin from, on which labels, how augmented and regularised."""
+    """End-to-end classification: initial weights, labelled images, augmentation and regularisation."""
 
     recipe: str | None = None
-    """Start from a published recipe's settings (`vit-b`, `swin-b`); flags override it."""
+    """Published settings to start from (`vit-b`, `swin-b`); flags override them."""
 
     data: str = ""
     """Labelled images: a directory of class folders, or one with train/ and val/ (or validation/, valid/, test/),
     a .txt/.csv list of paths and labels, or torchvision://NAME."""
 
     out: Path = Path("runs/finetune")
-    """Run directory. The same command with the same directory resumes."""
+    """Run directory. The same command with the same directory resumes; --config takes its config.yaml."""
 
     val_data: str | None = None
-    """Labelled images to validate on, where --data does not hold them. [default: see --data and --val-share]"""
+    """Labelled images to validate on. [default: those in --data, else --val-share of it]"""
 
     val_share: float = 0.1
-    """Share of the images to validate on where none are set apart; chosen by a hash of the path."""
+    """Share of the images held out for validation if --data has no validation split; chosen by a hash of the path."""
 
     num_labels: int | None = None
-    """Train on so many images only, as many of each class as possible. [default: all]"""
+    """Number of training images, balanced over the classes as far as possible. [default: all]"""
 
     weights: str = "none"
-    """What to begin from: a run directory, a weights file, a timm model's name (timm's weights), or `none`."""
+    """Weights to start from: a run directory, a weights file, a timm model's name (timm's weights), or `none`."""
 
     backbone: str | None = None
-    """Architecture: needed with --weights none; any other weights must be of it. [default: that of the weights]"""
+    """Architecture: required with --weights none; other weights must match it. [default: that of the weights]"""
 
     backbone_args: dict[str, Any] = field(default_factory=dict)
-    """Its arguments for timm.create_model; weights must have the same. [default: those of the weights]"""
+    """Arguments for timm.create_model; weights must match them. [default: those of the weights]"""
 
     img_size: int = 224
     """Side of the training crops in pixels; the weights are resampled to it."""
@@ -49,53 +50,53 @@ class FinetuneConfig(TrainConfig):
     """Passes over the training images. [default: 100, unless --steps is given]"""
 
     batch_size: int = 64
-    """Images per optimiser step, over all devices. What a device takes at once is --micro-batch."""
+    """Images per optimiser step, over all devices; --micro-batch limits how many a device takes at once."""
 
     lr: float = 6e-4
     """Learning rate per 256 images: the peak is lr * batch_size / 256."""
 
     layer_decay: float = 0.75
-    """Each block learns at this times the rate of the block above it; 1 for one rate."""
+    """Factor between the learning rates of a block and of the block after it; 1 for one rate."""
 
     betas: tuple[float, float] = (0.9, 0.999)
     """AdamW betas."""
 
     drop_path: float | None = None
-    """Stochastic depth: the last block is skipped this often. [default: 0.1 where the backbone has it]"""
+    """Stochastic depth: how often the last block is skipped. [default: 0.1 where the backbone supports it]"""
 
     smoothing: float = 0.1
     """Label smoothing."""
 
     mixup: float = 0.8
-    """Mixup's alpha; 0 for none. With cutmix too, half of the pairs get either."""
+    """Mixup's alpha; 0 for none. With cutmix as well, half of the pairs get each."""
 
     cutmix: float = 1.0
     """Cutmix's alpha; 0 for none."""
 
     randaugment: str = "rand-m9-mstd0.5-inc1"
-    """RandAugment as timm writes it, or `none`."""
+    """RandAugment in timm's notation, or `none`."""
 
     reprob: float = 0.25
-    """Random erasing: the share of images that get a rectangle of noise."""
+    """Random erasing: share of the images that get a rectangle of noise."""
 
     flip: bool = True
-    """Flip half of the training images left to right; --no-flip where left and right differ, as in text."""
+    """Flip half of the training images left to right; --no-flip where left and right matter, as in text."""
 
     ema: float | None = None
-    """Also keep an exponential moving average of the weights with this decay, such as 0.9998; it is what is
-    evaluated and exported. [default: none]"""
+    """Decay of an exponential moving average of the weights, such as 0.9998; the average is then evaluated and
+    exported. [default: none]"""
 
     eval_every: str = "5%"
     """How often to validate: `5 epochs`, `500 steps`, `5%`."""
 
     eval_crop: float = 1.0
-    """Validate on a central crop of this share of an image's shorter side; ImageNet's custom is 0.875."""
+    """Share of an image's shorter side in the central crop for validation; usual for ImageNet: 0.875."""
 
     mean: tuple[float, float, float] | None = None
-    """RGB mean for normalisation, of pixels in [0, 1]. [default: that of the weights, else ImageNet's]"""
+    """RGB mean for normalising pixels in [0, 1]. [default: that of the weights, else ImageNet's]"""
 
     std: tuple[float, float, float] | None = None
-    """RGB deviation likewise."""
+    """RGB standard deviation, likewise."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -113,8 +114,5 @@ class FinetuneConfig(TrainConfig):
         for name in ("mixup", "cutmix"):
             if getattr(self, name) < 0:
                 raise RequestError(f"{name} is {getattr(self, name):g}; expected 0 (none) or more")
-        for name in ("img_size", "num_labels"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise RequestError(f"{name} is {value}; expected at least 1")
+        check_positive(self, "img_size", "num_labels")
         check_duration("eval_every", self.eval_every)

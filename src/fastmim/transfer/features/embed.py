@@ -1,9 +1,9 @@
-"""Embedding: the features of any number of images as a file, in bounded memory, resumable at any moment."""
+"""`fastmim embed`: write the features of any number of images to a file, resumable and in bounded memory."""
 
 from __future__ import annotations
 
 import functools
-import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,54 +16,53 @@ from fastmim.data.bad_images import BadImages
 from fastmim.data.sources import Source, open_source
 from fastmim.errors import RequestError, RunError
 from fastmim.system import devices, locking
-from fastmim.system.progress import progress
-from fastmim.system.signals import StopSignals
+from fastmim.system.growing import partial_folder
 from fastmim.transfer.features.encoder import Encoder, open_encoder
 from fastmim.transfer.features.extraction import extract
-from fastmim.transfer.features.feature_file import Partial
-from fastmim.transfer.features.settings import RESUMABLE, EmbedConfig
+from fastmim.transfer.features.feature_file import FeatureWriter
+from fastmim.transfer.features.settings import EmbedConfig
 
 COMMIT_SECONDS = 30.0
-"""How much work a kill can cost at most."""
+"""Time between commits: the most work that a kill can lose."""
 
 
 @dataclass(frozen=True)
 class Embedded:
-    """How an embedding ended."""
+    """The state of an embedding when the call returned."""
 
     out: Path
     num_images: int
     num_read: int
-    """Images looked at so far."""
+    """Images read so far, unreadable ones included."""
     num_rows: int
-    """Of these, the readable ones: the rows of the file."""
+    """Readable images, each of which is a row of the file."""
     width: int
 
     @property
     def finished(self) -> bool:
-        """False if a signal stopped it; the same call resumes."""
+        """False if a signal stopped it; calling again resumes."""
         return self.num_read == self.num_images
 
 
 def embed(*, overwrite: bool = False, dry_run: bool = False, **settings: Any) -> Embedded:
     """Write the features of a source's images to a Parquet or NumPy file.
 
-    `out` ending in .parquet gets columns path, label (the class's name, or null) and embedding (fixed-size list of
-    float32); its metadata says which weights made it. `out` ending in .npy gets a float32 array (rows, D), and a
-    .csv of the same name the path and label of each row. Rows are in the source's order. An unreadable image has
-    no row; it is listed in a file of the same name ending in .bad_images.txt.
+    A .parquet file has the columns path, label (the class's name, or null) and embedding (fixed-size list of
+    float32); its metadata records which weights were used. A .npy file holds a float32 array (rows, D), and a
+    .csv file of the same name the path and label of each row. Rows are in the source's order. An unreadable image
+    has no row; it is listed in a file of the same name ending in .bad_images.txt.
 
-    While it works, everything is in `<out>.partial`; `out` appears when it is whole. After a kill the same
-    call goes on where it was at most 30 seconds before, and gives the same file as without the interruption.
+    Until `out` is complete, everything is in `<out>.partial`. After a kill the same call resumes, having lost
+    30 seconds of work at most, and writes the same file as an uninterrupted call.
 
     Args:
-        overwrite: Replace `out`, and what an interrupted call left.
+        overwrite: Replace `out`, and discard what an interrupted call left.
         dry_run: Print what would be embedded, and stop.
         settings: Fields of `EmbedConfig` (`fastmim embed --help` lists them).
 
     Raises:
-        RequestError: the request is wrong, `out` is there already, or its unfinished part has other settings.
-        RunError: too many unreadable images, a full disk, or published weights that cannot be had.
+        RequestError: the request is wrong, `out` exists, or its unfinished part has other settings.
+        RunError: too many unreadable images, a full disk, or published weights that cannot be downloaded.
     """
     config = configs.build(EmbedConfig, settings)
     console = Console(highlight=False)
@@ -73,8 +72,7 @@ def embed(*, overwrite: bool = False, dry_run: bool = False, **settings: Any) ->
         raise RequestError(
             f"out is {config.out}, but pyarrow is not installed; run: pip install 'fastmim[embed]', or take a .npy"
         )
-    folder = config.out.with_name(config.out.name + ".partial")
-    _check_out(config.out, folder, overwrite)
+    _check_out(config.out, overwrite)
     source = open_source(config.data)
     encoder, facts = open_encoder(config)
     console.print(
@@ -86,85 +84,66 @@ def embed(*, overwrite: bool = False, dry_run: bool = False, **settings: Any) ->
     if dry_run:
         return Embedded(config.out, len(source), 0, 0, encoder.width)
     say = functools.partial(console.print, soft_wrap=True, markup=False)
-    with locking.hold(folder, say, out=config.out):
-        _check_out(config.out, folder, overwrite)  # another process may have made it while this one waited
-        asked = {key: value for key, value in configs.to_mapping(config).items() if key not in RESUMABLE}
+    with locking.hold(partial_folder(config.out), say, out=config.out):
+        _check_out(config.out, overwrite)  # another process may have made it while this one waited
+        asked = {key: value for key, value in configs.to_mapping(config).items() if key not in config.RESUMABLE}
         asked |= {"img_size": encoder.backbone.img_size, "num_images": len(source)} | facts
-        partial = Partial(folder, config.out, width=encoder.width, settings=asked, overwrite=overwrite)
-        if partial.num_read:
-            _check_unchanged(partial, source)
-            console.print(f"resuming at image {partial.num_read:,} of {len(source):,}")
-        return _write(config, encoder, source, partial, console)
+        writer = FeatureWriter(config.out, width=encoder.width, settings=asked, overwrite=overwrite)
+        return _write(config, encoder, source, writer, console)
 
 
-def _write(config: EmbedConfig, encoder: Encoder, source: Source, partial: Partial, console: Console) -> Embedded:
-    """Encode what is left, and make the file of it when it is whole."""
-    with partial:
-        if partial.num_read < len(source):
-            _append(config, encoder, source, partial, console)
-    result = Embedded(config.out, len(source), partial.num_read, partial.num_rows, encoder.width)
+def _write(config: EmbedConfig, encoder: Encoder, source: Source, writer: FeatureWriter, console: Console) -> Embedded:
+    """Encode the remaining images, and make the file when it is complete."""
+    try:
+        if writer.num_read < len(source):
+            steps, done = _append(config, encoder, source, writer), writer.num_read
+            writer.files.grow(source, steps, writer.commit, done=done, seconds=COMMIT_SECONDS, console=console)
+        result = Embedded(config.out, len(source), writer.num_read, writer.num_rows, encoder.width)
+        if result.finished:
+            writer.finish()
+    except OSError as error:
+        raise RunError(
+            f"could not write {writer.files.folder}: {error.strerror}; what was saved up to image "
+            f"{writer.num_saved:,} is intact: free space and run the same command to resume"
+        ) from error
     if result.finished:
-        partial.finish()
-        left_out = len(source) - partial.num_rows
-        note = f"; {left_out:,} unreadable, listed in {partial.bad_images}" if left_out else ""
-        console.print(f"wrote {config.out}: {partial.num_rows:,} x {encoder.width}{note}", soft_wrap=True)
+        left_out = len(source) - writer.num_rows
+        note = f"; {left_out:,} unreadable, listed in {writer.bad_images}" if left_out else ""
+        console.print(f"wrote {config.out}: {writer.num_rows:,} x {encoder.width}{note}", soft_wrap=True)
     return result
 
 
-def _check_out(out: Path, folder: Path, overwrite: bool) -> None:
-    """A file that is there is not replaced unasked, but one that a kill left half in place is completed."""
+def _check_out(out: Path, overwrite: bool) -> None:
+    """Refuse to replace a file, unless `overwrite` is set or an interrupted call has yet to complete it."""
+    folder = partial_folder(out)
     begun = folder.exists() and any(path.name != locking.FILE for path in folder.iterdir())
     if out.exists() and not begun and not overwrite:
         raise RequestError(f"out is {out}, which exists; expected a new file: take another, or add --overwrite")
 
 
-def _check_unchanged(partial: Partial, source: Source) -> None:
-    """The image that was read last must still be where it was."""
-    name = source.name(partial.num_read - 1)
-    if name != partial.last_name:
-        raise RequestError(
-            f"data is {source.origin}, whose image {partial.num_read} is {name}; expected {partial.last_name}, as when "
-            f"this began: give it the same images, or start anew with --overwrite"
-        )
-
-
-def _append(config: EmbedConfig, encoder: Encoder, source: Source, partial: Partial, console: Console) -> None:
-    """Encode what is left; returns early, with all that was done saved, if a signal asks for it."""
-    bad_images = BadImages(partial.folder, num_images=len(source), max_share=config.max_bad_share)
-    stream = extract(
+def _append(config: EmbedConfig, encoder: Encoder, source: Source, writer: FeatureWriter) -> Iterator[int]:
+    """Encode the remaining images batch by batch; yield the number of images read."""
+    bad_images = BadImages(writer.files.folder, num_images=len(source), max_share=config.max_bad_share)
+    batches = extract(
         encoder,
         source,
-        indices=range(partial.num_read, len(source)),
+        indices=range(writer.num_read, len(source)),
         batch_size=config.batch_size,
         num_workers=devices.resolve_workers(config.num_workers),
         bf16=devices.resolve_bf16(config.precision, encoder.mean.device),
     )
-    committed = time.monotonic()
-    with StopSignals() as stop, progress(console, done=partial.num_read, total=len(source)) as show:
-        for found in stream:
-            positions = found.indices.tolist()
-            num_read = len(positions) + len(found.bad)
-            try:
-                names = [source.name(index) for index in positions]
-                labels = [_label(source, index) for index in positions]
-                partial.append(found.features.numpy(), names, labels, num_read=num_read)
-                bad_images.update(found.bad, num_seen=num_read)
-                done = partial.num_read == len(source)
-                if done or stop.requested or time.monotonic() - committed > COMMIT_SECONDS:
-                    partial.commit(source.name(partial.num_read - 1))
-                    committed = time.monotonic()
-            except OSError as error:
-                raise RunError(
-                    f"could not write {partial.folder}: {error.strerror}; what was saved up to image "
-                    f"{partial.num_saved:,} is intact: free space and run the same command to resume"
-                ) from error
-            show(partial.num_read)
-            if stop.requested:
-                return
+    for batch in batches:
+        positions = batch.indices.tolist()
+        num_read = len(positions) + len(batch.bad)
+        names = [source.name(index) for index in positions]
+        labels = [_label(source, index) for index in positions]
+        writer.append(batch.features.numpy(), names, labels, num_read=num_read)
+        bad_images.update(batch.bad, num_seen=num_read)
+        yield writer.num_read
 
 
 def _label(source: Source, index: int) -> str:
-    """The name of an image's class; empty if it has none."""
+    """The name of an image's class; "" if it has none."""
     if source.labels is None:
         return ""
     number = int(source.labels[index])

@@ -22,7 +22,8 @@ from fastmim.errors import RequestError
 from fastmim.method import build
 from fastmim.method.settings import PretrainConfig
 from fastmim.system import devices
-from fastmim.training import checkpoint, run_directory
+from fastmim.training import checkpoint
+from fastmim.training.run_directory import RunDirectory
 from fastmim.transfer.features.settings import FeatureConfig
 
 _EXPECTED = "a run directory, a weights file, a timm model name, or none (an untrained --backbone)"
@@ -82,7 +83,7 @@ def open_pretrained(config: FeatureConfig) -> Pretrained:
 
 def _of_run(path: Path, found: checkpoint.Checkpoint, config: FeatureConfig) -> Pretrained:
     """The newest checkpoint: the very weights, where a weights file may hold them resampled to timm's size."""
-    settings = run_directory.read_config(PretrainConfig, path)
+    settings = RunDirectory(path).read_config(PretrainConfig)
     _expect(config, {"architecture": settings.backbone, "arguments": settings.backbone_args})
     # All weights come from the checkpoint: what the run started from need not be there any more.
     backbone = build.load_checkpointed(dataclasses.replace(settings, init=None), found).backbone

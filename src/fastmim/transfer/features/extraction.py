@@ -1,4 +1,4 @@
-"""Features of a frozen backbone: images of any source, in order -> one vector each."""
+"""Feature extraction with a frozen backbone: the images of a source, in order -> one vector each."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Extracted:
     features: Tensor
     """(b, D) float32 on the CPU; b may be 0."""
     indices: Tensor
-    """(b,) int64, positions in the source."""
+    """(b,) int64, the images' positions in the source."""
     bad: list[tuple[str, str]]
     """(name, reason) of the batch's unreadable images, which have no features."""
 
@@ -35,18 +35,18 @@ def extract(
     num_workers: int = 0,
     bf16: bool = False,
 ) -> Generator[Extracted, None, None]:
-    """Encode images in the order of the source by the central crop, as a stream: memory stays that of a few batches.
+    """Encode the central crop of each image, in order, as a stream: only a few batches are in memory at a time.
 
     Args:
-        encoder: On the device that is to do the work.
-        source: The images; labels are not looked at.
-        indices: Which images, in this order; all if None.
+        encoder: The frozen encoder, on the device to use.
+        source: The images; their labels are ignored.
+        indices: Positions of the images to encode, in this order; all if None.
         batch_size: Images at once.
-        num_workers: Worker processes that read and crop; 0 does it here.
+        num_workers: Worker processes that read and crop; 0 uses the main process.
         bf16: Autocast to bfloat16.
 
     Raises:
-        RunError: a data worker died.
+        RunError: a worker process died.
     """
     device = encoder.mean.device
     batches = load_centers(
@@ -58,7 +58,7 @@ def extract(
         crop_pct=encoder.crop_pct,
         pin_memory=device.type == "cuda",
     )
-    # A batch is given out after the next one has been started, so that the device never waits for the reader.
+    # A batch is yielded once the next one has been started, so that the device never waits for the consumer.
     started: tuple[Extracted, torch.Event | None] | None = None
     for batch in batches:
         with evaluating(encoder), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
@@ -67,14 +67,14 @@ def extract(
             found = Extracted(vectors.to("cpu", non_blocking=True), batch["indices"], batch["bad"])
         event = _record(device)
         if started:
-            yield _finished(*started)
+            yield _wait(*started)
         started = found, event
     if started:
-        yield _finished(*started)
+        yield _wait(*started)
 
 
 def _record(device: torch.device) -> torch.Event | None:
-    """A mark in the device's work so far; None on the CPU, which does everything at once."""
+    """Record an event after the device's work so far; None on the CPU, which runs synchronously."""
     if device.type == "cpu":
         return None
     event = torch.Event(device)
@@ -82,7 +82,7 @@ def _record(device: torch.device) -> torch.Event | None:
     return event
 
 
-def _finished(found: Extracted, event: torch.Event | None) -> Extracted:
+def _wait(found: Extracted, event: torch.Event | None) -> Extracted:
     if event is not None:
         event.synchronize()
     return found
@@ -98,10 +98,10 @@ def gather(
     bf16: bool = False,
     max_bad_share: float = 1.0,
 ) -> Extracted:
-    """All of `extract` in memory.
+    """Run `extract` and return everything as one batch.
 
     Raises:
-        RunError: a data worker died, nothing is readable, or more than `max_bad_share` of the images are not.
+        RunError: a worker process died, no image is readable, or more than `max_bad_share` of them are unreadable.
     """
     parts = list(extract(encoder, source, indices=indices, batch_size=batch_size, num_workers=num_workers, bf16=bf16))
     bad = [each for part in parts for each in part.bad]

@@ -1,8 +1,7 @@
-"""An embedding on the disk while it grows: what is committed survives a kill, and `out` appears whole or not at all.
+"""The output file of `embed` while it is being made: it grows in `<out>.partial`, then appears as a whole.
 
-`<out>.partial/` holds `features.npy` (rows so far), `index.csv` (their paths and labels), `bad_images.txt`, and
-`progress.json`, which is replaced at each commit and says how long the other files were then. What a kill left
-beyond that length is cut off when the work goes on.
+The folder holds `features.npy` (the rows so far), `index.csv` (their paths and labels), `bad_images.txt` and
+`progress.json` (see `GrowingFiles`).
 """
 
 from __future__ import annotations
@@ -10,140 +9,97 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
 from fastmim.errors import RequestError
-from fastmim.system import locking
+from fastmim.system.files import fsync
+from fastmim.system.growing import GrowingFiles
 
-_FEATURES, _INDEX, _BAD, _PROGRESS = "features.npy", "index.csv", "bad_images.txt", "progress.json"
+_FEATURES, _INDEX, _BAD = "features.npy", "index.csv", "bad_images.txt"
 _ROWS_AT_ONCE = 16384
 
 
-class Partial:
-    """Appends rows as a context manager; `finish` afterwards.
+class FeatureWriter:
+    """Appends rows to the files in `<out>.partial`; `finish` turns them into `out`.
 
     Args:
-        folder: `<out>.partial`; made, or gone on with.
-        out: The .npy or .parquet file that it will become.
-        width: D.
-        settings: What decides the rows, as JSON types; an unfinished part of others is refused.
-        overwrite: Begin anew.
+        out: The .npy or .parquet file to make.
+        width: D, the length of a feature vector.
+        settings: What decides the rows, as JSON types; they must equal those of an unfinished part.
+        overwrite: Discard an unfinished part.
 
     Raises:
-        RequestError: it cannot be written, or was begun with other settings.
+        RequestError: the files cannot be written, or were begun with other settings.
     """
 
-    def __init__(
-        self, folder: Path, out: Path, *, width: int, settings: Mapping[str, Any], overwrite: bool = False
-    ) -> None:
-        self.folder, self.out, self.width = folder, out, width
+    def __init__(self, out: Path, *, width: int, settings: Mapping[str, Any], overwrite: bool = False) -> None:
+        self.out, self.width, self.settings = out, width, settings
         self.bad_images = out.with_suffix(".bad_images.txt")
-        self.settings = json.loads(json.dumps(settings))
-        self.num_read = self.num_rows = self.num_saved = 0
-        self.last_name = ""
-        self._bytes: dict[str, int] = {}
         try:
-            if overwrite and folder.exists():
-                locking.clear(folder)
-            folder.mkdir(parents=True, exist_ok=True)
-            if (folder / _PROGRESS).exists():
-                self._go_on(json.loads((folder / _PROGRESS).read_text()))
-            else:
-                (folder / _INDEX).write_bytes(b"path,label\r\n")
-                (folder / _FEATURES).write_bytes(self._header())
-                self._bytes = {name: (folder / name).stat().st_size for name in (_FEATURES, _INDEX)}
+            self.files = GrowingFiles(out, (_FEATURES, _INDEX), overwrite=overwrite)
         except OSError as error:
             raise RequestError(f"out is {out}: {error.strerror}; expected a file that can be written") from None
-
-    def _go_on(self, progress: dict[str, Any]) -> None:
-        before = progress["settings"]
-        differing = [
-            f"{key} {before.get(key)!r} -> {self.settings.get(key)!r}"
-            for key in sorted(before.keys() | self.settings.keys())
-            if before.get(key) != self.settings.get(key)
-        ]
-        if differing:
+        if differences := self.files.differences("settings", settings):
             raise RequestError(
-                f"out is {self.out}, whose unfinished part has other settings ({'; '.join(differing)}): take another "
+                f"out is {out}, whose unfinished part has other settings ({differences}): take another "
                 f"--out, or start anew with --overwrite"
             )
-        self.num_read = self.num_saved = progress["num_read"]
-        self.num_rows, self.last_name, self._bytes = progress["num_rows"], progress["last_name"], progress["bytes"]
-
-    def __enter__(self) -> Partial:
-        self._files: dict[str, IO[bytes]] = {}
-        for name, length in self._bytes.items():
-            if (self.folder / name).exists():  # not if a kill came while `finish` was moving them
-                os.truncate(self.folder / name, length)
-                self._files[name] = (self.folder / name).open("r+b")
-                self._files[name].seek(length)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for file in self._files.values():
-            file.close()
+        committed = self.files.committed
+        self.num_read = self.num_saved = committed.get("num_read", 0)
+        self.num_rows = committed.get("num_rows", 0)
 
     def append(self, features: np.ndarray, names: Sequence[str], labels: Sequence[str], *, num_read: int) -> None:
-        """Add rows.
+        """Add b rows.
 
         Args:
             features: (b, D) float32.
-            names: b paths.
-            labels: b classes, empty for none.
-            num_read: Images that the rows come from, unreadable ones included.
+            names: The images' paths.
+            labels: Their classes, "" for none.
+            num_read: The images read for these rows, unreadable ones included.
         """
-        self._files[_FEATURES].write(np.ascontiguousarray(features, dtype="<f4").tobytes())
+        if not self.num_read:
+            self.files.append(_FEATURES, self._header())
+            self.files.append(_INDEX, b"path,label\r\n")
+        self.files.append(_FEATURES, np.ascontiguousarray(features, dtype="<f4").tobytes())
         text = io.StringIO()
         csv.writer(text).writerows(zip(names, labels, strict=True))
-        self._files[_INDEX].write(text.getvalue().encode("utf-8", "backslashreplace"))
+        self.files.append(_INDEX, text.getvalue().encode("utf-8", "backslashreplace"))
         self.num_read += num_read
         self.num_rows += len(features)
 
-    def commit(self, last_name: str) -> None:
-        """Have all rows so far survive a kill; `last_name` is the image that was read last."""
-        for file in self._files.values():
-            file.flush()
-            os.fsync(file.fileno())
-        progress = {
-            "settings": self.settings,
-            "num_read": self.num_read,
-            "num_rows": self.num_rows,
-            "last_name": last_name,
-            "bytes": {name: file.tell() for name, file in self._files.items()},
-        }
-        with (self.folder / f"{_PROGRESS}.tmp").open("w") as written:
-            json.dump(progress, written)
-            written.flush()
-            os.fsync(written.fileno())
-        (self.folder / f"{_PROGRESS}.tmp").replace(self.folder / _PROGRESS)
-        self.num_saved = self.num_read
+    def commit(self, num_read: int, last_name: str) -> None:
+        """Make all rows so far survive a kill; a later call checks the name of the image read last."""
+        self.files.commit(
+            {"settings": self.settings, "num_read": num_read, "num_rows": self.num_rows, "last_name": last_name}
+        )
+        self.num_saved = num_read
 
     def finish(self) -> None:
-        """Turn all that was committed into `out`; can be called again if a kill came in between."""
-        moves = {_BAD: self.bad_images}
+        """Turn everything committed into `out`; can be repeated after a kill."""
+        folder, moves = self.files.folder, {_BAD: self.bad_images}
         if self.out.suffix == ".npy":
             moves |= {_INDEX: self.out.with_suffix(".csv"), _FEATURES: self.out}
-            if (self.folder / _FEATURES).exists():
-                with (self.folder / _FEATURES).open("r+b") as file:
+            if (folder / _FEATURES).exists():
+                with (folder / _FEATURES).open("r+b") as file:
                     file.write(self._header())
-                    os.fsync(file.fileno())
-        elif (self.folder / _FEATURES).exists():
+                fsync(folder / _FEATURES)
+        elif (folder / _FEATURES).exists():
             moves |= {"rows.parquet": self.out}
-            self._write_parquet(self.folder / "rows.parquet")
-        for name, final in moves.items():  # `out` is the last: when it is there, all is
-            if (self.folder / name).exists():
-                (self.folder / name).replace(final)
-        shutil.rmtree(self.folder)
+            self._write_parquet(folder / "rows.parquet")
+            fsync(folder / "rows.parquet")
+        for name, final in moves.items():  # `out` comes last: once it exists, everything does
+            if (folder / name).exists():
+                (folder / name).replace(final)
+        shutil.rmtree(folder)
 
     def _header(self) -> bytes:
-        """The .npy header for the rows so far: of one length for any number, so that it is rewritten in place."""
+        """The .npy header for the rows so far; its length is fixed, so it can be rewritten in place."""
         header = io.BytesIO()
         shape = (self.num_rows, self.width)
         np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": shape})
@@ -159,18 +115,16 @@ class Partial:
             metadata={"fastmim": json.dumps(self.settings)},
         )
         start = len(self._header())
-        with path.open("wb") as file:
-            with parquet.ParquetWriter(file, schema, use_dictionary=["label"]) as writer:
-                for names, labels, features in self._rows(start):
-                    lists = pa.FixedSizeListArray.from_arrays(pa.array(features.ravel()), self.width)
-                    columns = [pa.array(names), pa.array(labels, pa.string()), lists]
-                    writer.write_table(pa.Table.from_arrays(columns, schema=schema))
-            file.flush()
-            os.fsync(file.fileno())
+        with path.open("wb") as file, parquet.ParquetWriter(file, schema, use_dictionary=["label"]) as writer:
+            for names, labels, features in self._rows(start):
+                lists = pa.FixedSizeListArray.from_arrays(pa.array(features.ravel()), self.width)
+                columns = [pa.array(names), pa.array(labels, pa.string()), lists]
+                writer.write_table(pa.Table.from_arrays(columns, schema=schema))
 
     def _rows(self, start: int) -> Iterator[tuple[list[str], list[str | None], np.ndarray]]:
-        """The rows again, some thousands at a time: paths, labels, (b, D)."""
-        with (self.folder / _FEATURES).open("rb") as features, (self.folder / _INDEX).open(newline="") as index:
+        """Read the rows back in chunks: paths, labels, (b, D)."""
+        folder = self.files.folder
+        with (folder / _FEATURES).open("rb") as features, (folder / _INDEX).open(newline="", encoding="utf-8") as index:
             features.seek(start)
             rows = csv.reader(index)
             next(rows)

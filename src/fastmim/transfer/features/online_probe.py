@@ -1,8 +1,8 @@
-"""The probe inside pre-training: held-out loss, kNN and effective rank, since the training loss tells little.
+"""The probe that runs during pre-training: held-out loss, kNN accuracy and effective rank.
 
-Held-out MIM loss follows fine-tuning accuracy well, within one method and backbone (Xie et al., "On Data Scaling in
-Masked Image Modeling", arXiv 2206.04664). kNN on features of masked image modeling is low by nature: look at
-whether it rises. A falling effective rank tells collapse.
+Within one method and backbone, the held-out MIM loss predicts fine-tuning accuracy well, better than the training loss
+(Xie et al., "On Data Scaling in Masked Image Modeling", arXiv 2206.04664). kNN accuracy is inherently low for masked
+image modeling, but should rise. A falling effective rank indicates collapse.
 """
 
 from __future__ import annotations
@@ -23,29 +23,29 @@ from fastmim.transfer.features.extraction import gather
 from fastmim.transfer.features.scores import LabelledFeatures
 
 MAX_TRAIN, MAX_VAL = 10_000, 2_000
-"""Labelled images that the online probe looks at; of more, some spread evenly."""
+"""Upper bounds on the labelled images used; from a larger set, evenly spaced ones are taken."""
 NEIGHBOURS = 20
 
 
 def measure(
     model: MIM, labelled: Labelled, *, seed: int, batch_size: int, num_workers: int = 0, bf16: bool = False
 ) -> dict[str, float]:
-    """Probe a model as it is now, and leave it as it was.
+    """Probe a model without changing it.
 
     Args:
-        model: On its device; its modes and weights are not changed, and no generator is drawn from.
-        labelled: Images that have labels, at best none that it trains on.
-        seed: With an image's position it decides the image's mask, the same at each call (and image size).
+        model: On its device; its weights, its modules' modes and the random generators are left as they are.
+        labelled: Labelled images, preferably none that the model trains on.
+        seed: Determines, with an image's position, the image's mask: the same at each call (for one image size).
         batch_size: Images at once.
-        num_workers: Worker processes that read and crop; 0 does it here.
+        num_workers: Worker processes that read and crop; 0 uses the main process.
         bf16: Autocast to bfloat16.
 
     Returns:
-        "probe_mim_loss": mean over the validation images; "probe_knn": top-1 share of cosine kNN, k = 20, on
-        average-pooled features of the last block; "probe_effective_rank": of the validation images' features.
+        "probe_mim_loss", the mean over the validation images; "probe_knn", the top-1 accuracy of cosine kNN (k = 20)
+        on average-pooled features of the last block; "probe_effective_rank", that of the validation features.
 
     Raises:
-        RunError: no image can be read, or a data worker died.
+        RunError: no image can be read, or a worker process died.
     """
     encoder = Encoder(model.backbone)
     features = {}
@@ -80,7 +80,7 @@ def _held_out_loss(
     num_workers: int = 0,
     bf16: bool = False,
 ) -> float:
-    """Mean MIM loss over images by the central crop, with masks that depend on (seed, index) only."""
+    """Mean MIM loss over the images' central crops, with masks that depend on (seed, index) only."""
     device = next(model.parameters()).device
     mean, std = (torch.tensor(values, device=device) for values in (IMAGENET_MEAN, IMAGENET_STD))
     batches = load_centers(
@@ -93,13 +93,13 @@ def _held_out_loss(
         keys = randomness.image_keys(seed, 0, batch["indices"]).to(device)
         with evaluating(model), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             images = normalise(batch["images"].to(device), mean, std)
-            total += model(images, keys)["loss"] * len(images)  # every image has as many hidden cells
+            total += model(images, keys)["loss"] * len(images)  # every image hides equally many cells
         count += len(images)
     return total.item() / count
 
 
 def describe(metrics: dict[str, float]) -> str:
-    """The numbers of `measure` in one short line."""
+    """Format the result of `measure` as one short line."""
     return (
         f"held-out loss {metrics['probe_mim_loss']:.4f}  kNN {metrics['probe_knn']:.1%}  "
         f"effective rank {metrics['probe_effective_rank']:.1f}"
@@ -107,5 +107,5 @@ def describe(metrics: dict[str, float]) -> str:
 
 
 def _spread(source: Source, most: int) -> np.ndarray:
-    """At most so many positions, spread evenly over the source."""
+    """Return at most `most` positions, evenly spaced over the source."""
     return np.linspace(0, len(source) - 1, min(most, len(source))).round().astype(np.int64)

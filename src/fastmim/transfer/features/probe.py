@@ -1,8 +1,7 @@
-"""Probing: how well frozen features tell classes apart, by nearest neighbours or by linear heads."""
+"""`fastmim probe`: classification accuracy of frozen features, by nearest neighbours or linear heads."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -17,6 +16,7 @@ from fastmim.data.labelled import Labelled, limit_labels, open_labelled
 from fastmim.data.sources import Source
 from fastmim.errors import RequestError
 from fastmim.system import devices
+from fastmim.system.files import write_json
 from fastmim.transfer.features import scores
 from fastmim.transfer.features.encoder import Encoder, open_encoder
 from fastmim.transfer.features.extraction import gather
@@ -29,18 +29,18 @@ class Probed:
     """The result of a probe."""
 
     top1: float
-    """Of the best k, or of the best learning rate and weight decay: chosen on the same validation images."""
+    """Accuracy at the best k, or learning rate and weight decay, which is chosen on the same validation images."""
     effective_rank: float
-    """Of the validation images' features."""
+    """Effective rank of the validation images' features."""
     report: dict[str, Any]
-    """All that the JSON file holds; empty after a dry run."""
+    """The content of the JSON file; empty after a dry run."""
 
 
 def probe(*, dry_run: bool = False, **settings: Any) -> Probed:
-    """Measure frozen features by kNN or by a linear probe.
+    """Evaluate frozen features by kNN or by a linear probe.
 
-    kNN on features of masked image modeling is low by nature, since nothing in pre-training pulls images of a
-    class together: compare it between runs, not with contrastive methods. Fine-tuning shows what weights are worth.
+    kNN accuracy is inherently low for masked image modeling, since nothing in pre-training pulls images of a class
+    together: compare it between runs, not with contrastive methods. Fine-tuning shows the value of the weights.
 
     Args:
         dry_run: Print the resolved settings and what would be probed, and stop.
@@ -48,7 +48,7 @@ def probe(*, dry_run: bool = False, **settings: Any) -> Probed:
 
     Raises:
         RequestError: the request is wrong.
-        RunError: too many unreadable images, or published weights that cannot be had.
+        RunError: too many unreadable images, or published weights that cannot be downloaded.
     """
     config = configs.build(ProbeConfig, settings)
     console = Console(highlight=False)
@@ -87,19 +87,17 @@ def probe(*, dry_run: bool = False, **settings: Any) -> Probed:
         "bad_images": bad,
         "versions": {package: version(package) for package in ("fastmim", "torch", "timm")},
     }
-    partial = config.out.with_name(config.out.name + ".tmp")
-    partial.write_text(json.dumps(report, indent=1) + "\n")
-    partial.replace(config.out)
+    write_json(config.out, report)
     console.print(_table(rows, best))
     console.print(f"effective rank {rank:.1f} of {encoder.width}")
     if bad:
-        console.print(f"{len(bad)} images could not be read and were left out")
+        console.print(f"{len(bad)} images could not be read and were skipped")
     console.print(f"wrote {config.out}", soft_wrap=True)
     return Probed(best["top1"], rank, report)
 
 
 def _score(config: ProbeConfig, train: LabelledFeatures, val: LabelledFeatures) -> list[dict[str, float]]:
-    """Top-1 at every setting of the method."""
+    """Top-1 accuracy at every setting of the method."""
     if config.method == "knn":
         return [{"k": k, "top1": top1} for k, top1 in scores.knn(train, val).items()]
     heads = scores.linear(train, val, seed=config.seed)
@@ -119,7 +117,7 @@ def _check_writable(out: Path) -> None:
 def _features(
     config: ProbeConfig, encoder: Encoder, train: Source, labelled: Labelled, console: Console
 ) -> tuple[dict[str, LabelledFeatures], list[tuple[str, str]]]:
-    """Both parts' features with labels on the encoder's device, and the unreadable images."""
+    """Features and labels of both parts on the encoder's device, and the unreadable images."""
     device = encoder.mean.device
     features, bad = {}, []
     for part, source in (("train", train), ("val", labelled.val)):
@@ -139,7 +137,7 @@ def _features(
 
 
 def _table(rows: list[dict[str, float]], best: dict[str, float]) -> Table:
-    """One row for each k, or for each learning rate and weight decay; the best is marked."""
+    """One row per k, or per learning rate and weight decay; the best is marked."""
     table = Table()
     for name in rows[0]:
         table.add_column({"k": "k", "lr": "learning rate", "weight_decay": "weight decay", "top1": "top-1"}[name])

@@ -1,4 +1,4 @@
-"""How good frozen features are: nearest neighbours, linear heads, effective rank."""
+"""Scores of frozen features: kNN accuracy, linear probe accuracy, effective rank."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ NEIGHBOURS = (5, 10, 20, 50, 100, 200)
 LEARNING_RATES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 WEIGHT_DECAYS = (0.0, 1e-4, 1e-3, 1e-2)
 
-_SIMILARITIES = 2**26  # held at once: 256 MB
+_SIMILARITIES = 2**26  # in memory at a time: 256 MB
 
 
 @dataclass(frozen=True)
@@ -33,31 +33,31 @@ class LabelledFeatures:
 def knn(
     train: LabelledFeatures, val: LabelledFeatures, *, ks: Sequence[int] = NEIGHBOURS, temperature: float = TEMPERATURE
 ) -> dict[int, float]:
-    """Top-1 of classifying by the nearest training images.
+    """Top-1 accuracy of the k nearest training images.
 
-    The k nearest by cosine similarity s vote with weight exp(s / temperature) (Wu et al., arXiv 1805.01978,
-    section 3.4). An even vote goes to the lower class.
+    Each of the k images with the highest cosine similarity s votes with weight exp(s / temperature) (Wu et al.,
+    arXiv 1805.01978, section 3.4). A tie goes to the lower class.
 
     Args:
-        ks: How many neighbours; those above the number of training images count as that number.
+        ks: Numbers of neighbours, capped at the number of training images.
 
     Returns:
-        Share of the validation images that are classified rightly, for each k.
+        The share of the validation images that are classified correctly, for each k.
     """
     ks = sorted({min(k, len(train)) for k in ks})
     num_classes = int(max(train.labels.max(), val.labels.max())) + 1
     gallery = F.normalize(train.features, dim=1).T  # (D, N)
-    right = dict.fromkeys(ks, 0)
+    correct = dict.fromkeys(ks, 0)
     rows = max(1, _SIMILARITIES // len(train))
     for features, labels in zip(val.features.split(rows), val.labels.split(rows), strict=True):
-        similarity, nearest = (F.normalize(features, dim=1) @ gallery).topk(ks[-1], dim=1)  # (rows, k), falling
-        # Relative to the nearest, which changes no vote and cannot overflow.
+        similarity, nearest = (F.normalize(features, dim=1) @ gallery).topk(ks[-1], dim=1)  # (rows, k), descending
+        # Relative to the nearest: the same votes, without overflow.
         weight = ((similarity - similarity[:, :1]) / temperature).exp()
         for k in ks:
             votes = torch.zeros(len(labels), num_classes, device=labels.device)
             votes.scatter_add_(1, train.labels[nearest[:, :k]], weight[:, :k])
-            right[k] += int((votes.argmax(dim=1) == labels).sum())
-    return {k: number / len(val) for k, number in right.items()}
+            correct[k] += int((votes.argmax(dim=1) == labels).sum())
+    return {k: number / len(val) for k, number in correct.items()}
 
 
 def linear(
@@ -70,20 +70,20 @@ def linear(
     num_steps: int | None = None,
     seed: int = 0,
 ) -> dict[tuple[float, float], float]:
-    """Top-1 of linear classifiers, one for each learning rate and weight decay, all trained in one pass.
+    """Top-1 accuracy of linear heads, one per learning rate and weight decay, all trained in one pass.
 
-    Features are standardised with the training images' mean and deviation. Heads start at zero and are trained
-    by SGD with momentum 0.9 and a cosine schedule. A factor on a head's loss is a factor on its learning rate,
-    exactly so for SGD, which makes all heads one matrix product and one optimiser.
+    Features are standardised with the training images' mean and standard deviation. Heads start at zero and are
+    trained by SGD with momentum 0.9 and a cosine schedule. With SGD, scaling a head's loss scales its learning rate
+    exactly, so all heads share one matrix product and one optimiser.
 
     Args:
-        batch_size: At most; never more than there are images.
+        batch_size: Images per step, capped at the number of training images.
         num_steps: Steps of SGD; 10 epochs, but at least 2,000 steps, if None.
-        seed: Decides the order of the images. Nothing else is random.
+        seed: Determines the order of the images; nothing else is random.
 
     Returns:
-        Share of the validation images that are classified rightly, for each (learning rate, weight decay). A
-        head that diverged has 0.
+        The share of the validation images that are classified correctly, for each (learning rate, weight decay);
+        0 for a head that diverged.
     """
     device, num_classes = train.features.device, int(max(train.labels.max(), val.labels.max())) + 1
     mean, std = train.features.mean(dim=0), train.features.std(dim=0).clamp(min=1e-6)
@@ -113,16 +113,16 @@ def linear(
         optimizer.step()
         schedule.step()
 
-    right = torch.zeros(len(grid), device=device)
+    correct = torch.zeros(len(grid), device=device)
     with torch.no_grad():
         for features, labels in zip(val.features.split(batch_size), val.labels.split(batch_size), strict=True):
             scores = logits(features)
-            right += (scores.argmax(dim=2) == labels[:, None]).logical_and(scores.isfinite().all(dim=2)).sum(dim=0)
-    return dict(zip(grid, (right / len(val)).tolist(), strict=True))
+            correct += (scores.argmax(dim=2) == labels[:, None]).logical_and(scores.isfinite().all(dim=2)).sum(dim=0)
+    return dict(zip(grid, (correct / len(val)).tolist(), strict=True))
 
 
 def _batches(num_images: int, batch_size: int, num_steps: int, seed: int) -> Iterator[Tensor]:
-    """Indices of each step: epochs of whole batches, each in an order drawn from the seed."""
+    """Yield each step's indices: epochs of whole batches, each in an order drawn from the seed."""
     generator = torch.Generator().manual_seed(seed)
     per_epoch = num_images // batch_size
     for step in range(num_steps):
@@ -133,22 +133,22 @@ def _batches(num_images: int, batch_size: int, num_steps: int, seed: int) -> Ite
 
 
 def effective_rank(features: Tensor) -> float:
-    """In how many directions the features differ (Roy and Vetterli, EUSIPCO 2007, definition 1).
+    """The effective rank of features (Roy and Vetterli, EUSIPCO 2007, definition 1).
 
-    The exponential of the entropy of the centred features' singular values, taken as shares of their sum: D if
-    they differ equally in all directions, 1 if in one only. It tells collapse, not quality.
+    It is the exponential of the entropy of the centred features' singular values, normalised to sum to 1: D if the
+    features vary equally in all directions, 1 if in a single one. It indicates collapse, not quality.
 
     Args:
         features: (N, D).
 
     Returns:
-        Between 1 and D; 0 if all features are equal.
+        A value between 1 and D; 0 if all features are equal.
     """
-    # The smaller of the two Gram matrices has the same singular values, squared; on the CPU, since not every
-    # device has float64.
+    # Both Gram matrices have the squared singular values as eigenvalues: take the smaller one. On the CPU, since
+    # not every device supports float64.
     centred = (features - features.mean(dim=0)).double().cpu()
     gram = centred.T @ centred if len(centred) > centred.shape[1] else centred @ centred.T
     singular = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt()
-    if singular.max() <= 1e-6 * features.abs().max():  # no more than rounding
+    if singular.max() <= 1e-6 * features.abs().max():  # rounding errors only
         return 0.0
     return float(torch.special.entr(singular / singular.sum()).sum().exp())

@@ -1,17 +1,18 @@
-"""What is asked of frozen features: the settings of `probe` and `embed`. No torch here."""
+"""Settings of `probe` and `embed`; does not import torch."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
+from fastmim.config import Settings, check_bad_share, check_positive, check_workers
 from fastmim.errors import RequestError
 
 
 @dataclass(frozen=True, kw_only=True)
-class FeatureConfig:
-    """Whose features, of which images."""
+class FeatureConfig(Settings):
+    """Backbone, layer and images of the frozen features."""
 
     weights: str | None = None
     """A run directory, a weights file, a timm model (its published weights), or `none` for an untrained backbone."""
@@ -20,67 +21,62 @@ class FeatureConfig:
     """Images: a directory (any depth), a .txt/.csv list of paths, torchvision://NAME, or `samples` (built in)."""
 
     backbone: str | None = None
-    """The architecture for `--weights none`; with other weights, what they must be."""
+    """Architecture: required with --weights none; other weights must match it."""
 
     backbone_args: dict[str, Any] = field(default_factory=dict)
-    """Arguments for timm.create_model, such as --backbone-args.depth 4, with --backbone."""
+    """Arguments for timm.create_model together with --backbone, such as --backbone-args.depth 4."""
 
     img_size: int | None = None
-    """Side of the images in pixels. [default: what the weights were trained at]"""
+    """Side of the images in pixels. [default: the size that the weights were trained at]"""
 
     pool: Literal["avg", "cls", "both"] = "avg"
-    """Mean over the map, class token (where the backbone has one), or one after the other."""
+    """Mean over the feature map, class token (where the backbone has one), or both concatenated."""
 
     block: int = -1
-    """Whose output: a block of a ViT, a stage of a hierarchical backbone; negative from the end."""
+    """Block of a ViT, or stage of a hierarchical backbone, whose output is taken; negative counts from the end."""
 
     batch_size: int = 256
-    """Images that go through the backbone at once."""
+    """Images per forward pass."""
 
     num_workers: int | None = None
-    """Data processes; 0 loads in the main process. [default: one per core but one, at most 16]"""
+    """Worker processes that load data; 0 loads in the main process. [default: one fewer than cores, at most 16]"""
 
     device: str = "auto"
-    """`cpu`, `cuda`, `cuda:1`, `mps`; `auto` takes the accelerator if there is one."""
+    """`cpu`, `cuda`, `cuda:1`, `mps`; `auto` takes the accelerator, if any."""
 
     precision: Literal["auto", "bf16", "float32"] = "auto"
-    """Arithmetic of the backbone; `auto` is bf16 where the accelerator has it, else float32."""
+    """Precision of the forward pass; `auto` is bf16 where the accelerator supports it, else float32."""
 
     seed: int = 0
-    """Decides the weights of `none` and all that a probe draws."""
+    """Decides the weights of `none` and everything random in a probe."""
 
     max_bad_share: float = 0.05
-    """Stop when more than this share of the images cannot be read; those that cannot are left out and listed."""
+    """Stop when more than this share of the images is unreadable; unreadable images are skipped and listed."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "img_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise RequestError(f"{name} is {value}; expected at least 1")
-        if self.num_workers is not None and self.num_workers < 0:
-            raise RequestError(f"num_workers is {self.num_workers}; expected 0 (load in the main process) or more")
-        if not 0 <= self.max_bad_share <= 1:
-            raise RequestError(f"max_bad_share is {self.max_bad_share:g}; expected 0 to 1, such as 0.05")
+        check_positive(self, "batch_size", "img_size")
+        check_workers(self.num_workers)
+        check_bad_share(self.max_bad_share)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeConfig(FeatureConfig):
-    """How well frozen features tell classes apart."""
+    """Method and validation split of a probe."""
 
     method: Literal["knn", "linear"] = "knn"
-    """Nearest neighbours (no training; low by nature for masked image modeling), or linear heads."""
+    """Nearest neighbours (no training; low accuracy for masked image modeling), or linear heads."""
 
     val_data: str | None = None
-    """Validation images. [default: `val/` beside `train/`, a torchvision set's test split, or --val-share]"""
+    """Labelled images to validate on. [default: those in --data (`val/`, a test split), else --val-share of it]"""
 
     val_share: float = 0.1
-    """Share of the images to validate on, by a hash of their path, where there are none apart."""
+    """Share of the images held out for validation if --data has no validation split; chosen by a hash of the path."""
 
     num_labels: int | None = None
-    """Use so many labelled training images only, as even over the classes as possible. [default: all]"""
+    """Number of labelled training images, balanced over the classes as far as possible. [default: all]"""
 
     out: Path = Path("probe.json")
-    """File for the result."""
+    """JSON file to write the result to."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -90,7 +86,9 @@ class ProbeConfig(FeatureConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class EmbedConfig(FeatureConfig):
-    """Features of a folder as a file."""
+    """Output file of the features."""
+
+    RESUMABLE: ClassVar[frozenset[str]] = frozenset({"batch_size", "num_workers", "device", "max_bad_share", "out"})
 
     out: Path = Path("features.parquet")
     """File to write: .parquet (path, label, embedding), or .npy with a .csv of the same name (path, label)."""
@@ -99,7 +97,3 @@ class EmbedConfig(FeatureConfig):
         super().__post_init__()
         if self.out.suffix not in (".parquet", ".npy"):
             raise RequestError(f"out is {self.out}; expected a name that ends in .parquet or .npy")
-
-
-# What may change when an embedding goes on: it decides how fast, not what comes out.
-RESUMABLE = frozenset({"batch_size", "num_workers", "device", "max_bad_share", "out"})

@@ -1,4 +1,4 @@
-"""Which tar shards `--data` names: one file, a pattern, or a directory of nothing else."""
+"""Tar shards by name: one file, a pattern such as {000..127}.tar, or a directory that holds only shards."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _UNPACKERS = {"gz": "gunzip", "tgz": "gunzip", "bz2": "bunzip2", "xz": "unxz", "
 _MAX_SHARDS = 1_000_000
 
 
-def name_shards(data: str) -> list[Path] | None:
-    """The shards that `--data` names; None if it names none.
+def find_shards(data: str) -> list[Path] | None:
+    """Find the shards that `--data` names; None if it names something else.
 
-    It may be one .tar, a pattern of them with {000..127}, {a,b}, *, ? or [], or a directory that holds
-    .tar files and neither images nor folders.
+    It may be one .tar, a pattern with {000..127}, {a,b}, *, ? or [], or a directory that holds .tar files and
+    neither images nor folders.
 
     Raises:
-        RequestError: A pattern that matches nothing, a shard that is missing, or compressed ones.
+        RequestError: A pattern matches nothing, a shard is missing, or the shards are compressed.
     """
     path = Path(data).expanduser()
     if path.is_dir():
@@ -37,7 +37,7 @@ def name_shards(data: str) -> list[Path] | None:
         return [path]
     names = _expand(str(path), data)
     if names == [str(path)] and not glob.has_magic(data):
-        return None  # one plain name; that there is no such file is said elsewhere
+        return None  # a plain name: `open_source` reports the missing file
     paths = [match for name in names for match in _matches(name)]
     if not paths:
         raise RequestError(f"--data {data}: no file matches the pattern; expected .tar shards: correct it")
@@ -70,7 +70,7 @@ def _in_directory(directory: Path) -> list[Path] | None:
 
 
 def _expand(pattern: str, data: str) -> list[str]:
-    """{000..127} and {a,b}, as a shell expands them."""
+    """Expand {000..127} and {a,b} as a shell does."""
     parts = re.split(r"\{([^{}]*)\}", pattern)
     choices: list[list[str]] = []
     for number, part in enumerate(parts):

@@ -1,4 +1,4 @@
-"""torchvision's datasets by name: arrays and files where they can be, so that workers hold no objects."""
+"""torchvision datasets by name, as arrays or files where possible, so that workers hold no Python objects."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qsl
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from fastmim.data.decode import BadImage, one_line, to_rgb
-from fastmim.data.sources.files import Files, PackedNames
+from fastmim.data.sources.files import Files
+from fastmim.data.sources.index import NameTable
+from fastmim.data.sources.source import ByPosition, NoSuchSplit, Source
 from fastmim.errors import RequestError
 
-if TYPE_CHECKING:
-    from fastmim.data.sources import Source
+OPTIONS = ("split", "root")
 
-# Sets that are published as MNIST's four IDX files, and their folder under Debian's /usr/share/datasets.
+# Datasets published as MNIST's four IDX files, and their folders under Debian's /usr/share/datasets.
 _IDX_SETS = {"MNIST": "mnist", "FashionMNIST": "fashion-mnist", "KMNIST": "kmnist"}
 _DEBIAN = Path("/usr/share/datasets")
 _TIMEOUT_S = 30.0
 
 
 @dataclass(frozen=True, eq=False)
-class Arrays:
-    """Decoded images of one size."""
+class Arrays(ByPosition):
+    """Decoded images of one size, in memory."""
 
     origin: str
     images: np.ndarray
@@ -53,7 +53,7 @@ class Arrays:
 
 
 @dataclass(frozen=True, eq=False)
-class Pictures:
+class Pictures(ByPosition):
     """A torchvision dataset that opens its own files."""
 
     origin: str
@@ -74,21 +74,22 @@ class Pictures:
         return f"{self.origin}#{index}"
 
 
-def open_torchvision(request: str, *, origin: str, cache_dir: Path) -> Source:
-    """Open "NAME?split=test&root=/path"; split is train unless said, or the dataset's own default.
+def open_torchvision(name: str, options: Mapping[str, str], *, origin: str, cache_dir: Path) -> Source:
+    """Open a dataset from its files, or download it.
 
-    Files are taken from the root (default `cache_dir`/torchvision) or, for the MNIST family, from the
-    system's datasets; what is not there is downloaded.
+    Args:
+        name: The dataset's class, such as "CIFAR10".
+        options: "split", by default train or the dataset's own default, and "root", the folder of its files, by
+            default `cache_dir`/torchvision and, for the MNIST family, the system's datasets.
+        origin: The `--data` that the user wrote.
+        cache_dir: For downloads.
 
     Raises:
-        RequestError: Unknown dataset, split or parameter, or the files are neither here nor to be had.
+        RequestError: The dataset is unknown, or its files are missing and cannot be downloaded.
+        NoSuchSplit: The dataset has no such split.
     """
-    from torchvision import datasets  # over a second, which other sources need not wait for
+    from torchvision import datasets  # takes over a second, which other sources are spared
 
-    name, _, query = request.partition("?")
-    options = dict(parse_qsl(query, keep_blank_values=True))
-    if unknown := options.keys() - {"split", "root"}:
-        raise RequestError(f"--data {origin}: {unknown.pop()!r} is not an option; expected split=... or root=...")
     dataset = _find(name, datasets)
     arguments = _split_argument(name, dataset, options.get("split"))
     root = Path(options.get("root") or cache_dir / "torchvision").expanduser()
@@ -103,7 +104,7 @@ def open_torchvision(request: str, *, origin: str, cache_dir: Path) -> Source:
 
 
 def _find(name: str, datasets: Any) -> Any:
-    """The dataset class of that name."""
+    """Find the dataset class of that name."""
     classes = {key: getattr(datasets, key) for key in datasets.__all__}
     usable = {}
     for key, dataset in classes.items():
@@ -121,23 +122,23 @@ def _find(name: str, datasets: Any) -> Any:
 
 
 def _split_argument(name: str, dataset: Any, split: str | None) -> dict[str, Any]:
-    """train or test -> the argument by which this dataset tells its splits apart."""
+    """Turn a split into the argument by which this dataset selects it."""
     parameters = inspect.signature(dataset).parameters
     if "train" in parameters:
         if split not in (None, "train", "test"):
-            raise RequestError(f"{name} has no split {split!r}; expected train or test")
+            raise NoSuchSplit(f"{name} has no split {split!r}; expected train or test")
         return {"train": split != "test"}
     for argument in ("split", "image_set"):
         if argument in parameters:
             required = parameters[argument].default is inspect.Parameter.empty
             return {argument: split or "train"} if split or required else {}
     if split:
-        raise RequestError(f"{name} has no splits; leave out split={split}")
+        raise NoSuchSplit(f"{name} has no splits; leave out split={split}")
     return {}
 
 
 def _build(name: str, dataset: Any, root: Path, arguments: Mapping[str, Any]) -> Any:
-    """The dataset from local files, or else downloaded."""
+    """Build the dataset from local files, or else download it."""
     from torchvision.datasets import MNIST
 
     can_download = "download" in inspect.signature(dataset).parameters or issubclass(dataset, MNIST)
@@ -150,7 +151,8 @@ def _build(name: str, dataset: Any, root: Path, arguments: Mapping[str, Any]) ->
         except (RuntimeError, OSError) as error:
             reason = one_line(error)
         except (ValueError, ImportError) as error:
-            raise RequestError(f"torchvision://{name}: {one_line(error)}") from None
+            kind = NoSuchSplit if "for argument split" in str(error) else RequestError  # torchvision raises ValueError
+            raise kind(f"torchvision://{name}: {one_line(error)}") from None
     tried = "could not be downloaded" if can_download else "cannot be downloaded by torchvision"
     raise RequestError(f"{name} is not in {root} and {tried} ({reason}); {_remedy(name, dataset, root)}")
 
@@ -168,7 +170,7 @@ def _remedy(name: str, dataset: Any, root: Path) -> str:
 
 @contextmanager
 def _timeout(seconds: float) -> Iterator[None]:
-    """torchvision's downloads wait for ever by default."""
+    """Limit torchvision's downloads, which by default wait for ever."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(seconds)
     try:
@@ -185,7 +187,7 @@ def _as_source(dataset: Any, origin: str) -> Source:
         classes = None
     samples = getattr(dataset, "samples", None)
     if samples and isinstance(samples[0], tuple) and Path(str(samples[0][0])).is_file():
-        paths = PackedNames.pack([os.fsencode(Path(path).absolute()) for path, _ in samples])
+        paths = NameTable.build([os.fsencode(Path(path).absolute()) for path, _ in samples])
         return Files(origin, "", paths, labels, classes)
     first = dataset[0][0]
     if not isinstance(first, Image.Image):
@@ -205,10 +207,10 @@ def _labels(dataset: Any) -> np.ndarray | None:
 
 
 def _image_array(data: Any, first: np.ndarray, num_images: int) -> np.ndarray | None:
-    """The dataset's pixels as (N, H, W) or (N, H, W, 3), if it holds such an array.
+    """The dataset's pixels as (N, H, W) or (N, H, W, C), if it holds them in one array.
 
-    Some keep channels before rows, or rows and columns exchanged; the arrangement that shows the first
-    image as the dataset itself gives it is right.
+    Some store channels before rows, or swap rows and columns; the right order is the one that reproduces the
+    first image as the dataset itself returns it.
     """
     images = np.asarray(data) if hasattr(data, "shape") else None
     if images is None or images.dtype != np.uint8 or len(images) != num_images:
@@ -220,10 +222,10 @@ def _image_array(data: Any, first: np.ndarray, num_images: int) -> np.ndarray | 
 
 
 def _find_idx(name: str, root: Path, *, train: bool) -> tuple[Path, Path] | None:
-    """The images' and the labels' file."""
+    """Find the file of images and the file of labels."""
     part = "train" if train else "t10k"
     for folder in (root, root / name / "raw", root / name, root / "raw", _DEBIAN / _IDX_SETS[name]):
-        for dot in "-.":  # both spellings are handed around
+        for dot in "-.":  # both spellings are in circulation
             stems = (folder / f"{part}-images{dot}idx3-ubyte", folder / f"{part}-labels{dot}idx1-ubyte")
             files = [next((p for p in (stem, Path(f"{stem}.gz")) if p.is_file()), None) for stem in stems]
             if files[0] and files[1]:
@@ -232,9 +234,9 @@ def _find_idx(name: str, root: Path, *, train: bool) -> tuple[Path, Path] | None
 
 
 def _read_idx(path: Path) -> np.ndarray:
-    """An IDX file of unsigned bytes, gzipped or not, as LeCun's MNIST page describes it.
+    """Read an IDX file of unsigned bytes, gzipped or not, as LeCun's MNIST page describes it.
 
-    Two zeros, the type (8 = uint8), the number of axes, each axis as a big-endian 32-bit number, the data.
+    Two zeros, the type (8 = uint8), the number of axes, the length of each as a big-endian 32-bit number, the data.
     """
     try:
         data = path.read_bytes()
@@ -245,5 +247,5 @@ def _read_idx(path: Path) -> np.ndarray:
     start = 4 + 4 * num_axes
     shape = [int.from_bytes(data[at : at + 4]) for at in range(4, start, 4)]
     if not num_axes or len(data) - start != math.prod(shape):
-        raise RequestError(f"{path} is no whole IDX file of bytes; fetch it again")
+        raise RequestError(f"{path} is not a complete IDX file of bytes; fetch it again")
     return np.frombuffer(data, dtype=np.uint8, offset=start).reshape(shape)

@@ -1,8 +1,7 @@
-"""Tar shards with WebDataset's naming: indexed once by their headers, then read by offset, never extracted."""
+"""Tar shards in WebDataset's naming: indexed once by their headers, then read by offset, never extracted."""
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import time
@@ -18,34 +17,34 @@ from pathlib import Path
 import numpy as np
 
 from fastmim.data.decode import image_extensions
-from fastmim.data.sources import index_cache
-from fastmim.data.sources.files import PackedNames
-from fastmim.data.sources.tar import CUT_SHORT, Member, TarDamage, members
+from fastmim.data.sources import index as indices
+from fastmim.data.sources.index import NameTable
+from fastmim.data.sources.source import ByPosition
+from fastmim.data.sources.tar_headers import TRUNCATED, Member, TarDamage, members
 from fastmim.errors import RequestError
 
 _FORMAT = 1
-_SETTLED_NS = 2_000_000_000  # a shard that changed just now may change again without its time showing it
 _MAX_OPEN = 128  # shards that a process keeps open
-_NUM_THREADS = 8  # an index waits for the disk or the network, a header at a time
+_NUM_THREADS = 8  # indexing waits for the disk or the network at every header
 
 
 @dataclass(frozen=True, eq=False)
-class Shards:
+class Shards(ByPosition):
     """Encoded images in tars."""
 
     origin: str
-    paths: PackedNames
+    paths: NameTable
     """The shards."""
     stamps: np.ndarray
-    """(number of shards, 2) int64, size in bytes and modification time in ns, as they were indexed."""
-    members: PackedNames
+    """(number of shards, 2) int64, size in bytes and modification time in ns when indexed."""
+    members: NameTable
     """The images' names within their shards."""
     shard: np.ndarray
     """(N,) int32, positions in `paths`."""
     offsets: np.ndarray
-    """(N,) int64, of an image's first byte."""
+    """(N,) int64, the position of each image's first byte in its shard."""
     lengths: np.ndarray
-    """(N,) int64, in bytes."""
+    """(N,) int64, the size of each image in bytes."""
     labels: np.ndarray | None = None
     classes: list[str] | None = None
 
@@ -62,7 +61,7 @@ class Shards:
 
 
 class _Opened:
-    """A file descriptor that is closed with its last user. Processes may share it: `pread` has no position."""
+    """A file descriptor that closes with its last reference. Processes may share it: `pread` keeps no position."""
 
     def __init__(self, path: bytes) -> None:
         self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -82,22 +81,21 @@ def _open(path: bytes, size: int, modified: int) -> _Opened:
 
 
 def open_shards(paths: Sequence[Path], *, origin: str, cache_dir: Path) -> Shards:
-    """Index shards, or take the index of an earlier start while no shard has changed.
+    """Index shards, or load the cached index if no shard has changed.
 
-    Images are the files whose names end like one of Pillow's picture formats. The key of "set/0001.rgb.jpg" is
-    "set/0001"; "set/0001.cls" in the same shard holds its label, an integer as text. Of a shard that is cut
-    short the images before the cut are used, with a warning.
+    Images are the members whose extension belongs to one of Pillow's image formats. The label of
+    "set/0001.rgb.jpg" is in "set/0001.cls" in the same shard, an integer as text. A truncated shard yields the
+    images before the damage, with a warning.
 
     Raises:
-        RequestError: A shard cannot be read or is no tar, a label is no integer or is missing where others have
-            one, or there are no images.
+        RequestError: A shard cannot be read or is not a tar, a label is not an integer, only some images have
+            labels, or there are no images.
     """
     stats = [_stat(path, origin) for path in paths]
     stamps = np.array([(s.st_size, s.st_mtime_ns) for s in stats], dtype=np.int64).reshape(-1, 2)
     names = [os.fsencode(path.absolute()) for path in paths]
-    known = repr((_FORMAT, sorted(image_extensions()), names, stamps.tolist()))
-    cached = cache_dir / "shards" / f"{hashlib.sha256(known.encode()).hexdigest()[:32]}.npz"
-    index = _load(cached)
+    cached = indices.cache_path(cache_dir / "shards", _FORMAT, sorted(image_extensions()), names, stamps.tolist())
+    index = indices.load(_Index, cached)
     if index is None:
         started = time.time_ns()
         with ThreadPoolExecutor(_NUM_THREADS) as pool:
@@ -105,44 +103,43 @@ def open_shards(paths: Sequence[Path], *, origin: str, cache_dir: Path) -> Shard
         index = _join(found)
         if not len(index.members):
             raise RequestError(_nothing_found(origin, found))
-        if stamps[:, 1].max() < started - _SETTLED_NS:
-            _save(index, cached)
+        indices.save(index, cached, changed=stamps[:, 1].max(), started=started)
     for damage in index.damages:
         warnings.warn(os.fsdecode(damage), stacklevel=3)
     labels, classes = None, None
     if len(index.labels):
         distinct, labels = np.unique(index.labels, return_inverse=True)
         classes = [str(number) for number in distinct.tolist()]
-    packed = PackedNames.pack(names)
-    return Shards(origin, packed, stamps, index.members, index.shard, index.offsets, index.lengths, labels, classes)
+    table = NameTable.build(names)
+    return Shards(origin, table, stamps, index.members, index.shard, index.offsets, index.lengths, labels, classes)
 
 
 @dataclass(frozen=True, eq=False)
 class _Index:
-    members: PackedNames
-    damages: PackedNames
-    """What is to be said of damaged shards."""
+    members: NameTable
+    damages: NameTable
+    """A warning for each damaged shard."""
     shard: np.ndarray
     offsets: np.ndarray
     lengths: np.ndarray
     labels: np.ndarray
-    """(N,) int64 as they are written in the shards; (0,) if there are none."""
+    """(N,) int64, as written in the shards; (0,) if there are none."""
 
 
 @dataclass(frozen=True, eq=False)
 class _Found:
-    """What one shard holds."""
+    """The contents of one shard."""
 
     path: Path
-    names: PackedNames
+    names: NameTable
     places: np.ndarray
     """(n, 2) int64, offset and length of each image."""
     labels: np.ndarray
-    """(n,) int64, 0 where there is none."""
+    """(n,) int64, 0 for an image without a label."""
     has_label: np.ndarray
     """(n,) bool."""
     others: Counter[str]
-    """Files that are no images, by their ending."""
+    """Files that are not images, by extension."""
     damage: str
 
     def __len__(self) -> int:
@@ -160,7 +157,7 @@ def _index_shard(path: Path) -> _Found:
         try:
             for member in members(opened.fd):
                 key, ending = _parts(member.name)
-                if key.endswith(b"/"):  # a hidden file, such as macOS adds to its tars
+                if key.endswith(b"/"):  # a hidden file, such as macOS adds to tars
                     continue
                 if ending in endings:
                     images.append(member)
@@ -170,9 +167,9 @@ def _index_shard(path: Path) -> _Found:
                 else:
                     others[os.fsdecode(ending)] += 1
         except TarDamage as error:
-            if not error.position and str(error) != CUT_SHORT:
+            if not error.position and str(error) != TRUNCATED:
                 zipped = os.pread(opened.fd, 2, 0) == b"\x1f\x8b"
-                advice = "it is gzipped: gunzip it first" if zipped else "make it again with tar"
+                advice = "it is gzipped: gunzip it first" if zipped else "recreate it with tar"
                 raise RequestError(f"the shard {path} is not a tar ({error}); {advice}") from None
             damage = f"{error} at byte {error.position:,}"
     except OSError as error:
@@ -180,7 +177,7 @@ def _index_shard(path: Path) -> _Found:
     labels = [classes.get(_parts(image.name)[0]) for image in images]
     return _Found(
         path=path,
-        names=PackedNames.pack([image.name for image in images]),
+        names=NameTable.build([image.name for image in images]),
         places=np.array([image[1:] for image in images], dtype=np.int64).reshape(-1, 2),
         labels=np.array([label or 0 for label in labels], dtype=np.int64),
         has_label=np.array([label is not None for label in labels], dtype=bool),
@@ -206,18 +203,18 @@ def _label(text: bytes, path: Path, member: bytes) -> int:
 
 
 def _join(found: Sequence[_Found]) -> _Index:
-    """One index of all shards; RequestError if some images have labels and others have none."""
+    """Join all shards into one index; RequestError if only some images have labels."""
     has_label = np.concatenate([shard.has_label for shard in found])
     if has_label.any() and not has_label.all():
         shard = next(shard for shard in found if not shard.has_label.all())
         name = os.fsdecode(shard.names[int(shard.has_label.argmin())])
         raise RequestError(
             f"{(~has_label).sum():,} of {len(has_label):,} images have no label, the first is {shard.path}#{name}; "
-            f"expected a .cls beside every image or beside none: add those that are missing, or leave the labels out"
+            f"expected a .cls beside every image or beside none: add the missing ones, or remove all"
         )
     damages = [
-        f"the shard {shard.path} is damaged ({shard.damage}): only the {len(shard):,} images before that are used; "
-        f"fetch it again"
+        f"the shard {shard.path} is damaged ({shard.damage}): only the {len(shard):,} images before the damage are "
+        f"used; fetch it again"
         for shard in found
         if shard.damage
     ]
@@ -226,27 +223,13 @@ def _join(found: Sequence[_Found]) -> _Index:
     ends = [shard.names.ends + start for shard, start in zip(found, starts, strict=False)]
     places = np.concatenate([shard.places for shard in found])
     return _Index(
-        members=PackedNames(b"".join(shard.names.blob for shard in found), np.concatenate(ends)),
-        damages=PackedNames.pack([os.fsencode(damage) for damage in damages]),
+        members=NameTable(b"".join(shard.names.blob for shard in found), np.concatenate(ends)),
+        damages=NameTable.build([os.fsencode(damage) for damage in damages]),
         shard=np.repeat(np.arange(len(found), dtype=np.int32), sizes),
         offsets=places[:, 0].copy(),
         lengths=places[:, 1].copy(),
         labels=np.concatenate([shard.labels for shard in found])[has_label],
     )
-
-
-_NAMES = ("members", "damages")
-_NUMBERS = ("shard", "offsets", "lengths", "labels")
-
-
-def _save(index: _Index, path: Path) -> None:
-    names, numbers = ({name: getattr(index, name) for name in group} for group in (_NAMES, _NUMBERS))
-    index_cache.save(path, names, numbers)
-
-
-def _load(path: Path) -> _Index | None:
-    found = index_cache.load(path, _NAMES, _NUMBERS)
-    return _Index(**found) if found else None
 
 
 def _stat(path: Path, origin: str) -> os.stat_result:
@@ -258,8 +241,7 @@ def _stat(path: Path, origin: str) -> os.stat_result:
 
 def _nothing_found(origin: str, found: Sequence[_Found]) -> str:
     others: Counter[str] = sum((shard.others for shard in found), Counter())
-    most = sorted(others.items(), key=lambda item: (-item[1], item[0]))[:5]
-    seen = ", ".join(f"{ending or 'no ending'} {count:,}" for ending, count in most) or "none"
+    seen = indices.list_endings(others) or "none"
     damage = next((f"; {shard.path}: {shard.damage}" for shard in found if shard.damage), "")
     return (
         f"no images in the {len(found):,} shards of {origin} (files: {seen}{damage}); expected members such as "

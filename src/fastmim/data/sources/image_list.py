@@ -1,4 +1,4 @@
-"""Text lists that name images, with labels or without."""
+"""Text files that list images, with or without labels."""
 
 from __future__ import annotations
 
@@ -10,25 +10,24 @@ from pathlib import Path
 import numpy as np
 
 from fastmim.data.decode import image_extensions
-from fastmim.data.sources.files import Files, PackedNames
+from fastmim.data.sources.files import Files
+from fastmim.data.sources.index import NameTable
 from fastmim.errors import RequestError
 
 _HEADERS = {"path", "file", "filename", "file_name", "filepath", "image", "image_path"}
-
-
 _NUM_PROBED = 16
 
 
 def read_list(path: Path, *, origin: str) -> Files:
-    """Open a text file that names images.
+    """Open a text file that lists images.
 
-    One image a row: its path, relative to the list's folder, then optionally a label (a name or a
+    Each row holds one image: its path, relative to the list's folder, and optionally a label (a name or a
     number) after a comma (.csv), a tab (.tsv, .txt), or a space if every row of a .txt reads
-    "image.ext number". A header row "path" or "path,label" is passed over. A file that is missing counts
-    as an unreadable image when its turn comes.
+    "image.ext number". A header row "path" or "path,label" is skipped. A missing file counts as an unreadable
+    image when it is read.
 
     Raises:
-        RequestError: The list is empty or its rows make no sense, or none of its first files exists.
+        RequestError: The list is empty, its rows do not match, or none of 16 probed files exists.
     """
     try:
         text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
@@ -47,11 +46,11 @@ def read_list(path: Path, *, origin: str) -> Files:
             )
     labels, classes = _labels([row[1] for row in rows]) if len(rows[0]) == 2 else (None, None)
     root = path.absolute().parent
-    files = Files(origin, str(root), PackedNames.pack([os.fsencode(row[0]) for row in rows]), labels, classes)
+    files = Files(origin, str(root), NameTable.build([os.fsencode(row[0]) for row in rows]), labels, classes)
     probed = range(0, len(files), -(-len(files) // _NUM_PROBED))
     if not any(Path(files.name(index)).exists() for index in probed):
         raise RequestError(
-            f"{origin}: no such file: {rows[0][0]} (nor the others that were looked for); "
+            f"{origin}: no such file: {rows[0][0]} (nor any other that was checked); "
             f"paths are taken relative to the list's folder, {root}"
         )
     return files
@@ -64,8 +63,8 @@ def _rows(text: str, suffix: str) -> list[list[str]]:
         return [[cell.strip() for cell in row] for row in rows]
     if any("\t" in line for line in lines):
         return [[cell.strip() for cell in line.split("\t")] for line in lines]
-    # "n01440764/x.JPEG 0", as ImageNet's lists are written. Spaces are common in paths, so this is only
-    # believed if all rows have this form.
+    # "n01440764/x.JPEG 0", as in ImageNet's lists. Spaces are common in paths, so the number only counts as a
+    # label if all rows have this form.
     ends = "|".join(re.escape(end) for end in image_extensions())
     numbered = [re.fullmatch(rf"(.+(?:{ends}))\s+(\d+)", line.strip(), re.IGNORECASE) for line in lines]
     return [
@@ -75,7 +74,7 @@ def _rows(text: str, suffix: str) -> list[list[str]]:
 
 
 def _labels(names: list[str]) -> tuple[np.ndarray, list[str]]:
-    """Class names -> (N,) int64 and the distinct names, sorted, as numbers where all are numbers."""
+    """Class names -> (N,) int64 and the distinct names, sorted as numbers if all are numbers."""
     distinct = set(names)
     classes = sorted(distinct, key=int) if all(name.isdecimal() for name in distinct) else sorted(distinct)
     number = {name: position for position, name in enumerate(classes)}

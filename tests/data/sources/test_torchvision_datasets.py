@@ -1,4 +1,4 @@
-"""torchvision:// from local files of every kind, and what is said where there are none."""
+"""torchvision:// on local files of every kind, and the messages for missing ones."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from PIL import Image
 from torchvision import datasets
 
 from fastmim.data.decode import BadImage
-from fastmim.data.sources import open_source, torchvision_sets
+from fastmim.data.sources import open_source, torchvision_datasets
+from fastmim.data.sources.source import NoSuchSplit
 from fastmim.errors import RequestError
 from pictures import encode, photograph
 
@@ -26,7 +27,7 @@ LABELS = np.array([3, 1, 4, 1, 5], dtype=np.uint8)
 
 
 def idx(values: np.ndarray) -> bytes:
-    """The format of yann.lecun.com/exdb/mnist: magic number, axes, bytes."""
+    """Encode in the format of yann.lecun.com/exdb/mnist: magic number, axes, bytes."""
     return struct.pack(f">{1 + values.ndim}I", 0x0800 + values.ndim, *values.shape) + values.tobytes()
 
 
@@ -39,18 +40,18 @@ def write_idx(folder: Path, *, part: str = "train", zipped: bool = False, dot: s
 
 @pytest.fixture(autouse=True)
 def nothing_around(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No network, and none of this machine's own datasets."""
+    """Turn off the network, and hide this machine's own datasets."""
 
     def refuse(*args: object, **options: object) -> None:
         raise URLError("no network")
 
     monkeypatch.setattr(urllib.request, "urlopen", refuse)
-    monkeypatch.setattr(torchvision_sets, "_DEBIAN", tmp_path / "debian")
+    monkeypatch.setattr(torchvision_datasets, "_DEBIAN", tmp_path / "debian")
 
 
 @pytest.mark.parametrize("zipped", [False, True])
 @pytest.mark.parametrize("place", ["{root}", "{root}/FashionMNIST/raw", "{root}/raw", "{tmp}/debian/fashion-mnist"])
-def test_idx_files_are_found_where_they_are(tmp_path: Path, place: str, zipped: bool) -> None:
+def test_idx_files_are_found_in_all_usual_folders(tmp_path: Path, place: str, zipped: bool) -> None:
     root = tmp_path / "root"
     write_idx(Path(place.format(root=root, tmp=tmp_path)), zipped=zipped)
     source = open_source(f"torchvision://FashionMNIST?root={root}")
@@ -76,11 +77,13 @@ def test_both_spellings_both_splits_and_the_cache_directory(tmp_path: Path) -> N
 def test_a_broken_idx_file_is_named(tmp_path: Path, content: bytes) -> None:
     write_idx(tmp_path)
     (tmp_path / "train-images-idx3-ubyte").write_bytes(content)
-    with pytest.raises(RequestError, match=r"train-images-idx3-ubyte is no whole IDX file of bytes; fetch it again"):
+    with pytest.raises(
+        RequestError, match=r"train-images-idx3-ubyte is not a complete IDX file of bytes; fetch it again"
+    ):
         open_source(f"torchvision://MNIST?root={tmp_path}")
 
 
-def test_a_cut_gzip_file_is_named(tmp_path: Path) -> None:
+def test_a_truncated_gzip_file_is_named(tmp_path: Path) -> None:
     write_idx(tmp_path, zipped=True)
     path = tmp_path / "train-images-idx3-ubyte.gz"
     path.write_bytes(path.read_bytes()[:-9])
@@ -107,7 +110,7 @@ def test_a_dataset_of_files_becomes_a_list_of_files(tmp_path: Path) -> None:
 
 
 class Stored:
-    """A dataset that keeps its pixels as `layout` says, and gives Pillow pictures."""
+    """A dataset that stores its pixels in the given layout, and returns Pillow images."""
 
     layout: Any = staticmethod(lambda images: images)
     images = np.random.default_rng(0).integers(0, 256, (5, 4, 6, 3), dtype=np.uint8)
@@ -137,7 +140,7 @@ def register(monkeypatch: pytest.MonkeyPatch, dataset: type) -> str:
         lambda images: images.transpose(0, 3, 1, 2),  # SVHN
         lambda images: images.transpose(0, 3, 2, 1),
         lambda images: torch.from_numpy(images),
-        lambda images: images.astype(np.float32),  # no uint8: the dataset opens its own
+        lambda images: images.astype(np.float32),  # not uint8: the dataset decodes each image itself
         lambda images: None,
     ],
 )
@@ -149,7 +152,7 @@ def test_pixels_in_memory_are_used_in_any_layout(layout: Any, monkeypatch: pytes
     assert source.classes == ["a", "b"] and source.name(1) == "torchvision://Fake#1"
 
 
-def test_a_picture_that_its_dataset_cannot_open_is_a_bad_image(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_that_its_dataset_cannot_open_is_a_bad_image(monkeypatch: pytest.MonkeyPatch) -> None:
     class Broken(Stored):
         layout = staticmethod(lambda images: None)
 
@@ -164,7 +167,7 @@ def test_a_picture_that_its_dataset_cannot_open_is_a_bad_image(monkeypatch: pyte
         source.read(1)
 
 
-def test_targets_that_are_no_classes_are_no_labels(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_targets_that_are_not_classes_are_not_labels(monkeypatch: pytest.MonkeyPatch) -> None:
     class Unlabelled(Stored):
         def __init__(self, root: str) -> None:
             super().__init__(root)
@@ -183,18 +186,18 @@ def test_a_dataset_without_images_is_refused(monkeypatch: pytest.MonkeyPatch) ->
         open_source(register(monkeypatch, Sound))
 
 
-def test_the_defaults_own_split_is_used_unless_one_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
+def test_the_datasets_default_split_is_used_unless_one_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = []
 
     class Splits(Stored):
         def __init__(self, root: str, image_set: str = "trainval") -> None:
-            asked.append(image_set)
+            opened.append(image_set)
             super().__init__(root)
 
     data = register(monkeypatch, Splits)
     open_source(data)
     open_source(data + "?split=val")
-    assert asked == ["trainval", "val"]
+    assert opened == ["trainval", "val"]
 
 
 @pytest.mark.parametrize(
@@ -216,6 +219,12 @@ def test_wrong_requests(data: str, message: str, tmp_path: Path) -> None:
         open_source(data, cache_dir=tmp_path)
 
 
+@pytest.mark.parametrize("named", ["CIFAR10?split=val", "Caltech101?split=test", "STL10?split=val"])
+def test_a_missing_split_has_an_error_of_its_own(named: str, tmp_path: Path) -> None:
+    with pytest.raises(NoSuchSplit):
+        open_source(f"torchvision://{named}", cache_dir=tmp_path)
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
@@ -235,7 +244,7 @@ def test_without_files_and_network_the_message_says_what_to_fetch(name: str, mes
 
 def test_the_fashion_mnist_that_debian_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    if not torchvision_sets._DEBIAN.joinpath("fashion-mnist").is_dir():
+    if not torchvision_datasets._DEBIAN.joinpath("fashion-mnist").is_dir():
         pytest.skip("the package dataset-fashion-mnist is not installed")
     train, test = (
         open_source(f"torchvision://FashionMNIST?split={split}&root=/nowhere") for split in ("train", "test")

@@ -1,4 +1,4 @@
-"""Tar shards: what tarfile and tar write is found, nothing is extracted, and damage is named."""
+"""Tar shards: members written by tarfile and tar are found, nothing is extracted, and damage is reported."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ import fastmim
 from conftest import SMALL
 from fastmim.data.labelled import open_labelled
 from fastmim.data.loader import load
-from fastmim.data.sources import Source, open_source, shards
+from fastmim.data.sources import Source, open_source, tar_shards
 from fastmim.errors import RequestError
 from pictures import encode, photograph
 
@@ -50,7 +50,7 @@ def three(tmp_path: Path) -> Path:
     return tmp_path / "shards"
 
 
-def test_nothing_leaves_a_shard_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_extracted_to_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     place = tmp_path / "in" / "here"
     hostile = [f"{tmp_path}/absolute.jpg", "../escape.jpg", "a/../../../up.png", "./plain.jpg"]
     path = write(place / "x.tar", [(name, PICTURES[0]) for name in hostile])
@@ -69,7 +69,7 @@ def short_names(source: Source) -> list[str]:
     return [name.rpartition("/")[2] if "#" not in name else name.rpartition("#")[2] for name in names(source)]
 
 
-# What tar programs write
+# Tar formats
 
 
 @pytest.mark.parametrize("file_format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
@@ -87,7 +87,7 @@ def test_all_formats_that_tarfile_writes(tmp_path: Path, file_format: int) -> No
             assert source.read(index) == tar.extractfile(member).read() == PICTURES[index]
 
 
-def test_what_gnu_tar_writes(tmp_path: Path) -> None:
+def test_files_of_gnu_tar(tmp_path: Path) -> None:
     program = shutil.which("tar")
     if program is None:
         pytest.skip("no tar program")
@@ -98,7 +98,7 @@ def test_what_gnu_tar_writes(tmp_path: Path) -> None:
     (folder / "link.jpg").symlink_to("cats/1.jpg")
     (folder / "hard.jpg").hardlink_to(folder / "cats" / "1.jpg")
     os.mkfifo(folder / "pipe.jpg")
-    with (folder / "sparse.jpg").open("wb") as file:  # more pieces than a header has room for
+    with (folder / "sparse.jpg").open("wb") as file:  # more pieces than fit in a header
         for piece in range(12):
             file.seek(piece * 1_000_000)
             file.write(b"piece")
@@ -113,7 +113,7 @@ def test_what_gnu_tar_writes(tmp_path: Path) -> None:
         assert source.read(found["after.jpg"]) == PICTURES[3] and source.read(found["1.jpg"]) == PICTURES[1]
 
 
-def test_other_members_are_passed_over(tmp_path: Path) -> None:
+def test_other_members_are_skipped(tmp_path: Path) -> None:
     members = [("readme.txt", b"x"), ("._0.jpg", b"macOS"), ("0.json", b'{"label": 3}'), ("0.JPG", PICTURES[0])]
     with tarfile.open(write(tmp_path / "a.tar", members), "a") as tar:
         for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE):
@@ -124,7 +124,7 @@ def test_other_members_are_passed_over(tmp_path: Path) -> None:
     assert short_names(source) == ["0.JPG"] and source.labels is None and source.classes is None
 
 
-# Which shards
+# Patterns
 
 
 @pytest.mark.parametrize("pattern", ["{000..002}.tar", "00{0..2}.tar", "00{0,1,2}.tar", "*.tar", "00[0-2].tar", ""])
@@ -146,7 +146,7 @@ def test_braces_as_a_shell_expands_them(tmp_path: Path, monkeypatch: pytest.Monk
     assert short_names(open_source("~/{a,b}-{9..9}.tar")) == ["a-9.tar.jpg", "b-9.tar.jpg"]
 
 
-def test_a_directory_with_images_is_no_directory_of_shards(three: Path, tmp_path: Path) -> None:
+def test_a_directory_with_images_is_not_a_directory_of_shards(three: Path, tmp_path: Path) -> None:
     (three / "sizes.json").write_text("{}")
     assert len(open_source(str(three), cache_dir=tmp_path / "cache")) == 6
     (three / "photo.jpg").write_bytes(PICTURES[0])
@@ -212,7 +212,7 @@ def test_labelled_shards_split(tmp_path: Path) -> None:
 # Damage
 
 
-def test_a_shard_cut_in_the_middle(tmp_path: Path) -> None:
+def test_a_truncated_shard(tmp_path: Path) -> None:
     write(tmp_path / "a.tar", [(f"{n}.jpg", PICTURES[n]) for n in range(3)])
     whole = (tmp_path / "a.tar").read_bytes()
     starts = []
@@ -223,7 +223,7 @@ def test_a_shard_cut_in_the_middle(tmp_path: Path) -> None:
         path = tmp_path / f"cut{number}.tar"
         path.write_bytes(whole[:cut])
         with pytest.warns(
-            UserWarning, match=rf"the shard {path} is damaged \(it is cut short .*: only the {num_whole} images"
+            UserWarning, match=rf"the shard {path} is damaged \(it is truncated .*: only the {num_whole} images"
         ):
             source = open_source(f"{tmp_path}/{{a,cut{number}}}.tar", cache_dir=tmp_path / "cache")
         assert len(source) == 3 + num_whole
@@ -235,7 +235,7 @@ def test_a_shard_cut_in_the_middle(tmp_path: Path) -> None:
         assert len(open_source(str(tmp_path / "broken.tar"))) == 1
 
 
-def test_the_warning_comes_again_from_the_cache(tmp_path: Path) -> None:
+def test_the_warning_is_repeated_from_the_cache(tmp_path: Path) -> None:
     path = write(tmp_path / "a.tar", [(f"{n}.jpg", PICTURES[n]) for n in range(3)])
     path.write_bytes(path.read_bytes()[: len(PICTURES[0]) + 1600])
     os.utime(path, (1e9, 1e9))
@@ -245,7 +245,7 @@ def test_the_warning_comes_again_from_the_cache(tmp_path: Path) -> None:
 
 
 def test_hostile_headers_end_the_walk(tmp_path: Path) -> None:
-    """Sizes that are negative, not numbers or beyond the file; a pax header of a gigabyte."""
+    """Sizes that are negative, not numbers or beyond the file, and a pax header of a gigabyte."""
     first = write(tmp_path / "a.tar", [("0.jpg", PICTURES[0])]).read_bytes()
     first = first[: 512 + -(-len(PICTURES[0]) // 512) * 512]
     for kind, size in (
@@ -263,16 +263,16 @@ def test_hostile_headers_end_the_walk(tmp_path: Path) -> None:
             assert len(open_source(str(tmp_path / "b.tar"), cache_dir=tmp_path / "cache")) == 1
 
 
-def test_what_is_no_tar(tmp_path: Path) -> None:
+def test_files_that_are_not_tars(tmp_path: Path) -> None:
     (tmp_path / "a.tar").write_bytes(b"no tar at all" * 100)
-    with pytest.raises(RequestError, match=r"the shard .*a.tar is not a tar \(.*\); make it again with tar"):
+    with pytest.raises(RequestError, match=r"the shard .*a.tar is not a tar \(.*\); recreate it with tar"):
         open_source(str(tmp_path / "a.tar"))
     (tmp_path / "b.tar").write_bytes(gzip.compress(os.urandom(2000)))
     with pytest.raises(RequestError, match=r"the shard .*b.tar is not a tar \(.*\); it is gzipped: gunzip it first"):
         open_source(str(tmp_path / "b.tar"))
     (tmp_path / "c.tar").write_bytes(b"")
     with pytest.raises(
-        RequestError, match=r"no images in the 1 shards of .*\(files: none; .*c.tar: it is cut short at byte 0"
+        RequestError, match=r"no images in the 1 shards of .*\(files: none; .*c.tar: it is truncated at byte 0"
     ):
         open_source(str(tmp_path / "c.tar"))
 
@@ -297,21 +297,23 @@ def test_a_shard_that_cannot_be_opened(three: Path, monkeypatch: pytest.MonkeyPa
 # The index and reading
 
 
-def test_the_index_is_kept_while_no_shard_changes(three: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_index_is_cached_while_no_shard_changes(
+    three: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cache = tmp_path / "cache"
     for path in three.iterdir():
         os.utime(path, (1e9, 1e9))
     first = open_source(f"{three}/*.tar", cache_dir=cache)
     walked: list[int] = []
-    walk = shards.members
-    monkeypatch.setattr(shards, "members", lambda fd: (walked.append(fd), walk(fd))[1])
+    walk = tar_shards.members
+    monkeypatch.setattr(tar_shards, "members", lambda fd: (walked.append(fd), walk(fd))[1])
     again = open_source(f"{three}/*.tar", cache_dir=cache)
     assert not walked and names(again) == names(first) and again.read(5) == PICTURES[5]
     assert again.labels is not None and again.labels.tolist() == first.labels.tolist()
     write(three / "001.tar", labelled(0, 4))  # another size and time
     changed = open_source(f"{three}/*.tar", cache_dir=cache)
     assert len(walked) == 3 and len(changed) == 8
-    [kept] = (cache / "shards").iterdir()  # what has just been written is not kept
+    [kept] = (cache / "shards").iterdir()  # an index of shards that have just been written is not cached
     kept.write_bytes(b"damaged")
     os.utime(write(three / "001.tar", labelled(2)), (1e9, 1e9))
     assert names(open_source(f"{three}/*.tar", cache_dir=cache)) == names(first)

@@ -1,0 +1,95 @@
+"""`pretrain`, `recipes`, `backbones` and `visualise`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import fastmim
+from fastmim import recipes
+from fastmim.cli.app import AsFlags, ConfigFile, DryRun, Overwrite, Switch, app, given, status
+from fastmim.errors import DONE
+from fastmim.method.settings import PretrainConfig
+
+
+@app.command
+def pretrain(
+    settings: Annotated[PretrainConfig, AsFlags] | None = None,
+    *,
+    config: ConfigFile = None,
+    overwrite: Overwrite = False,
+    dry_run: DryRun = False,
+) -> int:
+    """Pre-train a backbone by masked image modeling. The same command again resumes."""
+    result = fastmim.pretrain(overwrite=overwrite, dry_run=dry_run, **given(settings, config))
+    return status(result, f"at step {result.step} of {result.total_steps}", overwrite=overwrite, dry_run=dry_run)
+
+
+@app.command(name="recipes")
+def list_recipes() -> int:
+    """List the published recipes with size, epochs, batch, and the result as published."""
+    print(recipes.describe())
+    return DONE
+
+
+@app.command
+def backbones(
+    pattern: str = "*",
+    *,
+    check: Switch = False,
+    max_parameters: float = 150,
+    img_size: int = 128,
+    out: Path = Path("docs/backbones.md"),
+) -> int:
+    """List the backbones that can be pre-trained, with stride, width and parameters.
+
+    Parameters
+    ----------
+    pattern
+        Names to list, such as 'swin*'.
+    check
+        Build each one, make one training step, and write a table of the successes and of the reasons for failures.
+    max_parameters
+        Largest model to list, in millions of parameters.
+    img_size
+        Image side in pixels.
+    out
+        Table that --check writes; a .jsonl beside it keeps every outcome, so that a later call skips the successes.
+    """
+    from fastmim.studies import survey
+
+    if check:
+        journal = out.with_suffix(".jsonl")
+        return survey.check(pattern, max_parameters=max_parameters * 1e6, img_size=img_size, out=out, journal=journal)
+    return survey.table(pattern, max_parameters=max_parameters * 1e6, img_size=img_size)
+
+
+@app.command
+def visualise(
+    run: Path,
+    *,
+    images: str | None = None,
+    out: Path = Path("reconstructions.png"),
+    num_images: int = 8,
+    seed: int = 0,
+) -> int:
+    """Draw the reconstructions of a pre-training run: image, masked image, target, prediction.
+
+    Parameters
+    ----------
+    run
+        Run directory.
+    images
+        Images to draw, as --data takes them. [default: the run's own]
+    out
+        PNG file to write.
+    num_images
+        Number of images, spread evenly over the source.
+    seed
+        Decides the masks.
+    """
+    from fastmim.method import visualise
+
+    visualise.visualise_run(run, images=images, out=out, num_images=num_images, seed=seed)
+    print(f"wrote {out}")
+    return DONE

@@ -1,0 +1,66 @@
+"""`export` and `convert`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import fastmim
+from fastmim.cli.app import Overwrite, app
+from fastmim.errors import DONE
+
+
+@app.command
+def export(
+    run: Path,
+    *,
+    to: str,
+    out: Path,
+    img_size: int | None = None,
+    overwrite: Overwrite = False,
+) -> int:
+    """Write a run's backbone for other libraries, load it again and compare.
+
+    Parameters
+    ----------
+    run
+        Run directory or weights file.
+    to
+        timm (a directory that timm and transformers load, or one .safetensors file), state-dict (.safetensors),
+        onnx or torch-export (.pt2).
+    out
+        Directory or file to write.
+    img_size
+        Image side in pixels. [default: the architecture's own]
+    """
+    print(fastmim.export(run, to=to, out=out, img_size=img_size, overwrite=overwrite).describe())
+    return DONE
+
+
+@app.command
+def convert(
+    file: Path,
+    *,
+    out: Path,
+    backbone: str | None = None,
+    backbone_args: dict[str, Any] | None = None,
+    overwrite: Overwrite = False,
+) -> int:
+    """Convert another project's checkpoint (FastMIM, MAE, SimMIM, timm) to a weights file, without running its code.
+
+    Parameters
+    ----------
+    file
+        PyTorch pickle or safetensors file.
+    out
+        The .safetensors file to write, for use with `pretrain --init`, `finetune --weights` and other commands.
+    backbone
+        Any timm model. [default: inferred from the tensors]
+    backbone_args
+        Arguments for timm.create_model, such as --backbone-args.depth 4.
+    """
+    args = {name: yaml.safe_load(str(value)) for name, value in (backbone_args or {}).items()}
+    print(fastmim.convert(file, out=out, backbone=backbone, backbone_args=args, overwrite=overwrite).describe())
+    return DONE

@@ -1,0 +1,114 @@
+"""The plan of a run: its config resolved for the data and the machine, durations in steps, every `auto` decided."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from fastmim.data.loader import steps_per_epoch
+from fastmim.data.sources import Source
+from fastmim.errors import RequestError
+from fastmim.system import devices
+from fastmim.training import schedule
+from fastmim.training.schedule import Stage
+from fastmim.training.settings import TrainConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A run in steps, on one device."""
+
+    num_images: int
+    """Training images."""
+    batch_size: int
+    """Images per optimiser step, over all devices."""
+    steps_per_epoch: int
+    total_steps: int
+    warmup_steps: int
+    peak_lr: float
+    stages: list[Stage]
+    device: torch.device
+    bf16: bool
+    """Autocast the forward pass to bfloat16."""
+    compile: bool
+    num_workers: int
+
+    def steps(self, duration: str) -> int:
+        """Convert a duration such as `10%` or `5 epochs` to steps, at least 1."""
+        found = schedule.to_steps(
+            duration,
+            total_steps=self.total_steps,
+            steps_per_epoch=self.steps_per_epoch,
+            batch_size=self.batch_size,
+        )
+        return max(1, found)
+
+    def learning_rate(self, step: int) -> float:
+        """The learning rate of the step about to be made, counted from 0."""
+        return schedule.learning_rate(
+            step, peak=self.peak_lr, warmup_steps=self.warmup_steps, total_steps=self.total_steps
+        )
+
+    def with_stages(self, sizes: Sequence[tuple[int, float]], *, micro_batch: int | None) -> Plan:
+        """Return the plan with the stages of these (image size, share of the run) pairs.
+
+        Args:
+            micro_batch: The most images that the device takes at once at the first size; None for the whole batch.
+        """
+        stages = schedule.plan_stages(
+            sizes, total_steps=self.total_steps, device_batch=self.batch_size, micro_batch=micro_batch
+        )
+        return dataclasses.replace(self, stages=stages)
+
+    def describe(self) -> list[str]:
+        """The lines of the console output that all runs share."""
+        stages = ", ".join(f"{s.size} px for {s.stop - s.start} steps" for s in self.stages)
+        micro = ", ".join(str(self.batch_size // s.accumulation) for s in self.stages)
+        return [
+            f"length    {self.total_steps} steps ({self.total_steps / self.steps_per_epoch:.1f} epochs): {stages}",
+            f"batch     {self.batch_size} images, {micro} at once; peak learning rate {self.peak_lr:.2e}",
+            f"device    {self.device}, {'bf16' if self.bf16 else 'float32'}, "
+            f"{'compiled' if self.compile else 'eager'}, {self.num_workers} data workers",
+        ]
+
+
+def make_plan(
+    config: TrainConfig, source: Source, *, sizes: Sequence[tuple[int, float]], default_epochs: float
+) -> Plan:
+    """Resolve a config for its training images and this machine.
+
+    Args:
+        config: The settings of the run.
+        source: The training images.
+        sizes: (image size, share of the run) of each stage, in order.
+        default_epochs: The length if the config gives none.
+
+    Raises:
+        RequestError: fewer images than one batch, an unavailable device, or more than one process.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise RequestError("WORLD_SIZE is above 1; several processes are not supported yet: start one process")
+    per_epoch = steps_per_epoch(source, config.batch_size)
+    total = config.steps or max(1, round((config.epochs or default_epochs) * per_epoch))
+    warmup = schedule.to_steps(
+        config.warmup, total_steps=total, steps_per_epoch=per_epoch, batch_size=config.batch_size
+    )
+    device = devices.resolve_device(config.device)
+    plan = Plan(
+        num_images=len(source),
+        batch_size=config.batch_size,
+        steps_per_epoch=per_epoch,
+        total_steps=total,
+        warmup_steps=min(total, warmup),
+        peak_lr=config.lr * config.batch_size / 256,
+        stages=[],
+        device=device,
+        bf16=devices.resolve_bf16(config.precision, device),
+        compile=device.type == "cuda" if config.compile is None else config.compile,
+        num_workers=devices.resolve_workers(config.num_workers),
+    )
+    return plan.with_stages(sizes, micro_batch=None if config.micro_batch == "auto" else config.micro_batch)

@@ -1,0 +1,259 @@
+"""A training run of any kind, from request to result: opened, planned, resumed, trained, finished."""
+
+from __future__ import annotations
+
+import functools
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Generic, TypeVar
+
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+from torch.optim import AdamW
+
+from fastmim import config as configs
+from fastmim.data import loader, sources
+from fastmim.data.bad_images import BadImages
+from fastmim.data.sources import Source
+from fastmim.errors import RequestError
+from fastmim.training import checkpoint, run_directory
+from fastmim.training.checkpoint import Checkpoint
+from fastmim.training.logs import Logs
+from fastmim.training.loop import Batch, Periodic, fit, make_forward
+from fastmim.training.micro_batch import largest_micro_batch
+from fastmim.training.plan import make_plan
+from fastmim.training.run_directory import Recipes, RunDirectory
+from fastmim.training.schedule import Stage
+from fastmim.training.settings import TrainConfig
+from fastmim.training.trackers import open_trackers
+
+Config = TypeVar("Config", bound=TrainConfig)
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a run ended."""
+
+    out: Path
+    step: int
+    total_steps: int
+
+    @property
+    def finished(self) -> bool:
+        """False if a signal stopped the run; the same call resumes it."""
+        return self.step == self.total_steps
+
+    @property
+    def weights(self) -> Path:
+        """The trained network, once the run has finished."""
+        return RunDirectory(self.out).weights
+
+
+class Task(ABC, Generic[Config]):
+    """What one kind of run trains, and on what; `launch` does the rest.
+
+    The order of calls: the constructor opens the data and makes the plan, `build` makes the model, `describe` says
+    what will happen, then `loop.fit` trains, and `finish` writes the result.
+    """
+
+    config_class: ClassVar[type[Any]]
+    recipes: ClassVar[Recipes]
+    default_epochs: ClassVar[float]
+
+    model: nn.Module
+    """On the plan's device, once built; forward(**prepare(batch)) returns {"loss": ...}."""
+
+    def __init__(self, config: Config, console: Console) -> None:
+        """Open the data and make the plan.
+
+        Raises:
+            RequestError: the data or the device cannot be had, or there are fewer images than one batch.
+        """
+        self.config, self.console = config, console
+        self.directory = RunDirectory(config.out)
+        self.source = self.open_data()
+        self.plan = make_plan(config, self.source, sizes=self.sizes(), default_epochs=self.default_epochs)
+        say = functools.partial(console.print, soft_wrap=True, markup=False)
+        self.bad_images = BadImages(config.out, num_images=self.num_images, max_share=config.max_bad_share, say=say)
+
+    @abstractmethod
+    def open_data(self) -> Source:
+        """Open the data; the training images."""
+
+    @abstractmethod
+    def sizes(self) -> Sequence[tuple[int, float]]:
+        """(image size, share of the run) of each stage, in order."""
+
+    @abstractmethod
+    def build(self, found: Checkpoint | None) -> None:
+        """Make `model` on the plan's device at the first stage's size; its weights follow if there is a checkpoint.
+
+        Raises:
+            RequestError: the model or its weights cannot be had.
+        """
+
+    @abstractmethod
+    def describe(self) -> list[str]:
+        """What will happen, as lines for the console."""
+
+    @abstractmethod
+    def prepare(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Do the device's half of the augmentation: a batch of the loader -> the arguments of the model."""
+
+    @abstractmethod
+    def build_optimizer(self, model: nn.Module) -> AdamW:
+        """Make the optimiser of a model like `model`."""
+
+    @abstractmethod
+    def facts(self) -> dict[str, Any]:
+        """Facts for the manifests of checkpoints, as JSON types."""
+
+    @abstractmethod
+    def periodic(self, logs: Logs) -> list[Periodic]:
+        """What happens every so many steps during training."""
+
+    @abstractmethod
+    def finish(self, step: int) -> Result:
+        """Write the trained network if the run has finished, and return its result; a signal may have stopped it."""
+
+    def result(self, step: int) -> Result:
+        """The result of a run that has come to this step."""
+        return Result(self.config.out, step, self.plan.total_steps)
+
+    @property
+    def num_images(self) -> int:
+        """Images that the run reads, for the share of unreadable ones."""
+        return len(self.source)
+
+    def transform(self) -> Callable[[Tensor, int], Tensor] | None:
+        """More augmentation in the data workers; see `loader.load`."""
+        return None
+
+    def blank_batch(self, num_images: int) -> Batch:
+        """Make a batch of black images of the first stage's size on the device, to see what fits in its memory."""
+        size, device = self.plan.stages[0].size, self.plan.device
+        keys = torch.zeros(num_images, dtype=torch.int64, device=device)
+        images = torch.zeros(num_images, 3, size, size, dtype=torch.uint8, device=device)
+        return {"images": images, "keys": keys, "labels": keys}
+
+    def check_resumable(self, found: Checkpoint) -> None:
+        """Refuse a checkpoint of other data.
+
+        Raises:
+            RequestError: the data has changed, so the steps left would not be the run's.
+        """
+        if (expected := found.manifest["num_images"]) != len(self.source):
+            raise RequestError(
+                f"data is {self.config.data} with {len(self.source)} images; expected the {expected} that the run in "
+                f"{self.config.out} began with: give it the same images, another --out, or --overwrite"
+            )
+
+    def batches(self, stage: Stage, first_step: int) -> Generator[Batch]:
+        """Yield the micro-batches of a stage from a step on, and report unreadable images."""
+        stream = loader.load(
+            self.source,
+            size=stage.size,
+            seed=self.config.seed,
+            global_batch=self.config.batch_size,
+            first_step=first_step,
+            last_step=stage.stop,
+            accumulation=stage.accumulation,
+            num_workers=self.plan.num_workers,
+            crop_scale=self.config.crop_scale,
+            pin_memory=self.plan.device.type == "cuda",
+            transform=self.transform(),
+        )
+        with closing(stream):
+            for batch in stream:
+                self.bad_images.update(batch.pop("bad"), num_seen=len(batch["keys"]))
+                yield batch
+
+
+def launch(
+    kind: type[Task[Config]], settings: Mapping[str, Any], *, overwrite: bool = False, dry_run: bool = False
+) -> Any:
+    """Run a task from its settings; the same call with the same `out` resumes an interrupted run.
+
+    Args:
+        kind: What to train.
+        settings: Fields of the task's config.
+        overwrite: Delete the run that `out` holds and start from scratch.
+        dry_run: Print the resolved config and the plan, and stop.
+
+    Returns:
+        The task's `Result`.
+
+    Raises:
+        RequestError: the request is wrong.
+        RunError: the run failed.
+    """
+    console = Console(highlight=False)
+    opening = run_directory.opened(
+        kind.config_class,
+        settings,
+        recipes=kind.recipes,
+        overwrite=overwrite,
+        dry_run=dry_run,
+        console=console,
+    )
+    with opening as config:
+        task = kind(config, console)
+        found = None if overwrite else checkpoint.newest(task.directory.checkpoints)
+        if found:
+            task.check_resumable(found)
+        torch.manual_seed(config.seed)
+        task.build(found)
+        if config.micro_batch == "auto":
+            task.plan = task.plan.with_stages(task.sizes(), micro_batch=_largest_micro_batch(task))
+        if dry_run:
+            console.print(configs.to_yaml(config), markup=False, soft_wrap=True)
+        console.print("\n".join(task.describe()), markup=False, soft_wrap=True)
+        if dry_run:
+            return task.result(0)
+        task.directory.prepare(config, overwrite=overwrite)
+        if found:
+            console.print(f"resuming at step {found.step} of {task.plan.total_steps}")
+        return task.finish(_train(task, found))
+
+
+def _largest_micro_batch(task: Task[Any]) -> int:
+    plan, size = task.plan, task.plan.stages[0].size
+    return largest_micro_batch(
+        task.model,
+        make_forward(task.model, task.prepare, plan.device, bf16=plan.bf16, compile=False),
+        task.blank_batch,
+        batch_size=plan.batch_size,
+        img_size=size,
+        device=plan.device,
+    )
+
+
+def _train(task: Task[Any], found: Checkpoint | None) -> int:
+    """Train from a checkpoint or the start; the steps made, all starts together."""
+    config, step = task.config, found.step if found else 0
+    trackers = open_trackers(
+        config.tracker_names(),
+        auto=config.trackers == "auto",
+        out=config.out,
+        settings=configs.to_mapping(config),
+        step=step,
+    )
+    logs = Logs(task.directory, total_steps=task.plan.total_steps, step=step, trackers=trackers, console=task.console)
+    try:
+        step = fit(
+            task,
+            config,
+            task.plan,
+            logs=logs,
+            resume_from=found,
+            faster_data=sources.faster(task.source),
+        )
+        if task.bad_images:
+            logs.say(task.bad_images.describe())
+    finally:
+        logs.close()
+    return step
