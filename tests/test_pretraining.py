@@ -174,6 +174,12 @@ def test_stages_change_the_size_and_nothing_else(tmp_path: Path, photos: Path) -
     assert rates == [json.loads(line)["lr"] for line in lines(pretrain(tmp_path / "one", photos, steps=16).out)]
 
 
+def test_a_stage_of_less_than_a_step_is_left_out(tmp_path: Path, photos: Path) -> None:
+    result = pretrain(tmp_path / "run", photos, stages="32:0.01,48:0.99", steps=4)
+    assert result.finished
+    assert tensors(result.out)["backbone.model.pos_embed"].shape == (1, 37, 48)
+
+
 def test_swin_trains_low_and_loads_high(tmp_path: Path, photos: Path) -> None:
     out = tmp_path / "run"
     pretrain(out, photos, backbone="swin_s3_tiny_224", backbone_args={}, img_size=128, steps=1, batch_size=2)

@@ -70,6 +70,8 @@ class Pretraining(Task[PretrainConfig]):
 
     def build(self, found: Checkpoint | None) -> None:
         self.model = build_model(self.config).to(self.plan.device)
+        if (size := self.plan.stages[0].size) != self.model.backbone.img_size:
+            self.model.set_input_size(size)  # the share of the config's first stage is less than a step
         if self.config.init and self.config.init != "timm" and not found:
             weights.load_into(self.model.backbone, self.config.init)
 

@@ -1,4 +1,4 @@
-"""The adapter over timm families: the map's shape and place, sizes, weights for timm, refusals."""
+"""The timm adapter over all families: shape and extent of the map, sizes, weights for timm, refusals."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fastmim.backbone import Backbone
 from fastmim.errors import RequestError
 
 SHALLOW = {"depths": (1, 1, 2, 1)}
-# name, further arguments (to be quick), width and stride at 128 px
+# name, further arguments (for speed), width and stride at 128 px
 FAMILIES = [
     ("vit_tiny_patch16_224", {}, 192, 16),
     ("deit3_small_patch16_224", {"depth": 2}, 384, 16),
@@ -57,7 +57,7 @@ def test_every_family_gives_one_map_over_the_image(name, args, width, stride):
     assert features.shape == (2, width, grid, grid)
     assert features.isfinite().all()
 
-    # Gradients reach every parameter that asks for one, the stem first of all.
+    # Gradients reach every parameter that requires one, above all the stem.
     features.square().mean().backward()
     trained = [p for p in backbone.parameters() if p.requires_grad]
     assert all(p.grad is not None for p in trained)
@@ -120,7 +120,7 @@ def test_swin_takes_windows_that_fit_the_map():
         assert backbone(torch.randn(1, 3, size, size)).shape[-1] == backbone.grid == size // 32
 
 
-def test_a_window_that_was_asked_for_is_kept_at_the_first_size():
+def test_a_window_given_as_an_argument_is_kept_at_the_first_size():
     backbone = build("swin_tiny_patch4_window7_224", img_size=64, args=SMALL_SWIN | {"patch_size": 2, "window_size": 4})
     assert windows(backbone) == [4, 4, 4, 4]
     assert backbone.grid == 4
@@ -151,7 +151,7 @@ def test_a_new_size_keeps_what_does_not_depend_on_it():
     ],
 )
 def test_a_new_size_is_a_linear_function_of_the_weights(name, args):
-    """So that the moments of an optimiser can go through it in place of the weights."""
+    """So an optimiser's moments can be resampled by the same call."""
     first = build(name, args=args)
     second, both = copy.deepcopy(first), copy.deepcopy(first)
     with torch.no_grad():
@@ -245,7 +245,7 @@ def test_weights_load_strictly_into_the_plain_timm_model(name):
         assert not model(torch.randn(1, 3, 224, 224)).any()  # the classifier is untrained: no class is preferred
 
 
-def test_weights_for_timm_are_taken_back():
+def test_weights_for_timm_load_back():
     backbone = build("vit_tiny_patch16_224")
     state = backbone.native_state_dict()
     other = Backbone("vit_tiny_patch16_224")
@@ -278,7 +278,7 @@ def test_position_embeddings_are_resampled_as_timm_does():
     ],
 )
 def test_weights_of_other_models_load_strictly_with_their_arguments(name, args, sizes):
-    """A model of its own make, or one whose weights timm cannot resample, is written at its present size."""
+    """A customised model, or one whose weights timm cannot resample, is written at its present size."""
     backbone = build(name, img_size=sizes[0], args=args)
     for size in sizes:
         backbone.set_input_size(size)
@@ -317,7 +317,7 @@ def test_plain_vits_start_from_sincos_embeddings():
     np.testing.assert_allclose(table, expected, atol=1e-6)
 
 
-def test_only_plain_vits_have_them():
+def test_only_plain_vits_get_sincos_embeddings():
     for name, args in (("beit_base_patch16_224", {"depth": 1}), ("hiera_tiny_224", {"stages": (1, 1, 1, 1)})):
         model = build(name, args=args).model
         assert model.pos_embed is None or model.pos_embed.std() < 0.1
@@ -339,7 +339,7 @@ def test_no_weight_decay_names_parameters_of_this_module():
     assert build("resnet10t").no_weight_decay() == set()
 
 
-def test_pre_training_drops_no_paths_unless_asked() -> None:
+def test_drop_path_is_off_by_default() -> None:
     def shares(backbone: Backbone) -> set[float]:
         return {module.drop_prob for module in backbone.modules() if hasattr(module, "drop_prob")}
 

@@ -17,7 +17,7 @@ from fastmim import weights
 from fastmim.backbone import Backbone, Classifier, describe, find
 from fastmim.errors import RequestError
 
-# No import of fastmim.backbone.cmt here: that of fastmim.backbone is to have registered it.
+# fastmim.backbone.cmt is not imported on purpose: importing fastmim.backbone must register the model.
 SMALL = {"stem_width": 8, "embed_dims": (16, 24, 32, 48), "depths": (1, 1, 2, 1), "num_heads": (1, 1, 2, 2)}
 
 
@@ -201,7 +201,7 @@ def test_two_steps_over_two_sizes() -> None:
     assert model(torch.randn(2, 3, 96, 96))["loss"].isfinite()
 
 
-def test_weights_come_back(tmp_path: Path) -> None:
+def test_saved_weights_load_back(tmp_path: Path) -> None:
     backbone = Backbone("cmt_s", img_size=64, args=SMALL).eval()
     weights.save(tmp_path / "w.safetensors", backbone, about={})
     images = torch.randn(1, 3, 64, 64)
@@ -215,7 +215,7 @@ def test_weights_come_back(tmp_path: Path) -> None:
 
 
 def test_plain_weights_are_timms_own_size() -> None:
-    """Made on the meta device: names and shapes are what counts."""
+    """On the meta device, as only names and shapes matter."""
     with torch.device("meta"):
         backbone = Backbone("cmt_s", img_size=128)
         state = backbone.native_state_dict()

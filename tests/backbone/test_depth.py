@@ -1,4 +1,4 @@
-"""Leaving the last blocks out: which run, which are trained, which shares are refused."""
+"""Encoder depth: which blocks run, which are trained, and which shares are refused."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_encoder_depth_runs_the_first_blocks_of_a_vit():
         expected = shorter.forward_features(images)[:, 1:].transpose(1, 2).unflatten(2, (8, 8))
         torch.testing.assert_close(backbone(images), expected)
 
-    # The whole model is in the weights, with the left-out blocks as they began; a copy leaves them out too.
+    # The weights hold the whole model, skipped blocks with their initial values; a copy skips them too.
     assert backbone.native_state_dict().keys() == backbone.model.state_dict().keys()
     resized = copy.deepcopy(backbone)
     resized.set_input_size(160)

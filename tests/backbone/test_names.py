@@ -1,4 +1,4 @@
-"""Names and arguments of backbones, and what is told of them without building one."""
+"""Backbones' names and arguments, and descriptions of them without building one."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_arguments_that_the_model_does_not_take_are_refused(args, message):
     assert "\n" not in str(caught.value)
 
 
-def test_pretrained_weights_that_cannot_be_had():
+def test_unavailable_pretrained_weights_are_reported():
     name = "vit_small_patch16_36x1_224"
     assert name not in timm.list_models(pretrained=True)  # so timm refuses without asking the network
     with pytest.raises(RunError, match=f"pretrained weights of {name}: .*train from scratch"):
@@ -75,7 +75,7 @@ def test_describe_gives_stride_width_and_parameters(name, expected):
     assert (stride, width, round(parameters / 1e6, 1)) == expected
 
 
-def test_nothing_is_said_while_building(caplog, capsys):
+def test_building_prints_nothing(caplog, capsys):
     Backbone("vit_tiny_patch16_224", args={"depth": 1}).set_input_size(160)
     assert not caplog.records
     assert capsys.readouterr() == ("", "")

@@ -1,4 +1,4 @@
-"""Other projects' checkpoints (`foreign`) give the features of the original, or are refused."""
+"""Conversion of other projects' checkpoints (`foreign_models`): the original's features, or a refusal."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 import fastmim
 from fastmim import Backbone, RequestError, cli, weights
 from fastmim.weights import foreign
-from foreign import (
+from foreign_models import (
     Maker,
     State,
     features_of,
@@ -121,7 +121,7 @@ def test_simmim_vit_gives_the_features_of_the_original(tmp_path: Path) -> None:
 
 
 def meta(name: str, **arguments: Any) -> State:
-    """The published checkpoints' shapes, without values."""
+    """The tensors of a timm model on the meta device."""
     with torch.device("meta"):
         return timm.create_model(name, num_classes=0, **arguments).state_dict()
 
@@ -130,14 +130,14 @@ def meta(name: str, **arguments: Any) -> State:
     "published", ["mae-b", "mae-l", "mae-h", "fastmim-vit-b", "fastmim-swin-b", "simmim-swin-b", "simmim-vit-b"]
 )
 def test_the_published_checkpoints_are_recognised(published: str) -> None:
-    method, _, model = published.partition("-")
+    method, _, network = published.partition("-")
     pixels = torch.zeros(1, 3, 1, 1)
     size = 128 if method == "fastmim" else 192 if published == "simmim-swin-b" else 224
-    if "swin" in model:
+    if "swin" in network:
         window = size // 32
         state = meta("swin_base_patch4_window7_224", img_size=size, window_size=window)
         state = {f"encoder.{name}": tensor for name, tensor in state.items()}
-        for stage in (1, 2, 3):  # the original ends a stage with what begins timm's next
+        for stage in (1, 2, 3):  # the last layer of a stage in the original, the first of the next in timm
             for part in ("norm.weight", "norm.bias", "reduction.weight"):
                 tensor = state.pop(f"encoder.layers.{stage}.downsample.{part}")
                 state[f"encoder.layers.{stage - 1}.downsample.{part}"] = tensor
@@ -150,16 +150,16 @@ def test_the_published_checkpoints_are_recognised(published: str) -> None:
         state["encoder.mask_token"] = torch.zeros(1, 1, 768)
         expected = ("beit_base_patch16_224", shared, 224)
     else:
-        full = {"b": "vit_base_patch16_224", "l": "vit_large_patch16_224", "h": "vit_huge_patch14_224"}[model[-1]]
+        full = {"b": "vit_base_patch16_224", "l": "vit_large_patch16_224", "h": "vit_huge_patch14_224"}[network[-1]]
         state = meta(full, img_size=size)
         expected = (full, {"num_heads": 6} if method == "fastmim" else {}, size)
         state |= {"mask_token": pixels} if method == "fastmim" else {}
     layout = foreign.recognise(state)
     tensors, _ = foreign.split(state, layout)
-    target = foreign.locate(tensors, state, layout, name=None, arguments={})
-    assert (target.name, target.arguments, target.img_size) == expected
-    at_size = {"img_size": size} if "patch" in target.name else {}
-    named = meta(target.name, **at_size, **target.arguments)
+    model = foreign.identify(tensors, state, layout, name=None, arguments={})
+    assert (model.name, model.arguments, model.img_size) == expected
+    at_size = {"img_size": size} if "patch" in model.name else {}
+    named = meta(model.name, **at_size, **model.arguments)
     assert {name: tensor.shape for name, tensor in tensors.items()} == {n: t.shape for n, t in named.items()}
 
 
@@ -183,7 +183,7 @@ def test_any_timm_state_dict_with_its_own_normalisation(tmp_path: Path) -> None:
 
 
 def small_vit(tmp_path: Path, **more: Any) -> dict[str, Any]:
-    """Arguments of a conversion that works; `more` is added to the checkpoint's tensors, or takes them away (None)."""
+    """Arguments of a valid conversion; `more` adds tensors to the checkpoint, or removes them (None)."""
     make = Maker()
     make.vit(width=48, depth=2, grid=4)
     state = {name: tensor for name, tensor in (make.state | more).items() if tensor is not None}
@@ -212,7 +212,7 @@ def small_vit(tmp_path: Path, **more: Any) -> dict[str, Any]:
         ),
     ],
 )
-def test_what_does_not_fit_is_named(tmp_path: Path, more: dict[str, Any], message: str) -> None:
+def test_tensors_that_do_not_fit_are_named(tmp_path: Path, more: dict[str, Any], message: str) -> None:
     with pytest.raises(RequestError, match=rf"is not vit_tiny_patch16_224 with .*{message}") as refusal:
         fastmim.convert(**small_vit(tmp_path, **more))
     assert "\n" not in str(refusal.value) and [p.name for p in tmp_path.iterdir()] == ["c.pth"]
@@ -246,7 +246,7 @@ def test_no_class_but_namespace_is_loaded(tmp_path: Path) -> None:
     torch.save({"model": state, "config": Path("a")}, settings["file"])
     with pytest.raises(RequestError, match=r"holds pathlib\.PosixPath; expected tensors, plain values and argparse"):
         fastmim.convert(**(settings | {"overwrite": True}))
-    # What was allowed here is allowed nowhere else.
+    # The conversion leaves Namespace forbidden for every other torch.load.
     torch.save(argparse.Namespace(), settings["file"])
     with pytest.raises(pickle.UnpicklingError):
         torch.load(settings["file"], weights_only=True)
@@ -280,7 +280,7 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         fastmim.convert(file, out=settings["out"])
 
 
-def test_what_is_there_is_not_replaced_unasked(tmp_path: Path) -> None:
+def test_an_existing_file_is_replaced_only_with_overwrite(tmp_path: Path) -> None:
     settings = small_vit(tmp_path)
     result = fastmim.convert(**settings)
     with pytest.raises(RequestError, match=r"which exists; expected a path that is free: take another, or --overwrite"):

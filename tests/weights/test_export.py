@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import fastmim
 from fastmim import Backbone, RequestError, RunError, cli, weights
-from fastmim.weights import export
+from fastmim.weights import export, files
 
 VIT = "vit_tiny_patch16_224"
 TINY = {"patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
@@ -39,7 +39,7 @@ def vit(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def swin(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Shifted windows, for which a batch's size matters most."""
+    """A Swin: its shifted windows are the most sensitive to the batch size."""
     args = {"embed_dim": 24, "depths": [2], "num_heads": [2], "window_size": 4}
     return saved(tmp_path_factory.mktemp("swin") / "w.safetensors", SWIN, args=args, img_size=64)
 
@@ -83,7 +83,7 @@ def test_transformers_reads_timms_hub_layout(tmp_path: Path, swin: Path) -> None
 
 
 def test_one_file_for_timm(tmp_path: Path, vit: Path) -> None:
-    """Of a plain name at its own size nothing but the name is needed."""
+    """A plain architecture at its default size loads by its name alone."""
     source = saved(tmp_path / "w.safetensors", VIT, img_size=64)
     result = fastmim.export(source, to="timm", out=tmp_path / "b.safetensors")
     images = images_of(224, 1)
@@ -96,7 +96,7 @@ def test_one_file_for_timm(tmp_path: Path, vit: Path) -> None:
     with torch.no_grad():
         got = eval(result.load, {"timm": timm}).eval().forward_features(images)
     assert torch.equal(got, expected_of(vit, images, 48)[0])
-    assert torch.equal(expected_of(result.path, images)[0], got)  # a weights file still
+    assert torch.equal(expected_of(result.path, images)[0], got)  # still a weights file
     assert weights.read(result.path)[1]["img_size"] == 48
 
 
@@ -137,7 +137,7 @@ def test_onnx_takes_any_batch(tmp_path: Path, swin: Path, monkeypatch: pytest.Mo
     assert 0 < result.max_difference < 1e-4
 
 
-def test_a_fine_tuned_classifier_goes_out_whole(tmp_path: Path) -> None:
+def test_a_fine_tuned_classifier_is_exported_with_its_head(tmp_path: Path) -> None:
     model = timm.create_model(VIT, **TINY, img_size=32, num_classes=3, global_pool="avg").eval()
     facts = {"architecture": VIT, "arguments": timm.models.get_model_args(model), "img_size": 32, "num_blocks": 2}
     facts |= {"trained_blocks": 2, "untrained": [], "classes": ["ant", "bee", "cat"]}
@@ -158,7 +158,7 @@ def test_a_fine_tuned_classifier_goes_out_whole(tmp_path: Path) -> None:
     assert classifier.config.id2label == {0: "ant", 1: "bee", 2: "cat"}
 
 
-# What cannot be done
+# Refusals
 
 
 @torch.library.custom_op("fastmim_test::twist", mutates_args=())
@@ -172,7 +172,7 @@ def _(x: Tensor) -> Tensor:
 
 
 class Odd(nn.Module):
-    """Puts something before a ViT's patch embedding that exporters meet nowhere else."""
+    """A ViT's patch embedding after an operation that exporters do not know."""
 
     def __init__(self, embed: nn.Module, odd: Any) -> None:
         super().__init__()
@@ -190,18 +190,18 @@ class Odd(nn.Module):
 
 @pytest.fixture
 def odd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Writes weights of a model of which the exporters see something odd."""
+    """Write a weights file whose model contains an odd operation on export."""
 
     def write(what: Any) -> Path:
         source = saved(tmp_path / "w.safetensors", args=TINY, img_size=32)
-        build = weights.build
+        build = files.build
 
         def with_odd(*args: Any, **kwargs: Any) -> nn.Module:
             model: Any = build(*args, **kwargs)
             model.patch_embed = Odd(model.patch_embed, what)
             return model
 
-        monkeypatch.setattr(weights, "build", with_odd)
+        monkeypatch.setattr(files, "build", with_odd)
         return source
 
     return write
@@ -224,9 +224,7 @@ def test_a_model_that_cannot_be_traced_is_refused(tmp_path: Path, odd: Any) -> N
     assert [p.name for p in tmp_path.iterdir()] == ["w.safetensors"]
 
 
-def test_what_computes_something_else_is_not_left_behind(
-    tmp_path: Path, vit: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_export_with_other_outputs_is_removed(tmp_path: Path, vit: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def save_rounded(tensors: dict[str, Tensor], path: Path) -> None:
         save_file({name: tensor.bfloat16().float() for name, tensor in tensors.items()}, path)
 
@@ -260,7 +258,7 @@ def test_requests_that_are_refused(tmp_path: Path, vit: Path, request_: dict[str
     assert sorted(p.name for p in tmp_path.iterdir()) == ["d.safetensors", "file", "there", "w.safetensors"]
 
 
-def test_overwriting_leaves_what_is_not_ours(tmp_path: Path, vit: Path) -> None:
+def test_overwriting_keeps_other_files(tmp_path: Path, vit: Path) -> None:
     (tmp_path / "d").mkdir()
     (tmp_path / "d" / "photo.jpg").touch()
     (tmp_path / "d" / "config.json").write_text("old")
@@ -269,7 +267,7 @@ def test_overwriting_leaves_what_is_not_ours(tmp_path: Path, vit: Path) -> None:
     assert json.loads((result.path / "config.json").read_text())["architecture"] == VIT
 
 
-def test_packages_that_are_missing_are_named(tmp_path: Path, vit: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_packages_are_named(tmp_path: Path, vit: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(export, "find_spec", lambda name: None if name == "onnxruntime" else name)
     with pytest.raises(RequestError, match=r"which needs onnxruntime: pip install 'fastmim\[onnx\]'"):
         fastmim.export(vit, to="onnx", out=tmp_path / "o.onnx")

@@ -1,4 +1,4 @@
-"""Weights files: what timm and fastmim load from them, and what they refuse to be taken for."""
+"""Weights files: loading by timm and fastmim, resampling, and refusals."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 
 @pytest.mark.parametrize("name", [VIT, "swin_tiny_patch4_window7_224", "pvt_v2_b0", "convnext_atto"])
-def test_timm_loads_weights_strictly_that_were_trained_at_128_px(tmp_path: Path, name: str) -> None:
+def test_timm_strictly_loads_weights_that_were_trained_at_128_px(tmp_path: Path, name: str) -> None:
     file = tmp_path / "w.safetensors"
     backbone = saved(file, name, img_size=128)
     model = timm.create_model(name, checkpoint_path=str(file)).eval()
@@ -51,7 +51,9 @@ def test_timm_loads_weights_strictly_that_were_trained_at_128_px(tmp_path: Path,
     assert not list(tmp_path.glob("*.tmp"))
 
 
-def test_the_size_trained_at_is_exact_from_a_run_and_resampled_from_a_file(tmp_path: Path, photos: Path) -> None:
+def test_at_the_training_size_weights_are_exact_from_a_run_and_resampled_from_a_file(
+    tmp_path: Path, photos: Path
+) -> None:
     out = tmp_path / "run"
     fastmim.pretrain(**(SMALL | {"data": str(photos), "out": out, "backbone_args": {}, "img_size": 64, "steps": 2}))
     trained = load_file(max((out / "checkpoints").iterdir()) / "model.safetensors")
@@ -65,7 +67,7 @@ def test_the_size_trained_at_is_exact_from_a_run_and_resampled_from_a_file(tmp_p
         fastmim.load_backbone(out, img_size=64)
 
 
-def test_as_they_are_weights_are_exact_at_their_own_size(tmp_path: Path) -> None:
+def test_as_is_weights_are_exact_at_their_own_size(tmp_path: Path) -> None:
     file = tmp_path / "w.safetensors"
     backbone = saved(file, VIT, img_size=64, as_is=True)
     assert weights.read(file)[1]["arguments"] == {"img_size": [64, 64], "num_classes": 0}
@@ -116,18 +118,18 @@ def test_blocks_left_untrained_are_named(tmp_path: Path) -> None:
         ({"backbone": "vit_teeny"}, "unknown backbone 'vit_teeny'"),
     ],
 )
-def test_weights_are_not_taken_for_others(tmp_path: Path, expected: dict[str, Any], message: str) -> None:
+def test_weights_of_another_architecture_are_refused(tmp_path: Path, expected: dict[str, Any], message: str) -> None:
     saved(tmp_path / "w.safetensors", args=TINY, img_size=32)
     with pytest.raises(RequestError, match=message):
         fastmim.load_backbone(tmp_path / "w.safetensors", **expected)
 
 
-def test_a_pretrained_tag_and_timms_prefix_are_no_other_architecture(tmp_path: Path) -> None:
+def test_a_pretrained_tag_and_timms_prefix_do_not_change_the_architecture(tmp_path: Path) -> None:
     saved(tmp_path / "w.safetensors", args=TINY, img_size=32)
     fastmim.load_backbone(tmp_path / "w.safetensors", backbone="timm/vit_tiny_patch16_224.augreg_in21k")
 
 
-def test_files_that_are_no_weights_are_refused(tmp_path: Path) -> None:
+def test_files_that_are_not_weights_are_refused(tmp_path: Path) -> None:
     whole, file = tmp_path / "whole.safetensors", tmp_path / "w.safetensors"
     saved(whole, args=TINY, img_size=32)
 
@@ -149,7 +151,7 @@ def test_files_that_are_no_weights_are_refused(tmp_path: Path) -> None:
         fastmim.load_backbone(tmp_path)
 
 
-def test_pretraining_begins_with_given_weights_at_its_own_size(tmp_path: Path, photos: Path) -> None:
+def test_pretraining_starts_from_given_weights_at_its_own_size(tmp_path: Path, photos: Path) -> None:
     file = tmp_path / "w.safetensors"
     begun = saved(file, args=TINY, img_size=48)
     settings = SMALL | {"data": str(photos), "backbone_args": TINY, "init": str(file), "steps": 1, "lr": 1e-12}
@@ -174,7 +176,7 @@ def test_windows_follow_the_size_and_others_are_refused(tmp_path: Path) -> None:
         weights.load_into(Backbone(name, args=SWIN | {"window_size": 8}, img_size=64), file)
 
 
-def test_weights_are_readable_by_whom_new_files_are(tmp_path: Path) -> None:
+def test_weights_files_have_the_default_permissions(tmp_path: Path) -> None:
     saved(tmp_path / "w.safetensors", args=TINY, img_size=32)
     (tmp_path / "new").touch()
     assert (tmp_path / "w.safetensors").stat().st_mode == (tmp_path / "new").stat().st_mode

@@ -1,4 +1,4 @@
-"""How timm makes a model, how the model meets an image size, and how its weights go from one size to another."""
+"""A timm architecture: making its models, finding the image sizes that they take, and resizing their weights."""
 
 from __future__ import annotations
 
@@ -18,29 +18,30 @@ import torch
 from timm.models import get_model_args, get_model_input_config
 from torch import Tensor, nn
 
-from fastmim.backbone.features import last_map, leave_out, list_blocks, nearest_grid, num_kept
+from fastmim.backbone.maps import last_map, nearest_grid
 from fastmim.backbone.position_tables import fit_tables
+from fastmim.backbone.surgery import init_sincos, list_blocks, num_kept, skip_blocks
 from fastmim.errors import RequestError, RunError
 
-_NEAR = 0.15  # where a model cannot take the image size, how far from it another may be, as a share
-_OURS = {"checkpoint_path", "features_only", "img_size", "in_chans", "num_classes", "pretrained"}
+_NEAR = 0.15  # how far the size of the model's input may be from the image size, as a share of it
+_RESERVED = {"checkpoint_path", "features_only", "img_size", "in_chans", "num_classes", "pretrained"}
 
 
 @dataclass(frozen=True)
 class Fit:
-    """How a model meets an image size."""
+    """A model's input, map and trained parameters at one image size."""
 
     input_size: int  # side of the images that the model is given
     grid: int  # side of the map that the backbone returns
     width: int
     norm: bool  # whether the map carries the final norm
     num_blocks: int
-    left_out: tuple[str, ...]  # names of the blocks that pass their input on
+    skipped: tuple[str, ...]  # names of the blocks that return their input
     frozen: frozenset[str]  # names of the parameters that the map does not depend on, or that timm keeps fixed
 
 
-class Trial(NamedTuple):
-    """A run of a model on the meta device."""
+class DryRun(NamedTuple):
+    """A model on the meta device and the shape of its map."""
 
     model: nn.Module
     size: int
@@ -49,27 +50,27 @@ class Trial(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Source:
-    """One timm model without its classifier: name, further arguments and image channels."""
+class Architecture:
+    """A timm architecture without its classifier: name, further arguments and image channels."""
 
     name: str
     args: dict[str, Any]
     in_chans: int = 3
     _native_sizes: dict[int, int | None] = field(default_factory=dict, repr=False)
 
-    def __deepcopy__(self, memo: object) -> Source:
-        return self  # nothing in it changes, and copies of a backbone are made often
+    def __deepcopy__(self, memo: object) -> Architecture:
+        return self  # immutable, and backbones are copied often
 
     @property
     def chans(self) -> dict[str, int]:
-        """`in_chans` as an argument of timm, where it is not timm's own."""
+        """`in_chans` as an argument of timm; empty for timm's default of 3."""
         return {} if self.in_chans == 3 else {"in_chans": self.in_chans}
 
     @cached_property
     def bare(self) -> nn.Module:
-        """The model at the size that timm gives it, shapes only; RequestError if timm refuses `args`."""
-        if ours := sorted(_OURS & self.args.keys()):
-            raise RequestError(f"args {', '.join(ours)}: expected only arguments that fastmim does not set; drop it")
+        """The model at timm's default size, on the meta device; RequestError if timm refuses `args`."""
+        if taken := sorted(_RESERVED & self.args.keys()):
+            raise RequestError(f"args {', '.join(taken)}: expected only arguments that fastmim does not set; drop it")
         try:
             with torch.device("meta"):
                 return self._make()
@@ -83,13 +84,13 @@ class Source:
 
     @property
     def reduction(self) -> int:
-        """The model's own stride, of its last map."""
+        """The stride of the model's last map."""
         info: Any = self.bare.feature_info
         return int(info[-1]["reduction"])
 
     @cached_property
     def sizing(self) -> Literal["method", "argument", "none"]:
-        """How the model learns its input size: `set_input_size`, the argument img_size, or not at all."""
+        """How the model is told its input size: by `set_input_size`, by the argument img_size, or not at all."""
         if hasattr(self.bare, "set_input_size"):
             return "method"
         try:
@@ -97,12 +98,12 @@ class Source:
                 self._make(img_size=128)
         except TypeError:
             return "none"
-        except Exception:  # the argument is known, the size impossible
+        except Exception:  # it knows the argument but refuses the size
             return "argument"
         return "argument"
 
     def accepts(self, **more: Any) -> bool:
-        """Whether the model has these arguments."""
+        """Whether the model takes these arguments."""
         try:
             with torch.device("meta"):
                 self._make(**more)
@@ -111,10 +112,15 @@ class Source:
         return True
 
     def create(self, size: int, *, pretrained: bool = False, **more: Any) -> nn.Module:
-        """The model for images of `size`; RunError if published weights are asked for and cannot be had.
+        """Make the model for images of `size` pixels.
 
         Args:
-            more: Further arguments of timm, such as num_classes for one with a classifier.
+            pretrained: Load timm's published weights; otherwise they are random, a plain ViT's position embedding
+                sines and cosines.
+            more: Further arguments of timm, such as num_classes for a model with a classifier.
+
+        Raises:
+            RunError: the published weights cannot be loaded.
         """
         try:
             model = self._make(pretrained=pretrained, **self._at(size), **more)
@@ -125,24 +131,27 @@ class Source:
                 f"pretrained weights of {self.name}: {first_line(error)}; expected them in timm's cache or on the "
                 f"network; go online once, or train from scratch"
             ) from error
-        # The method, not the argument, since only it fits Swin's windows to the map (7 at 224 px, 4 at 128).
-        return self.resize(model, None, size) if self.sizing == "method" else model
+        # By the method where there is one: only it fits Swin's windows to the map (7 at 224 px, 4 at 128).
+        model = self.resize(model, None, size) if self.sizing == "method" else model
+        if not pretrained:
+            init_sincos(model)
+        return model
 
     def resize(self, model: nn.Module, old: int | None, new: int) -> nn.Module:
-        """A model's weights brought from one size (None: timm's own) to another; in place where timm can.
+        """Resize a model's weights from one image size (None: timm's default) to another, in place where timm can.
 
         Raises:
-            RequestError: timm cannot; the model is as it was.
+            RequestError: they cannot be resized; the model is unchanged.
         """
         if self.sizing == "none" or old == new:
             return model
         if self.sizing == "method":
-            taught: Any = model
+            resizable: Any = model
             with _quiet():
-                taught.set_input_size(img_size=new)
+                resizable.set_input_size(img_size=new)
             return model
-        # The others learn their size only when made. timm resamples weights of another size as it loads
-        # published ones, so it is given those at hand as published. Where it does not know how, `fit_tables`.
+        # Other models get their size in the constructor only. timm resamples weights while it loads published ones,
+        # so these are passed as published. Where it fails, `fit_tables` resamples them.
         state = model.state_dict()
         headless = {"num_classes": 0, "classifier": None, "label_offset": 0}
         published = {"state_dict": dict(state), "input_size": (self.in_chans, old, old), **headless}
@@ -150,7 +159,7 @@ class Source:
             with torch.device(next(model.parameters()).device):
                 try:
                     resized = self._make(img_size=new, pretrained=True, pretrained_cfg_overlay=published)
-                except Exception:  # tensors of other shapes are refused in more than one way
+                except Exception:  # timm raises several kinds for mismatched shapes
                     resized = self._make(img_size=new)
                     resized.load_state_dict(fit_tables(state, resized, new / (old or new)))
         except (ValueError, RuntimeError) as error:
@@ -162,14 +171,14 @@ class Source:
 
     @cached_property
     def whole(self) -> nn.Module:
-        """The model that timm makes from the plain name, classifier included, shapes only."""
+        """The model that timm makes from the plain name, classifier included, on the meta device."""
         with torch.device("meta"), _quiet():
             return timm.create_model(self.name, **self.chans)
 
     def native_size(self, size: int) -> int | None:
         """The input size that timm gives the plain name.
 
-        None if there are `args`, so no plain name, or timm cannot bring weights for `size` to that size.
+        None with `args`, as no plain name then makes the model, or if weights for `size` cannot be resized to it.
         """
         if self.args:
             return None
@@ -183,24 +192,24 @@ class Source:
         return self._native_sizes[size]
 
     def arguments(self, model: nn.Module) -> dict[str, Any]:
-        """The arguments with which timm makes `model` again, as it is now."""
+        """The arguments with which timm makes `model` again, at its present size."""
         now = get_model_args(model)
         return {**self.args, **{key: now[key] for key in now.keys() - {"global_pool", "in_chans"}}, **self.chans}
 
     def fit(self, img_size: int, encoder_depth: float = 1.0) -> Fit:
-        """How the model meets images of this size; RequestError if it cannot, or not at this depth."""
+        """Fit the model to images of this size; RequestError if it cannot take the size or the depth."""
         model, size, features, norm = self.nearest(img_size)
         self._check_window(model, size)
         blocks = list_blocks(model)
-        left_out = tuple(blocks[num_kept(len(blocks), encoder_depth) :])
-        if left_out:
-            leave_out(model, left_out)
+        skipped = tuple(blocks[num_kept(len(blocks), encoder_depth) :])
+        if skipped:
+            skip_blocks(model, skipped)
             shape, features = features.shape, torch.empty(0)
-            with suppress(Exception):  # what follows a block that changes the shape fails in its own way
+            with suppress(Exception):  # layers after a skipped change of shape may fail
                 features = last_map(model, self._images(size), norm=norm)
             if features.shape != shape:
                 raise RequestError(
-                    f"encoder_depth {encoder_depth} leaves out {left_out[0]} and what follows in {self.name}, which "
+                    f"encoder_depth {encoder_depth} leaves out {skipped[0]} and what follows in {self.name}, which "
                     f"give the map its shape: expected a greater share; raise encoder_depth"
                 )
         trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -208,40 +217,40 @@ class Source:
         trained = {name for name, grad in zip(trainable, gradients, strict=True) if grad is not None}
         frozen = frozenset(name for name, _ in model.named_parameters() if name not in trained)
         grid = nearest_grid(img_size, features.shape[-1])
-        return Fit(size, grid, features.shape[1], norm, len(blocks), left_out, frozen)
+        return Fit(size, grid, features.shape[1], norm, len(blocks), skipped, frozen)
 
-    def nearest(self, img_size: int) -> Trial:
-        """A run at the nearest size of whole strides that the model takes; failing that, at the nearest it takes."""
+    def nearest(self, img_size: int) -> DryRun:
+        """A dry run at the nearest multiple of the stride that the model takes, else at the nearest size it takes."""
         low, high = math.ceil(img_size * (1 - _NEAR)), math.floor(img_size * (1 + _NEAR))
         sizes = sorted(range(low, high + 1), key=lambda size: (size % self.reduction > 0, abs(size - img_size)))
         others = sorted(range(32, 513, 16), key=lambda size: abs(size - img_size))
-        for trial in filter(None, map(self._try, sizes)):
-            return trial
-        taken = [str(trial.size) for trial in islice(filter(None, map(self._try, others)), 3)]
+        for run in filter(None, map(self._dry_run, sizes)):
+            return run
+        taken = [str(run.size) for run in islice(filter(None, map(self._dry_run, others)), 3)]
         raise RequestError(
             f"{self.name} cannot take images of {img_size} px: expected a size near {', '.join(taken) or '(none)'} "
             f"px; choose one, or another backbone"
         )
 
     def takes(self, size: int) -> bool:
-        """Whether the model can be given images of this size as they are."""
-        return self._try(size) is not None
+        """Whether the model takes images of this size without resampling."""
+        return self._dry_run(size) is not None
 
-    def _try(self, size: int) -> Trial | None:
-        """A run at one size; None if the model refuses it."""
+    def _dry_run(self, size: int) -> DryRun | None:
+        """A dry run at one size; None if the model refuses it."""
         try:
             model = self._blank(size)
-        except RequestError:  # of the arguments, whatever the size
+        except RequestError:  # the arguments are wrong at any size
             raise
-        except Exception:  # every family refuses in its own way
+        except Exception:  # each family raises its own kind
             return None
         for norm in (True, False):
             with suppress(Exception):
-                return Trial(model, size, last_map(model, self._images(size), norm=norm), norm)
+                return DryRun(model, size, last_map(model, self._images(size), norm=norm), norm)
         return None
 
     def _check_window(self, model: nn.Module, size: int) -> None:
-        """RequestError if `args` ask for a window that timm would clip, or pad the map for, in silence."""
+        """Raise RequestError if timm would silently clip the window in `args`, or pad the map for it."""
         window = self.args.get("window_size")
         side = getattr(getattr(model, "patch_embed", None), "grid_size", (0,))[0]
         if isinstance(window, int) and side % window:
@@ -255,17 +264,17 @@ class Source:
         return torch.zeros(2, self.in_chans, size, size, device="meta")
 
     def _blank(self, size: int) -> nn.Module:
-        """`create` without values."""
+        """The model for images of `size` pixels, on the meta device."""
         with torch.device("meta"):
             at_size = self._at(size)
             model = self._make(**at_size) if at_size else copy.deepcopy(self.bare)
             return self.resize(model, None, size) if self.sizing == "method" else model
 
     def _at(self, size: int) -> dict[str, int]:
-        """The input size as an argument, for models that learn it no other way.
+        """The input size as a constructor argument, for models without `set_input_size`.
 
-        Also for one whose `args` choose a window: that is meant for this size, while `set_input_size` would
-        take it for a window at timm's own and scale it with the map.
+        Also for models whose `args` set a window: it is meant for this size, while `set_input_size` would take it
+        for one at timm's default size and scale it with the map.
         """
         return {"img_size": size} if self.sizing == "argument" or "window_size" in self.args else {}
 
@@ -275,13 +284,13 @@ class Source:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error, or its kind where it says nothing."""
+    """The first line of an error's message, or its type if the message is empty."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep back what timm logs about resampled weights, and the warnings that its interpolation draws."""
+    """Suppress timm's log messages about resampled weights and the warnings from its interpolation."""
     logger = logging.getLogger("timm")
     level = logger.level
     logger.setLevel(logging.ERROR)

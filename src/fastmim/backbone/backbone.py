@@ -1,4 +1,4 @@
-"""The backbone of every fastmim model."""
+"""The backbone: any timm model as an encoder that returns one feature map, at any image size it can take."""
 
 from __future__ import annotations
 
@@ -9,41 +9,35 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastmim.backbone.architecture import Source
-from fastmim.backbone.features import (
-    checkpoint_activations,
-    drop_no_paths,
-    drops_tokens,
-    fuse_attention,
-    inner_map,
-    last_map,
-    leave_out,
-    list_checkpointable,
-    resample,
-    start_from_sincos,
-    untrained_head,
-    visible_tokens,
-)
+from fastmim.backbone.architecture import Architecture
+from fastmim.backbone.maps import drops_tokens, inner_map, last_map, resample, visible_tokens
 from fastmim.backbone.names import resolve
+from fastmim.backbone.surgery import (
+    checkpoint_activations,
+    disable_drop_path,
+    fuse_attention,
+    skip_blocks,
+    untrained_head,
+)
 from fastmim.errors import RequestError
 
 
 class Backbone(nn.Module):
     """A timm model without its classifier: images -> the last feature map of the encoder.
 
-    The map carries the model's final norm wherever timm can apply it. Parameters that it does not depend on
-    (left-out blocks, parts that serve the classifier only) require no gradient and keep their first values.
+    The map carries the model's final norm wherever timm can apply it. Parameters that the map does not depend on
+    (skipped blocks, parts that only the classifier uses) require no gradient and keep their initial values.
 
-    Where the model cannot take `img_size` (128 px in patches of 14), images are resampled to the nearest size
-    that it can (126 px). Both sizes span the same picture, so each cell of the map still lies over its own
-    share of it; padding or cropping would shift the map against the targets. For the same reason a map that
-    does not divide the image into whole HOG cells (9 x 9) is resampled to the nearest that does (8 x 8).
+    If the model cannot take `img_size` (128 px in patches of 14), images are resampled to the nearest size that
+    it can (126 px). Both sizes span the same picture, so each cell of the map still covers its own share of it;
+    padding or cropping would shift the map against the targets. For the same reason a map that does not divide
+    the image into whole HOG cells (9 x 9) is resampled to the nearest one that does (8 x 8).
 
     Args:
         name: One of `timm.list_models()`, with or without a pretrained tag.
         img_size: Side of the square images in pixels.
         in_chans: Image channels.
-        encoder_depth: Share of the blocks to run, above 0 and at most 1; the last blocks are left out.
+        encoder_depth: Share of the blocks to run, above 0 and at most 1; the last blocks are skipped.
         pretrained: Start from timm's published weights (from the network or timm's cache).
         args: Further arguments of the timm model, such as {"patch_size": 4, "embed_dim": 96}.
 
@@ -63,30 +57,28 @@ class Backbone(nn.Module):
         args: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        self._source = Source(resolve(name), dict(args or {}), in_chans)
-        self._fit = self._source.fit(img_size, encoder_depth)
+        self._architecture = Architecture(resolve(name), dict(args or {}), in_chans)
+        self._fit = self._architecture.fit(img_size, encoder_depth)
         self.img_size = img_size
         self.encoder_depth = encoder_depth
-        self.model = self._source.create(self._fit.input_size, pretrained=pretrained)
-        if not pretrained:
-            start_from_sincos(self.model)
+        self.model = self._architecture.create(self._fit.input_size, pretrained=pretrained)
         self._checkpoints_activations = False
         self._settle()
 
     @property
     def name(self) -> str:
         """timm's name of the model, with the pretrained tag if one was given."""
-        return self._source.name
+        return self._architecture.name
 
     @property
     def args(self) -> dict[str, Any]:
-        """The further arguments that the model was asked for with."""
-        return dict(self._source.args)
+        """The further arguments that the model was made with."""
+        return dict(self._architecture.args)
 
     @property
     def in_chans(self) -> int:
         """Channels C of the images."""
-        return self._source.in_chans
+        return self._architecture.in_chans
 
     @property
     def width(self) -> int:
@@ -105,23 +97,23 @@ class Backbone(nn.Module):
 
     @property
     def input_size(self) -> int:
-        """Side of the images that the timm model is given: `img_size`, or the nearest that it can take."""
+        """Side of the images that the timm model receives: `img_size`, or the nearest size that it can take."""
         return self._fit.input_size
 
     @property
     def num_blocks(self) -> int:
-        """Blocks that `encoder_depth` counts, over all stages; 0 where the model does not list its blocks."""
+        """Number of blocks over all stages; 0 if the model does not list its blocks."""
         return self._fit.num_blocks
 
     @property
     def trained_blocks(self) -> int:
-        """Blocks that run: the first ones."""
-        return self._fit.num_blocks - len(self._fit.left_out)
+        """Number of blocks that run: the first ones."""
+        return self._fit.num_blocks - len(self._fit.skipped)
 
     @property
     def untrained_blocks(self) -> tuple[str, ...]:
-        """timm's names of the blocks that `encoder_depth` leaves out."""
-        return self._fit.left_out
+        """timm's names of the blocks that `encoder_depth` skips."""
+        return self._fit.skipped
 
     @property
     def untrained(self) -> frozenset[str]:
@@ -130,12 +122,12 @@ class Backbone(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, S, S) normalised images, S = `img_size` -> (B, `width`, `grid`, `grid`)."""
-        # Convolutions are quicker with channels last, and a transformer's tokens are so anyway.
+        # Convolutions are faster with channels last, and a transformer's tokens have that layout anyway.
         x = resample(images, self._fit.input_size).contiguous(memory_format=torch.channels_last)
         return resample(last_map(self.model, x, norm=self._fit.norm), self.grid)
 
     def check_drops_tokens(self) -> None:
-        """Raise RequestError unless `encode_visible` can be asked of this backbone."""
+        """Raise RequestError unless `encode_visible` works on this backbone."""
         if not drops_tokens(self.model) or self.img_size != self.input_size:
             raise RequestError(
                 f"masking is 'drop', and {self.name} at {self.img_size} px cannot leave tokens out; expected a plain "
@@ -143,7 +135,7 @@ class Backbone(nn.Module):
             )
 
     def encode_visible(self, images: Tensor, visible: Tensor) -> Tensor:
-        """Encode some positions as if there were no others; see `check_drops_tokens`.
+        """Encode the visible positions only, as if there were no others; see `check_drops_tokens`.
 
         Args:
             images: (B, C, S, S), normalised, S = `img_size`.
@@ -155,30 +147,29 @@ class Backbone(nn.Module):
         return visible_tokens(self.model, images, visible)
 
     def checkpoint_activations(self) -> None:
-        """From now on keep each block's input only for the backward pass, and compute the rest again.
+        """Store only each block's input for the backward pass and recompute the rest, from now on.
 
         Raises:
             RequestError: the model does not list its blocks.
         """
-        list_checkpointable(self.model, self.name)
+        checkpoint_activations(self.model, self.name)
         self._checkpoints_activations = True
-        self._settle()
 
     @property
     def num_maps(self) -> int:
-        """How many maps `inner_map` can give: the blocks of a ViT, the stages of a hierarchical model."""
-        described: Any = self.model.feature_info
-        return len(described)
+        """Number of maps for `inner_map`: the blocks of a ViT, the stages of a hierarchical model."""
+        feature_info: Any = self.model.feature_info
+        return len(feature_info)
 
     def inner_map(self, images: Tensor, block: int) -> tuple[Tensor, Tensor | None]:
-        """The map after one of the blocks, on the model's own grid, and the class token there.
+        """The map after a given block, on the model's own grid, and the class token at that depth.
 
         Args:
             images: (B, C, S, S), normalised, S = `img_size`.
             block: 0 to `num_maps` - 1.
 
         Returns:
-            (B, D, h, h), and (B, D) or None where the model has no class token; D is that block's width.
+            (B, D, h, h), and (B, D) or None if the model has no class token; D is that block's width.
         """
         return inner_map(self.model, resample(images, self._fit.input_size), block, norm=self._fit.norm)
 
@@ -186,60 +177,60 @@ class Backbone(nn.Module):
         """Take images of another size from now on; timm resamples the weights that depend on it.
 
         Position embeddings are interpolated, windows keep their share of the map. The new weights are a fixed
-        linear function of the old, so an optimiser's moments put in their place can be carried the same way.
+        linear function of the old ones, so an optimiser's moments can be resampled by the same call.
 
         Raises:
-            RequestError: the model cannot take the size, or its stride would change; nothing has changed then.
+            RequestError: the model cannot take the size, or its stride would change; nothing is changed then.
         """
-        fit = self._source.fit(img_size, self.encoder_depth)
+        fit = self._architecture.fit(img_size, self.encoder_depth)
         if img_size != self.stride * fit.grid:
             raise RequestError(
                 f"{self.name} has stride {self.stride} at {self.img_size} px and {img_size // fit.grid} at "
                 f"{img_size} px: expected one stride throughout; choose sizes that are multiples of {self.stride}"
             )
-        self.model = self._source.resize(self.model, self._fit.input_size, fit.input_size)
+        self.model = self._architecture.resize(self.model, self._fit.input_size, fit.input_size)
         self._fit, self.img_size = fit, img_size
         self._settle()
 
     def no_weight_decay(self) -> set[str]:
-        """Names, relative to this module, of the parameters that timm wants free of weight decay."""
+        """Names, relative to this module, of the parameters that timm excludes from weight decay."""
         return {f"model.{name}" for name in getattr(self.model, "no_weight_decay", set)()}
 
     def arguments(self, *, as_is: bool = False) -> dict[str, Any]:
         """The arguments with which `timm.create_model(name, **arguments)` loads `native_state_dict` strictly.
 
-        None (but `in_chans` where it is not 3) for a plain name whose weights timm can bring to its own size;
-        else, and if `as_is`, those of the model as it is now, at its present size and without classifier.
+        A plain name whose weights can be resized to timm's default size needs none (or only `in_chans`, if not 3).
+        Otherwise, and if `as_is`, they are those of the model at its present size, without classifier.
         """
-        if as_is or self._source.native_size(self._fit.input_size) is None:
-            return self._source.arguments(self.model)
-        return dict(self._source.chans)
+        if as_is or self._architecture.native_size(self._fit.input_size) is None:
+            return self._architecture.arguments(self.model)
+        return dict(self._architecture.chans)
 
     def native_state_dict(self, *, as_is: bool = False) -> dict[str, Tensor]:
         """The weights under timm's names for `timm.create_model(name, **arguments())`.
 
-        For a plain name they are resampled by timm to its own size and joined by an untrained classifier, unless
-        `as_is`: then they stay as they are. Parameters in `untrained` have their first values.
+        For a plain name they are resampled to timm's default size and completed with an untrained classifier,
+        unless `as_is`. Parameters in `untrained` have their initial values.
         """
         model = copy.deepcopy(self.model)
-        native_size = None if as_is else self._source.native_size(self._fit.input_size)
+        native_size = None if as_is else self._architecture.native_size(self._fit.input_size)
         if native_size is None:
             return dict(model.state_dict())
-        bare = self._source.resize(model, self._fit.input_size, native_size).state_dict()
-        return {**bare, **untrained_head(self._source.whole.state_dict(), bare)}
+        bare = self._architecture.resize(model, self._fit.input_size, native_size).state_dict()
+        return {**bare, **untrained_head(self._architecture.whole.state_dict(), bare)}
 
     def load_native_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take weights as `native_state_dict` gives them, resampled to this backbone's size; a classifier is ignored.
+        """Load weights from `native_state_dict`, resampled to this backbone's size; a classifier is ignored.
 
-        Weights that are `as_is` for this very size are taken as they are.
+        Weights that are already of this size are loaded unchanged.
 
         Raises:
-            RequestError: they are not this model's, or of a size that timm cannot bring them from.
+            RequestError: they are another model's, or cannot be resized.
         """
         size = self._fit.input_size
         if any(name in state and state[name].shape != now.shape for name, now in self.model.state_dict().items()):
-            size = self._source.native_size(size) or size
-        model = self._source.create(size)
+            size = self._architecture.native_size(size) or size
+        model = self._architecture.create(size)
         own = model.state_dict().keys()
         try:
             model.load_state_dict({name: tensor for name, tensor in state.items() if name in own})
@@ -249,16 +240,16 @@ class Backbone(nn.Module):
                 f"expected the same model, arguments and size; take other weights"
             ) from error
         device, training = next(self.model.parameters()).device, self.model.training
-        self.model = self._source.resize(model.to(device).train(training), size, self._fit.input_size)
+        self.model = self._architecture.resize(model.to(device).train(training), size, self._fit.input_size)
         self._settle()
 
     def _settle(self) -> None:
-        """Give a newly made or resized timm model this backbone's depth and its frozen parameters."""
-        leave_out(self.model, self._fit.left_out)
+        """Apply this backbone's depth, checkpointing and frozen parameters to a new or resized timm model."""
+        skip_blocks(self.model, self._fit.skipped)
         fuse_attention(self.model)
         if self._checkpoints_activations:
-            checkpoint_activations(self.model, list_checkpointable(self.model, self.name))
+            checkpoint_activations(self.model, self.name)
         if "drop_path_rate" not in self.args:
-            drop_no_paths(self.model)
+            disable_drop_path(self.model)
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(name not in self._fit.frozen)

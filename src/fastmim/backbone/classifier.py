@@ -1,4 +1,4 @@
-"""A backbone with a classifier, begun from trained weights of any image size or from nothing."""
+"""A timm model with a new classifier, initialised from pre-trained weights of any image size or at random."""
 
 from __future__ import annotations
 
@@ -10,42 +10,37 @@ from timm.models import get_model_args
 from timm.optim import param_groups_layer_decay
 from torch import Tensor, nn
 
-from fastmim.backbone.architecture import Source
-from fastmim.backbone.features import (
-    checkpoint_activations,
-    fuse_attention,
-    list_blocks,
-    list_checkpointable,
-    resample,
-    start_from_sincos,
-)
+from fastmim.backbone.architecture import Architecture
+from fastmim.backbone.maps import resample
 from fastmim.backbone.names import resolve
+from fastmim.backbone.surgery import checkpoint_activations, fuse_attention, list_blocks
 from fastmim.errors import RequestError
 
-# What depends on the image size or on the classifier, so no part of what was asked for.
-_FOLLOWS = ("img_size", "num_classes", "in_chans", "global_pool", "fc_norm")
+# Arguments that follow from the image size or the classifier, so they do not identify the architecture.
+_DERIVED = ("img_size", "num_classes", "in_chans", "global_pool", "fc_norm")
 _DROP_PATH = 0.1
 
 
 class Classifier(nn.Module):
     """A timm model with a new classifier: images -> logits.
 
-    ViTs whose classifier would read the class token read the mean of the other tokens after the final norm
-    instead: masked image modeling trains these, and the class token not at all.
+    Where timm's ViT would classify the class token, the mean of the other tokens after the final norm is classified
+    instead: masked image modeling trains those tokens, but not the class token.
 
     Args:
         name: One of `timm.list_models()`.
         num_classes: C.
-        img_size: Side of the square images in pixels; they are resampled where the model needs another size, as
+        img_size: Side of the square images in pixels; images are resampled if the model needs another size, as
             in `Backbone`.
-        args: Further arguments of the timm model. Those of a weights file's metadata will do: what follows from
-            the image size or the classifier is ignored.
-        drop_path: Stochastic depth's rate in the last block, rising linearly; 0.1 where the model has it if None.
+        args: Further arguments of the timm model, such as those in a weights file's metadata: any that follow from
+            the image size or the classifier are ignored.
+        drop_path: Stochastic depth rate of the last block, rising linearly up to it; if None, 0.1 for models that
+            support it and 0 for others.
         pretrained: Start from timm's published weights.
-        own_pooling: Let the classifier read what timm's does.
+        own_pooling: Keep timm's pooling.
 
     Raises:
-        RequestError: an unknown name or argument, a size that the model cannot take, drop path where it has none.
+        RequestError: an unknown name or argument, a size that the model cannot take, drop path that it lacks.
         RunError: the published weights could not be loaded.
     """
 
@@ -61,22 +56,20 @@ class Classifier(nn.Module):
         own_pooling: bool = False,
     ) -> None:
         super().__init__()
-        given = {k: v for k, v in (args or {}).items() if k not in _FOLLOWS}
+        given = {k: v for k, v in (args or {}).items() if k not in _DERIVED}
         self._in_chans = (args or {}).get("in_chans", 3)
-        self._source = Source(resolve(name), given, self._in_chans)
+        self._architecture = Architecture(resolve(name), given, self._in_chans)
         if _side((args or {}).get("img_size")) not in (None, img_size):
-            # Windows that timm recorded for one size; at another they keep their share of the map.
+            # timm recorded the windows for another size; without them they keep their share of the map.
             given = {k: v for k, v in given.items() if k != "window_size"}
-        source = Source(self._source.name, given, self._in_chans)
+        resizable = Architecture(self._architecture.name, given, self._in_chans)
         self.img_size, self.num_classes = img_size, num_classes
-        self.input_size = source.nearest(img_size).size
-        self.drop_path = self._drop_path(source, drop_path)
+        self.input_size = resizable.nearest(img_size).size
+        self.drop_path = self._drop_path(resizable, drop_path)
         rate = {"drop_path_rate": self.drop_path} if self.drop_path else {}
-        self.model = source.create(self.input_size, pretrained=pretrained, num_classes=num_classes, **rate)
+        self.model = resizable.create(self.input_size, pretrained=pretrained, num_classes=num_classes, **rate)
         fuse_attention(self.model)
         model: Any = self.model
-        if not pretrained:
-            start_from_sincos(model)
         if not own_pooling and hasattr(model, "fc_norm") and get_model_args(model).get("global_pool") == "token":
             model.reset_classifier(num_classes, "avg")
         head = model.get_classifier()
@@ -87,28 +80,28 @@ class Classifier(nn.Module):
     @property
     def name(self) -> str:
         """timm's name of the model."""
-        return self._source.name
+        return self._architecture.name
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, S, S) normalised images, S = `img_size` -> (B, num_classes) logits."""
         return self.model(resample(images, self.input_size))
 
     def load(self, state: Mapping[str, Tensor], *, fresh: Sequence[str] = ()) -> None:
-        """Take the weights of the same model without classifier, under timm's names, for `input_size`.
+        """Load the weights of the same model without classifier, under timm's names, for `input_size`.
 
         Args:
-            state: All that the model has but its classifier.
-            fresh: Names of blocks that keep the values they have here.
+            state: All tensors of the model except its classifier's.
+            fresh: Names of blocks that keep their present values.
 
         Raises:
-            RequestError: they are not this model's.
+            RequestError: they are another model's.
         """
-        begun = tuple(f"{block}." for block in fresh)
-        trained = {name: tensor for name, tensor in state.items() if not name.startswith(begun)}
-        bare = self._source.bare.state_dict().keys()
+        kept = tuple(f"{block}." for block in fresh)
+        trained = {name: tensor for name, tensor in state.items() if not name.startswith(kept)}
+        bare = self._architecture.bare.state_dict().keys()
         try:
             missing, wrong = self.model.load_state_dict(trained, strict=False)
-            wrong += [name for name in missing if name in bare and not name.startswith(begun)]
+            wrong += [name for name in missing if name in bare and not name.startswith(kept)]
             if wrong:
                 raise RuntimeError(f"{', '.join(wrong[:3])} on one side only")
         except RuntimeError as error:
@@ -119,27 +112,27 @@ class Classifier(nn.Module):
 
     @property
     def num_blocks(self) -> int:
-        """Blocks over all stages; 0 where the model does not list them."""
+        """Number of blocks over all stages; 0 if the model does not list them."""
         return len(list_blocks(self.model))
 
     def checkpoint_activations(self) -> None:
-        """From now on keep each block's input only for the backward pass; RequestError if it lists no blocks."""
-        checkpoint_activations(self.model, list_checkpointable(self.model, self.name))
+        """Store only each block's input for the backward pass; RequestError if the model does not list its blocks."""
+        checkpoint_activations(self.model, self.name)
 
     def arguments(self) -> dict[str, Any]:
         """The arguments with which `timm.create_model(name, **arguments)` makes this model again."""
         now = get_model_args(self.model)
-        native = get_model_args(self._source.bare)
+        native = get_model_args(self._architecture.bare)
         same = {"global_pool", "in_chans"} & {key for key in now if now[key] == native.get(key)}
-        return {**self._source.args, **{key: value for key, value in now.items() if key not in same}}
+        return {**self._architecture.args, **{key: value for key, value in now.items() if key not in same}}
 
     def parameter_groups(self, *, weight_decay: float, layer_decay: float) -> list[dict[str, Any]]:
-        """timm's groups for AdamW: "lr_scale" 1 for the classifier, `layer_decay` times less for each block below.
+        """timm's parameter groups for AdamW: "lr_scale" is 1 for the classifier, times `layer_decay` per block below.
 
-        Biases, norms and what the model names (tokens, position embeddings) are not decayed.
+        Biases, norms and the parameters that the model names (tokens, position embeddings) get no weight decay.
 
         Raises:
-            RequestError: timm knows no layers of this model.
+            RequestError: timm cannot tell the model's layers apart.
         """
         spared: set[str] = getattr(self.model, "no_weight_decay", set)()
         groups = param_groups_layer_decay(
@@ -151,8 +144,8 @@ class Classifier(nn.Module):
             )
         return groups
 
-    def _drop_path(self, source: Source, rate: float | None) -> float:
-        if rate == 0 or source.accepts(drop_path_rate=_DROP_PATH):
+    def _drop_path(self, architecture: Architecture, rate: float | None) -> float:
+        if rate == 0 or architecture.accepts(drop_path_rate=_DROP_PATH):
             return _DROP_PATH if rate is None else rate
         if rate is None:
             return 0.0

@@ -1,6 +1,6 @@
 """CMT-S (Guo et al., CVPR 2022), which timm lacks: convolutions and attention in every block.
 
-Importing `fastmim.backbone` registers it: from then on `timm.create_model("cmt_s")` makes it, and weights of it load.
+Importing `fastmim.backbone` registers it with timm, so that `timm.create_model("cmt_s")` and weights files of it work.
 Written from the paper's description (arXiv 2107.06263, section 3 and table 1).
 """
 
@@ -24,12 +24,12 @@ _STRIDE = 32
 
 
 class Attention(nn.Module):
-    """Attention of all pixels of a map to a k times smaller one, with a bias for each offset between the two.
+    """Attention from all pixels of a map to a k times smaller one, with a bias for each offset between the two.
 
     Args:
         dim: Channels D.
         num_heads: N.
-        reduction: k, the side and the stride of the convolution that makes the smaller map.
+        reduction: k, kernel size and stride of the convolution that makes the smaller map.
         grid: (h, w) of the map, multiples of k.
     """
 
@@ -40,7 +40,7 @@ class Attention(nn.Module):
         self.reduce = nn.Conv2d(dim, dim, reduction, reduction, groups=dim) if reduction > 1 else nn.Identity()
         self.key_value = nn.Linear(dim, 2 * dim)
         self.proj = nn.Linear(dim, dim)
-        # Of a query in row y and a key made of rows k * i onwards, the offset is y - k * i, from -(h - k) to h - 1.
+        # The offset of a query in row y to a key over the rows from k * i is y - k * i, from -(h - k) to h - 1.
         sides = [2 * side - reduction for side in grid]
         self.relative_position_bias = nn.Parameter(trunc_normal_(torch.empty(num_heads, *sides), std=0.02))
 
@@ -58,7 +58,7 @@ class Attention(nn.Module):
     def bias(self, h: int, w: int) -> Tensor:
         """(N, h * w, h * w / k^2): the table's entry for each query and key.
 
-        The queries' offsets to one key are h successive ones, and the next key's begin k earlier.
+        The queries' offsets to one key are h consecutive ones; those to the next key start k earlier.
         """
         k = self.reduction
         windows = self.relative_position_bias.unfold(1, h, k).unfold(2, w, k).flip(1, 2)  # (N, h / k, w / k, h, w)
@@ -77,7 +77,7 @@ class Attention(nn.Module):
 
 
 def _interpolation(old: int, new: int, reduction: int, like: Tensor) -> Tensor:
-    """(2 * new - k, 2 * old - k), linear interpolation of a bias over offsets along a side, held beyond its ends."""
+    """(2 * new - k, 2 * old - k) matrix that interpolates a bias linearly over offsets, constant beyond its ends."""
     # Both tables are centred on the offset 0 between the centres of query and key.
     num_old, num_new = 2 * old - reduction, 2 * new - reduction
     offsets = torch.arange(num_new, dtype=like.dtype, device=like.device) - (num_new - 1) / 2
@@ -87,7 +87,7 @@ def _interpolation(old: int, new: int, reduction: int, like: Tensor) -> Tensor:
 
 
 class FeedForward(nn.Module):
-    """Inverted residual feed-forward: D -> H, a depthwise 3x3 beside a shortcut, H -> D."""
+    """Inverted residual feed-forward: D -> H, a depthwise 3x3 with a shortcut, H -> D."""
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
@@ -103,7 +103,7 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """Local perception (depthwise 3x3), attention and feed-forward, each beside a shortcut."""
+    """Local perception (depthwise 3x3), attention and feed-forward, each with a shortcut."""
 
     def __init__(
         self, dim: int, num_heads: int, reduction: int, hidden: int, grid: tuple[int, int], drop_path: float
@@ -124,7 +124,7 @@ class Block(nn.Module):
 
 
 class Stage(nn.Module):
-    """A 2x2 convolution that halves the map, and blocks."""
+    """A 2x2 convolution that halves the map, then blocks."""
 
     def __init__(self, in_dim: int, dim: int, blocks: Sequence[Block]) -> None:
         super().__init__()
@@ -141,23 +141,23 @@ class Stage(nn.Module):
 class CMT(nn.Module):
     """CMT with timm's interface.
 
-    The classifier is the pooled map through a projection and one linear layer. The projection is there without
-    classes too, so that weights have it, but then the pooled map is given as it is.
+    The classifier is a projection of the pooled map and one linear layer. The projection exists even without
+    classes, so that weights files include it, but the output is then the pooled map itself.
 
     Args:
         img_size: Side of the images in pixels, or (height, width); multiples of 32.
         in_chans: Image channels.
-        num_classes: Of the classifier; 0 for none.
-        global_pool: "avg", or "" for the map itself where there is no classifier.
+        num_classes: Number of classes; 0 for no classifier.
+        global_pool: "avg", or "" to return the map itself if there is no classifier.
         stem_width: Channels of the stem.
         embed_dims: Channels D of each stage.
         depths: Blocks of each stage.
         num_heads: Attention heads of each stage.
-        reductions: k of each stage: how much smaller the map of keys and values is.
-        mlp_ratio: Hidden channels of the feed-forward over D.
+        reductions: k of each stage, the ratio of the side of the map to that of the keys' and values' map.
+        mlp_ratio: Hidden channels of the feed-forward as a multiple of D.
         head_width: Channels of the projection.
         drop_rate: Dropout before the last layer.
-        drop_path_rate: Stochastic depth's rate in the last block, rising linearly.
+        drop_path_rate: Stochastic depth rate of the last block, rising linearly up to it.
     """
 
     def __init__(
@@ -204,7 +204,7 @@ class CMT(nn.Module):
         """Take images of another size; position biases are resampled.
 
         Raises:
-            ValueError: the size is not of multiples of 32.
+            ValueError: the size is not a multiple of 32.
         """
         stage: Any
         for stage, grid in zip(self.stages, _grids(img_size), strict=True):
@@ -217,12 +217,12 @@ class CMT(nn.Module):
         return {name for name, _ in self.named_parameters() if name.endswith("relative_position_bias")}
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """timm's layers, for layer decay."""
+        """The layers that timm tells apart for layer decay."""
         blocks = [(r"^stages\.(\d+)\.downsample", (0,)), (r"^stages\.(\d+)\.blocks\.(\d+)", None)]
         return {"stem": r"^stem", "blocks": r"^stages\.(\d+)" if coarse else blocks}
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Keep the inputs of blocks only, and compute the rest again in the backward pass."""
+        """Store only the inputs of blocks and recompute the rest in the backward pass."""
         stage: Any
         for stage in self.stages:
             stage.grad_checkpointing = enable
@@ -232,7 +232,7 @@ class CMT(nn.Module):
         return self.head
 
     def reset_classifier(self, num_classes: int, global_pool: Literal["avg", ""] | None = None) -> None:
-        """Put a new last layer in the place of the present one."""
+        """Replace the last layer by a new one."""
         self.num_classes = num_classes
         self.global_pool = self.global_pool if global_pool is None else global_pool
         before: Any = self.projection[0]
@@ -253,14 +253,14 @@ class CMT(nn.Module):
 
         Args:
             x: (B, C, H, W).
-            indices: Which stages; the last so many; all if None.
-            norm: For timm's sake: there is no final norm.
-            stop_early: Run no stage after the last that is asked for.
+            indices: The stages, or the number of last stages; all if None.
+            norm: Ignored: CMT has no final norm.
+            stop_early: Run no stage after the last requested one.
             output_fmt: "NCHW" only.
-            intermediates_only: Give the list without the last map.
+            intermediates_only: Return the list without the last map.
 
         Returns:
-            (B, D, h, w) each; with the last map, unless `intermediates_only`.
+            (B, D, h, w) maps; unless `intermediates_only`, the last map and the list.
         """
         if output_fmt != "NCHW":
             raise ValueError(f"output_fmt is {output_fmt}; expected NCHW")
@@ -276,7 +276,7 @@ class CMT(nn.Module):
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Remove the stages after the last that is asked for."""
+        """Remove the stages after the last requested one."""
         taken, last = feature_take_indices(len(self.stages), indices)
         self.stages = self.stages[: last + 1]
         if prune_head:
@@ -300,7 +300,7 @@ class CMT(nn.Module):
 
 
 def _grids(img_size: int | tuple[int, int]) -> list[tuple[int, int]]:
-    """(h, w) of each stage's map; ValueError where keys and values would not fill theirs."""
+    """(h, w) of each stage's map; ValueError unless the size is a multiple of 32."""
     height, width = to_2tuple(img_size)
     if height % _STRIDE or width % _STRIDE:
         raise ValueError(f"img_size is {img_size}; expected multiples of {_STRIDE}")
@@ -339,9 +339,9 @@ default_cfgs = generate_default_cfgs(
 
 @register_model  # type: ignore[untyped-decorator]
 def cmt_s(pretrained: bool = False, **kwargs: Any) -> CMT:
-    """CMT-S: 25.6 M parameters and 3.92 G multiply-adds at 224 px; published are 25.1 M and 4.0 G.
+    """CMT-S: 25.6 M parameters and 3.92 G multiply-adds at 224 px; the paper reports 25.1 M and 4.0 G.
 
-    No single width of the feed-forward gives both figures. At 4 times the block's, as the paper's table has it, the
+    No single feed-forward width gives both figures. At 4 times the block's width, as in the paper's table, the
     model has 26.0 M parameters and 4.00 G multiply-adds; 3.875 times is within 2.1 % of both.
     """
     out_indices = kwargs.pop("out_indices", (0, 1, 2, 3))

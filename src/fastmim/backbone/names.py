@@ -1,4 +1,4 @@
-"""timm's model names: finding them, checking them, and what can be told without building the weights."""
+"""timm's model names: searching, checking, and describing a model without making its weights."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from typing import Any
 import timm
 from timm.models import get_model_input_config
 
-from fastmim.backbone.architecture import Source
-from fastmim.backbone.features import nearest_grid
+from fastmim.backbone.architecture import Architecture
+from fastmim.backbone.maps import nearest_grid
 from fastmim.errors import RequestError
 
 
 def find(pattern: str) -> list[str]:
-    """timm's models whose names match a shell pattern, such as "swin*"; RequestError if there are none."""
+    """timm's model names that match a shell pattern, such as "swin*"; RequestError if none does."""
     return list(timm.list_models(pattern)) or [resolve(pattern)]
 
 
 def resolve(name: str) -> str:
-    """timm's own form of a name, its pretrained tag kept.
+    """A model's name as timm writes it, with its pretrained tag.
 
-    "timm/resnet50.a1_in1k" and "hf-hub:timm/resnet50.a1_in1k" are "resnet50.a1_in1k".
+    "timm/resnet50.a1_in1k" and "hf-hub:timm/resnet50.a1_in1k" become "resnet50.a1_in1k".
 
     Raises:
-        RequestError: no such model, with the nearest names; no such tag, with those there are.
+        RequestError: unknown model (the message has the nearest names) or unknown tag (it has the known ones).
     """
     plain = re.sub(r"^(hf[-_]hub:)?timm/", "", name)
     architecture, _, tag = plain.partition(".")
@@ -43,15 +43,15 @@ def resolve(name: str) -> str:
 
 
 def published_input(name: str) -> tuple[int, tuple[float, ...], tuple[float, ...], float]:
-    """How a model's published weights were fed: side in pixels, mean and deviation of each channel, crop share."""
-    model: Any = Source(resolve(name), {}).bare
+    """The input of a model's published weights: side in pixels, mean and deviation per channel, crop share."""
+    model: Any = Architecture(resolve(name), {}).bare
     side, facts = get_model_input_config(model)["input_size"][-1], model.pretrained_cfg
     return side, tuple(facts["mean"]), tuple(facts["std"]), facts["crop_pct"]
 
 
 def describe(name: str, img_size: int = 128) -> tuple[int, int, int]:
     """Stride, width and number of parameters of a backbone at an image size, without making its weights."""
-    source = Source(resolve(name), {})
-    model: Any = source.bare
-    grid = nearest_grid(img_size, img_size / source.reduction)
+    architecture = Architecture(resolve(name), {})
+    model: Any = architecture.bare
+    grid = nearest_grid(img_size, img_size / architecture.reduction)
     return img_size // grid, model.feature_info[-1]["num_chs"], sum(p.numel() for p in model.parameters())

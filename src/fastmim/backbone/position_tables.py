@@ -1,4 +1,4 @@
-"""Learned tables over positions, brought to another input size where timm has no way of its own."""
+"""Learned tables over positions, resampled to another input size where timm cannot do it."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _MAX_PREFIX = 2  # class and distillation token
 
 
 def fit_tables(state: Mapping[str, Tensor], model: nn.Module, scale: float) -> dict[str, Tensor]:
-    """The state with its tables in the shapes of `model`, the same architecture for another input size.
+    """Resample a state dict's tables to the shapes of `model`, the same architecture for another input size.
 
-    A parameter of which one axis, or two in succession, runs over a square grid is interpolated over the grid
-    (bicubic, antialiased, as timm does for ViTs): Hiera's position embedding (1, h * w, D), CaiT's and
-    CrossViT's, PiT's (1, D, h, w), VOLO's (1, h, w, D), LeViT's attention biases (heads, h * w). Buffers
-    of another shape follow from the size alone and are taken from `model`.
+    A parameter with one axis, or two adjacent ones, over a square grid is interpolated over that grid (bicubic,
+    antialiased, as timm does for ViTs): Hiera's position embedding (1, h * w, D), CaiT's and CrossViT's, PiT's
+    (1, D, h, w), VOLO's (1, h, w, D), LeViT's attention biases (heads, h * w). Buffers of another shape depend
+    on the size alone and are taken from `model`.
 
     Args:
         state: The weights for the old size.
@@ -27,7 +27,7 @@ def fit_tables(state: Mapping[str, Tensor], model: nn.Module, scale: float) -> d
         scale: New size over old.
 
     Raises:
-        ValueError: a parameter of another shape runs over no grid, such as a layer over all tokens (MLP-Mixer).
+        ValueError: a parameter of another shape does not run over a grid, such as a layer over all tokens (MLP-Mixer).
     """
     parameters = dict(model.named_parameters())
     fitted = {}
@@ -58,7 +58,7 @@ def _interpolate(name: str, table: Tensor, shape: torch.Size, scale: float) -> T
 
 
 def _grids(name: str, old: int, new: int, scale: float) -> tuple[int, int, int]:
-    """Prefix, old side and new side such that both counts are prefix + side * side, and the sides go with `scale`."""
+    """Prefix, old and new side such that both counts are prefix + side * side and the sides differ by `scale`."""
     for prefix in range(_MAX_PREFIX + 1):
         a, b = math.isqrt(old - prefix), math.isqrt(new - prefix)
         if a * a == old - prefix and b * b == new - prefix and abs(a * scale - b) <= 1:

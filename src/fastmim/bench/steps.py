@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fastmim.backbone import Backbone
-from fastmim.backbone.features import drops_tokens
+from fastmim.backbone.maps import drops_tokens
 from fastmim.bench import flops, memory
 from fastmim.bench.references import LEARNING_RATE, plain, reference_step
 from fastmim.bench.timing import Times, ratios, take_turns

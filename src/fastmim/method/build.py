@@ -37,7 +37,7 @@ def build_model(config: PretrainConfig) -> MIM:
         trial = build()
         for size in sizes[1:]:
             trial.set_input_size(size)
-        torch.manual_seed(config.seed)
+        torch.manual_seed(config.seed)  # the trial drew its weights from the same generator
     model = build()
     if config.checkpoint_activations:
         model.backbone.checkpoint_activations()
@@ -48,7 +48,7 @@ def load_checkpointed(config: PretrainConfig, found: checkpoint.Checkpoint) -> M
     """Build the model of a checkpoint, at the image size it was saved at, and load its weights."""
     model = build_model(config)
     stages = [schedule.Stage(**stage) for stage in found.manifest["stages"]]
-    size = schedule.stage_at(stages, found.step - 1).size
+    size = schedule.stage_at(stages, found.step - 1).size  # at a stage's boundary, that of the stage before
     if size != model.backbone.img_size:
         model.set_input_size(size)
     checkpoint.load(found, model)

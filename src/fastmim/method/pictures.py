@@ -23,6 +23,7 @@ from fastmim.method.masking import expand
 from fastmim.method.mim import MIM
 from fastmim.method.targets import HOG, Pixels, Target
 from fastmim.randomness import image_keys
+from fastmim.training.evaluating import evaluating
 
 _PANEL, _MAX_PANEL = 224, 768  # bounds of a panel's longer side, unless the image itself is larger
 _CELL = 16  # the smallest side at which the strokes of a HOG cell can be told apart
@@ -95,14 +96,8 @@ def reconstruct(model: nn.Module, images: Tensor, keys: Tensor | None = None) ->
     Returns:
         The model's output on the CPU.
     """
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with torch.no_grad():
-            return {name: value.cpu() for name, value in model(images, keys).items()}
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+    with evaluating(model):
+        return {name: value.cpu() for name, value in model(images, keys).items()}
 
 
 def picture(

@@ -1,4 +1,4 @@
-"""Other people's pre-training checkpoints as fastmim weights files: recognised, checked name by name, nothing run."""
+"""Conversion of other projects' checkpoints to weights files: every tensor is checked, and no pickled code runs."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from fastmim import weights
 from fastmim.backbone import Backbone, resolve
 from fastmim.errors import RequestError, RunError
-from fastmim.weights import foreign
+from fastmim.weights import files, foreign
+from fastmim.weights.foreign import State
 
-_NAMED = 8  # at most so many keys are named in a message
+_MAX_NAMED = 8  # keys in a message
 _CONTAINERS = ("model", "state_dict")
 _CLASSIFIERS = ("head.", "fc.", "classifier.")
 _WRAPPERS = ("module.", "_orig_mod.")  # DistributedDataParallel's and torch.compile's
@@ -32,11 +32,11 @@ _WRAPPERS = ("module.", "_orig_mod.")  # DistributedDataParallel's and torch.com
 
 @dataclass(frozen=True)
 class Conversion:
-    """What was written, and from what."""
+    """The result of a conversion."""
 
     path: Path
     method: str
-    """Whose layout the checkpoint has: FastMIM, MAE, SimMIM or timm."""
+    """The project whose layout the checkpoint has: FastMIM, MAE, SimMIM or timm."""
     backbone: str
     arguments: dict[str, Any]
     """Arguments of the timm model beyond its name."""
@@ -45,14 +45,14 @@ class Conversion:
     std: tuple[float, ...]
     num_parameters: int
     dropped: tuple[str, ...]
-    """Tensors of the checkpoint that are not the backbone's: decoder, mask token, classifier, computed buffers."""
+    """Names of the tensors outside the backbone: decoder, mask token, classifier, computed buffers."""
     left: tuple[str, ...]
-    """What else the file holds, such as an optimiser."""
+    """Names of the file's other contents, such as an optimiser."""
     note: str
-    """What a user should know; empty where there is nothing."""
+    """A note for the user, or empty."""
 
     def describe(self) -> str:
-        """The outcome in plain words."""
+        """A summary of several lines."""
         arguments = "".join(f", {key} {value}" for key, value in self.arguments.items())
         flags = "".join(f" --backbone-args.{key} {value}" for key, value in self.arguments.items())
         lines = [
@@ -63,11 +63,11 @@ class Conversion:
         if self.note:
             lines.append(f"note       {self.note}")
         if self.dropped:
-            lines.append(f"dropped    {len(self.dropped)} tensors that are not the backbone's: {_groups(self.dropped)}")
+            lines.append(f"dropped    {len(self.dropped)} tensors outside the backbone: {_groups(self.dropped)}")
         if self.left:
             lines.append(f"left out   {', '.join(self.left)}")
         lines.append(f"wrote      {self.path}; read back, equal to the bit")
-        lines.append(f"go on with fastmim pretrain --init {self.path} --backbone {self.backbone}{flags}")
+        lines.append(f"continue   fastmim pretrain --init {self.path} --backbone {self.backbone}{flags}")
         return "\n".join(lines)
 
 
@@ -81,21 +81,21 @@ def convert(
 ) -> Conversion:
     """Write another project's checkpoint as a fastmim weights file, at the image size that it was trained at.
 
-    Known are pre-training checkpoints of FastMIM (ViT-B, Swin-B), MAE (ViT-B, L, H; with and without decoder) and
-    SimMIM (Swin-B, ViT-B), and any timm state dict. The file is a PyTorch pickle or safetensors; of a pickle
-    nothing but tensors, plain Python values and `argparse.Namespace` is ever loaded.
+    Supported are pre-training checkpoints of FastMIM (ViT-B, Swin-B), MAE (ViT-B, L, H; with or without decoder) and
+    SimMIM (Swin-B, ViT-B), and any timm state dict, as a PyTorch pickle or safetensors. Only tensors, plain Python
+    values and `argparse.Namespace` are loaded from a pickle.
 
     Args:
         file: The checkpoint.
         out: The .safetensors file to write.
-        backbone: timm's name of the architecture; found from the tensors if None.
+        backbone: timm's name of the architecture; inferred from the tensors if None.
         backbone_args: Further arguments of the timm model.
         overwrite: Replace `out`.
 
     Raises:
-        RequestError: no such file, damaged, or holding other objects; unknown or missing tensors or other shapes,
-            which are named; `out` is taken or cannot be written.
-        RunError: what was written does not read back the same.
+        RequestError: the file is missing, damaged or holds other objects; tensors are unknown, missing or of other
+            shapes (the message names them); `out` exists or cannot be written.
+        RunError: the written file does not read back the same.
     """
     file, out = Path(file), Path(out)
     if out.suffix != ".safetensors":
@@ -105,26 +105,26 @@ def convert(
     state, left = _read(file)
     layout = foreign.recognise(state)
     tensors, dropped = foreign.split(state, layout)
-    target = foreign.locate(
+    found = foreign.identify(
         tensors, state, layout, name=backbone and resolve(backbone), arguments=dict(backbone_args or {})
     )
-    model = Backbone(target.name, img_size=target.img_size, args=target.arguments)
+    model = Backbone(found.name, img_size=found.img_size, args=found.arguments)
     expected = model.model.state_dict()
     classifier = [name for name in tensors if name.startswith(_CLASSIFIERS) and name not in expected]
     dropped += classifier
     tensors = {k: v.float() if v.is_floating_point() else v for k, v in tensors.items() if k not in classifier}
-    _check(file, target, tensors, expected)
+    _check(file, found, tensors, expected)
     model.model.load_state_dict(tensors)
-    about = {"converted_from": file.name, "method": layout.method, "mean": target.mean, "std": target.std}
-    _write(out, model, about, as_is=target.img_size != target.native_size)
+    about = {"converted_from": file.name, "method": layout.method, "mean": found.mean, "std": found.std}
+    _write(out, model, about, as_is=found.img_size != found.native_size)
     return Conversion(
         path=out,
         method=layout.method,
-        backbone=target.name,
-        arguments=target.arguments,
-        img_size=target.img_size,
-        mean=target.mean,
-        std=target.std,
+        backbone=found.name,
+        arguments=found.arguments,
+        img_size=found.img_size,
+        mean=found.mean,
+        std=found.std,
         num_parameters=sum(parameter.numel() for parameter in model.parameters()),
         dropped=tuple(dropped),
         left=tuple(left),
@@ -133,7 +133,7 @@ def convert(
 
 
 def _read(file: Path) -> tuple[dict[str, Tensor], list[str]]:
-    """The state dict in a file, and the names of what else it holds."""
+    """The state dict in a file, and the names of the file's other contents."""
     if not file.is_file():
         raise RequestError(f"file is {file}; expected a checkpoint, such as mae_pretrain_vit_base.pth")
     loaded = _load_safetensors(file) if file.suffix == ".safetensors" else _load_pickle(file)
@@ -156,16 +156,16 @@ def _load_safetensors(file: Path) -> Mapping[str, Any]:
             metadata = opened.metadata() or {}
     except SafetensorError as error:
         raise RequestError(f"file is {file}, which is damaged: {error}; download it again") from None
-    if metadata.get("format") == weights.FORMAT:
+    if metadata.get("format") == files.FORMAT:
         raise RequestError(f"file is {file}, which is a fastmim weights file already: use it as it is")
     return load_file(file)
 
 
 def _load_pickle(file: Path) -> Mapping[str, Any]:
-    """A pickle's tensors and plain values. Nothing that it names is called, `argparse.Namespace` excepted."""
+    """A pickle's tensors and plain values. Nothing that it names is called, except `argparse.Namespace`."""
     try:
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of pickles in another protocol: they load, or are refused below
+            warnings.simplefilter("ignore")  # about pickles in another protocol: they load, or are refused below
             loaded = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
@@ -186,8 +186,8 @@ def _load_pickle(file: Path) -> Mapping[str, Any]:
     return loaded if isinstance(loaded, Mapping) else {type(loaded).__name__: loaded}
 
 
-def _check(file: Path, target: foreign.Target, tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    """Refuse a checkpoint that is not the target's, tensor by tensor."""
+def _check(file: Path, found: foreign.TimmModel, tensors: State, expected: State) -> None:
+    """Refuse a checkpoint whose tensors are not exactly the model's."""
     unknown = [name for name in tensors if name not in expected]
     missing = [name for name in expected if name not in tensors]
     shapes = [
@@ -201,21 +201,21 @@ def _check(file: Path, target: foreign.Target, tensors: Mapping[str, Tensor], ex
         if names
     ]
     if wrong:
-        arguments = f" with {target.arguments}" if target.arguments else ""
+        arguments = f" with {found.arguments}" if found.arguments else ""
         raise RequestError(
-            f"file is {file}, which is not {target.name}{arguments}: {'; '.join(wrong)}; "
+            f"file is {file}, which is not {found.name}{arguments}: {'; '.join(wrong)}; "
             f"expected that model's tensors and no others: give the right --backbone and --backbone-args"
         )
 
 
 def _write(out: Path, backbone: Backbone, about: Mapping[str, Any], *, as_is: bool) -> None:
-    """Write, read back and compare, and only then put in place."""
+    """Write the file, read it back, compare, and only then rename it into place."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=".convert-") as folder:
             partial = Path(folder, out.name)
-            weights.save(partial, backbone, about=about, as_is=as_is)
-            written = weights.load_backbone(partial).state_dict()
+            files.save(partial, backbone, about=about, as_is=as_is)
+            written = files.load_backbone(partial).state_dict()
             differing = [k for k, v in backbone.model.state_dict().items() if not torch.equal(v, written[k])]
             if differing:
                 raise RunError(f"{_some(differing)} did not read back the same from {out}; report the checkpoint")
@@ -225,12 +225,12 @@ def _write(out: Path, backbone: Backbone, about: Mapping[str, Any], *, as_is: bo
 
 
 def _some(names: Sequence[str]) -> str:
-    rest = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + rest
+    rest = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
+    return ", ".join(names[:_MAX_NAMED]) + rest
 
 
 def _groups(names: Sequence[str]) -> str:
-    """Names with what follows their first part counted, as "decoder_blocks.* (12)"."""
+    """Names grouped by their first part, as in "decoder_blocks.* (12)"."""
     counts = Counter(re.sub(r"\..*", ".*", name) for name in names)
     return ", ".join(name if count == 1 else f"{name} ({count})" for name, count in counts.items())
 

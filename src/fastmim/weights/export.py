@@ -1,7 +1,7 @@
-"""A trained backbone for other tools: timm and transformers, plain tensors, ONNX, torch.export.
+"""Exports of a trained backbone for other tools: timm and transformers, plain tensors, ONNX, torch.export.
 
-Every export is loaded again the way its reader will load it, and compared with the backbone on the built-in
-photographs, before it takes its place under the path that was asked for.
+Every export is reloaded the way its reader will load it and compared with the backbone on the built-in
+photographs before it is renamed into place.
 """
 
 from __future__ import annotations
@@ -23,30 +23,30 @@ from safetensors.torch import save_file
 from timm.models import save_for_hf
 from torch import Tensor, nn
 
-from fastmim import weights
 from fastmim.backbone.architecture import first_line
 from fastmim.config import nearest
 from fastmim.data.augment import decode_center, normalise
 from fastmim.data.sources import open_source
 from fastmim.data.statistics import IMAGENET_MEAN, IMAGENET_STD
 from fastmim.errors import RequestError, RunError
+from fastmim.weights import files
 
 NUM_PHOTOGRAPHS = 8
 TOLERANCE = 1e-4
-"""Largest difference from the backbone that an export may show, as a share of the largest feature or of 1."""
+"""Largest allowed difference between export and backbone, as a share of the largest feature or of 1."""
 
-_ONE_FILE = 1_500_000_000  # bytes of weights above which ONNX keeps them in a second file; protobuf ends at 2 GB
+_ONE_FILE = 1_500_000_000  # bytes of weights above which ONNX stores them in a second file; protobuf is limited to 2 GB
 
 Outputs = tuple[Tensor, Tensor]
 Reloaded = Callable[[Tensor], Outputs]
 
 
 class Features(nn.Module):
-    """What an export computes: (B, C, S, S) normalised images -> (features, embedding or logits).
+    """The function that an export computes: (B, C, S, S) normalised images -> (features, embedding or logits).
 
-    `features` is what the timm model's `forward_features` gives: tokens (B, N, D), or a map in the layout of its
-    family. What `forward_head` makes of them is what the timm model itself returns: pooled, `embedding` (B, D);
-    for fine-tuned weights classified, `logits` (B, number of classes).
+    `features` is the output of the timm model's `forward_features`: tokens (B, N, D), or a map in the layout of its
+    family. The second output is that of `forward_head`, which the timm model itself returns: the pooled `embedding`
+    (B, D) or, for fine-tuned weights, `logits` (B, number of classes).
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -60,54 +60,54 @@ class Features(nn.Module):
 
 @dataclass(frozen=True)
 class Subject:
-    """A backbone on its way out."""
+    """A backbone to be exported."""
 
     model: nn.Module
     tensors: dict[str, Tensor]
     """The weights as one file for `checkpoint_path`."""
     facts: dict[str, Any]
-    """Their metadata; `arguments` are those that `tensors` need."""
+    """Their metadata; its `arguments` fit `tensors`."""
     arguments: dict[str, Any]
-    """Those with which timm makes `model`."""
+    """The arguments with which timm makes `model`."""
     img_size: int
     images: Tensor
     """(8, C, S, S) normalised photographs."""
 
     @property
     def name(self) -> str:
-        """timm's name of it."""
+        """timm's name of the model."""
         return str(self.facts["architecture"])
 
     @property
     def outputs(self) -> list[str]:
-        """What `Features` gives."""
+        """Names of the outputs of `Features`."""
         return ["features", "logits" if self.facts.get("classes") else "embedding"]
 
     @property
     def about(self) -> dict[str, Any]:
-        """What a reader of the export needs to know (JSON types)."""
+        """Metadata for readers of the export (JSON types)."""
         classes = {"classes": self.facts["classes"]} if self.facts.get("classes") else {}
-        return {"architecture": self.name, "img_size": self.img_size, **preparation(self.facts), **classes}
+        return {"architecture": self.name, "img_size": self.img_size, **normalisation(self.facts), **classes}
 
 
 @dataclass(frozen=True)
 class Export:
-    """What was written, and how near it comes to the backbone."""
+    """The result of an export."""
 
     path: Path
     img_size: int
     max_difference: float
     """The largest difference of any feature on the built-in photographs, in float32."""
     load: str
-    """Python that loads it."""
+    """Python code that loads it."""
     untrained: tuple[str, ...]
-    """Blocks that pre-training left out: they are there, with their first values."""
+    """Blocks that pre-training skipped: they are exported with their initial values."""
 
     def describe(self) -> str:
-        """The outcome in plain words."""
+        """A summary of several lines."""
         lines = [
             f"wrote     {self.path}, for images of {self.img_size} px",
-            f"checked   loaded again, the largest difference on {NUM_PHOTOGRAPHS} photographs is "
+            f"checked   reloaded; the largest difference on {NUM_PHOTOGRAPHS} photographs is "
             f"{self.max_difference:.1e} (float32)",
             f"load      {self.load}",
         ]
@@ -119,22 +119,21 @@ class Export:
 def export(
     source: str | Path, *, to: str, out: str | Path, img_size: int | None = None, overwrite: bool = False
 ) -> Export:
-    """Write a backbone for other tools, load it again and compare.
+    """Write a backbone for other tools, reload it and compare.
 
     Args:
         source: Run directory or weights file.
-        to: "timm" (a directory as timm's hub lays it out, which transformers reads too; or, if `out` ends in
-            .safetensors, one file for `checkpoint_path`), "state-dict" (.safetensors, the backbone's tensors and
-            nothing else), "onnx" or "torch-export" (.pt2). The last two take batches of any size and give what
-            `Features` gives.
+        to: "timm" (a directory in the layout of timm's hub, which transformers also reads; or, if `out` ends in
+            .safetensors, one file for `checkpoint_path`), "state-dict" (.safetensors, the backbone's tensors only),
+            "onnx" or "torch-export" (.pt2). The last two take batches of any size and compute `Features`.
         out: The directory or file to write.
-        img_size: Side of the images in pixels; the architecture's own if None.
+        img_size: Side of the images in pixels; the architecture's default if None.
         overwrite: Replace an earlier export.
 
     Raises:
-        RequestError: no such weights, a size that the backbone cannot take, a path that is taken or unfit, or a
-            package that is missing.
-        RunError: the format cannot express the model, or what was written does not compute the same.
+        RequestError: no such weights, a size that the backbone cannot take, a path that exists or does not suit the
+            format, or a missing package.
+        RunError: the format cannot express the model, or the export's outputs differ.
     """
     out = Path(out)
     if to not in _WRITERS:
@@ -155,10 +154,10 @@ def export(
 
 
 def _check_out(out: Path, to: str, *, overwrite: bool) -> None:
-    """Refuse a path that is taken, or whose ending promises something else."""
+    """Refuse a path that exists, or whose ending belongs to another format."""
     ending = {"timm": ".safetensors", "state-dict": ".safetensors", "onnx": ".onnx", "torch-export": ".pt2"}[to]
     is_directory = to == "timm" and out.suffix != ending
-    # A directory may be called photos-v1.2, but one called backbone.pth was meant to be a file.
+    # A directory may be named photos-v1.2, but backbone.pth is surely meant to be a file.
     if out.suffix in (".bin", ".onnx", ".pt", ".pt2", ".pth") if is_directory else out.suffix != ending:
         raise RequestError(
             f"out is {out}; expected {'a directory or ' if to == 'timm' else ''}a file ending in {ending} for {to}"
@@ -174,28 +173,28 @@ def _check_out(out: Path, to: str, *, overwrite: bool) -> None:
 
 
 def _prepare(source: str | Path, img_size: int | None) -> Subject:
-    tensors, facts = weights.read(source)
+    tensors, facts = files.read(source)
     classifier = bool(facts.get("classes"))
-    model = weights.build(source, tensors, facts, img_size=img_size, classifier=classifier).eval()
-    arguments = weights.source_of(facts).arguments(model)
+    model = files.build(source, tensors, facts, img_size=img_size, classifier=classifier).eval()
+    arguments = files.architecture_of(facts).arguments(model)
     if img_size is None:
-        img_size = weights.made_for(model, facts)
+        img_size = files.input_size(model, facts)
     else:
         tensors, facts = dict(model.state_dict()), facts | {"arguments": arguments, "img_size": img_size}
     return Subject(model, tensors, facts, arguments, img_size, photographs(img_size, facts))
 
 
 def photographs(img_size: int, facts: Mapping[str, Any]) -> Tensor:
-    """(8, C, S, S) built-in photographs, spread over all there are, as the backbone takes them."""
+    """(8, C, S, S) built-in photographs, evenly chosen, normalised for the backbone."""
     samples = open_source("samples")
     spread = range(0, len(samples), len(samples) // NUM_PHOTOGRAPHS)[:NUM_PHOTOGRAPHS]
     pixels = torch.stack([decode_center(samples.read(index), img_size) for index in spread])
     channels = torch.arange(facts["arguments"].get("in_chans", 3)) % 3
-    return normalise(pixels, *(torch.tensor(values) for values in preparation(facts).values()))[:, channels]
+    return normalise(pixels, *(torch.tensor(values) for values in normalisation(facts).values()))[:, channels]
 
 
-def preparation(facts: Mapping[str, Any]) -> dict[str, list[float]]:
-    """How images are made ready for a backbone: pixels in [0, 1], minus `mean`, over `std`."""
+def normalisation(facts: Mapping[str, Any]) -> dict[str, list[float]]:
+    """The normalisation of a backbone's images: pixels in [0, 1], minus `mean`, divided by `std`."""
     return {"mean": list(facts.get("mean", IMAGENET_MEAN)), "std": list(facts.get("std", IMAGENET_STD))}
 
 
@@ -203,7 +202,7 @@ def _compare(subject: Subject, reloaded: Reloaded, to: str) -> float:
     """The largest difference over all features of the photographs, as one batch and as a single image.
 
     Raises:
-        RunError: it is too large.
+        RunError: the difference is too large.
     """
     worst = 0.0
     for images in (subject.images, subject.images[:1]):
@@ -211,7 +210,7 @@ def _compare(subject: Subject, reloaded: Reloaded, to: str) -> float:
             pairs = list(zip(Features(subject.model)(images), reloaded(images), strict=True))
         difference = max(float((a - b).abs().max()) if a.shape == b.shape else float("inf") for a, b in pairs)
         largest = max(1.0, *(float(a.abs().max()) for a, _ in pairs))
-        if not difference <= TOLERANCE * largest:  # a NaN too
+        if not difference <= TOLERANCE * largest:  # also true of NaN
             raise RunError(
                 f"{subject.name} exported to {to} differs from the backbone by {difference:.1e} on {len(images)} "
                 f"photographs; expected at most {TOLERANCE * largest:.0e}: take another format, and report the model"
@@ -221,34 +220,34 @@ def _compare(subject: Subject, reloaded: Reloaded, to: str) -> float:
 
 
 def _settle(partial: Path, out: Path) -> None:
-    """Move what was written to where it was asked for; what else a directory holds stays."""
+    """Move the export into place; other files in a directory stay."""
     if partial.is_dir():
         out.mkdir(exist_ok=True)
-    # Beside a file, ONNX may have put a second one with the weights.
-    source, target = (partial, out) if partial.is_dir() else (partial.parent, out.parent)
-    for file in source.iterdir():
-        weights.share(file)
-        file.replace(target / file.name)
+    # ONNX may have written a second file with the weights beside the first.
+    written, destination = (partial, out) if partial.is_dir() else (partial.parent, out.parent)
+    for file in written.iterdir():
+        files.share(file)
+        file.replace(destination / file.name)
 
 
 def _to_timm(subject: Subject, path: Path) -> tuple[Reloaded, str]:
     if path.suffix != ".safetensors":
         return _to_hub_layout(subject, path)
-    weights.write(path, subject.tensors, subject.facts)
+    files.write(path, subject.tensors, subject.facts)
     arguments = subject.facts["arguments"]
     model: Any = timm.create_model(subject.name, **arguments, checkpoint_path=str(path)).eval()
-    if "embedding" in subject.outputs:  # the classifier is there as zeros
+    if "embedding" in subject.outputs:  # the file's classifier is all zeros
         model.reset_classifier(0)
     return Features(model), _call(subject.name, **arguments, checkpoint_path=str(path))
 
 
 def _to_hub_layout(subject: Subject, path: Path) -> tuple[Reloaded, str]:
-    images = {**preparation(subject.facts), "input_size": tuple(subject.images.shape[1:])}
+    images = {**normalisation(subject.facts), "input_size": tuple(subject.images.shape[1:])}
     labels = {"label_names": subject.facts["classes"]} if "logits" in subject.outputs else {}
     save_for_hf(subject.model, str(path), model_config=labels, safe_serialization=True, data_config=images)
     config = json.loads((path / "config.json").read_text())
-    # transformers gives the number of classes itself and would give it twice; and these weights are not the
-    # published ones whose tag and licence timm knows.
+    # transformers passes the number of classes itself, and would pass it twice. The tag and licence are those of the
+    # published weights, not of these.
     config["model_args"].pop("num_classes", None)
     for key in ("tag", "license"):
         config["pretrained_cfg"].pop(key, None)
@@ -303,7 +302,7 @@ def _trace(subject: Subject) -> torch.export.ExportedProgram:
     try:
         with _quiet():
             return torch.export.export(Features(subject.model), (subject.images[:2],), dynamic_shapes=(batch,))
-    except Exception as error:  # tracing fails in as many ways as there are models
+    except Exception as error:  # tracing raises many kinds of errors
         raise RunError(
             f"torch.export cannot trace {subject.name}: {first_line(error)}; expected a model without control flow "
             f"that depends on values: export it to timm, or choose another backbone"
@@ -311,14 +310,14 @@ def _trace(subject: Subject) -> torch.export.ExportedProgram:
 
 
 def _operator(error: Exception) -> str:
-    """The operator at which the conversion to ONNX failed, or what was said where none is named."""
+    """The operator that ONNX lacks, or the error's first line if it names none."""
     named = re.search(r"op='([\w.]+)'", str(error))
     return named[1] if named else first_line(error)
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the warnings that tracing draws from inside PyTorch."""
+    """Suppress the warnings from inside PyTorch during tracing."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

@@ -1,4 +1,4 @@
-"""Backbone weights as files that timm loads, which say what they are and refuse to be loaded as something else."""
+"""Weights files: safetensors that timm loads, whose metadata names their architecture, arguments and image size."""
 
 from __future__ import annotations
 
@@ -17,27 +17,28 @@ from timm.models import get_model_input_config
 from torch import Tensor, nn
 
 from fastmim.backbone import Backbone, resolve
-from fastmim.backbone.architecture import Source
+from fastmim.backbone.architecture import Architecture
 from fastmim.errors import RequestError
+from fastmim.system.files import replacing
 from fastmim.training import checkpoint
 
 FORMAT = "fastmim-weights-1"
 FILE = "weights.safetensors"
 _TEXTS = ("format", "fastmim", "architecture")
-_SET = {"img_size", "num_classes", "in_chans"}  # timm arguments that fastmim sets and nobody asks a backbone for
-_FOLLOWING = {"window_size", "global_pool", "fc_norm"}  # those that follow from the image size or the classifier
-_IN_CHECKPOINT = "backbone.model."  # how a checkpoint of a pre-training run calls the timm model
+_SET = {"img_size", "num_classes", "in_chans"}  # timm arguments that fastmim sets itself
+_DERIVED = {"window_size", "global_pool", "fc_norm"}  # timm arguments that follow from the image size or the classifier
+_PREFIX = "backbone.model."  # of the timm model's tensors in a pre-training checkpoint
 
 
 def save(path: Path, backbone: Backbone, *, about: Mapping[str, Any], as_is: bool = False) -> None:
-    """Write a backbone as `timm.create_model(architecture, **arguments, checkpoint_path=path)` loads it strictly.
+    """Write a backbone so that `timm.create_model(architecture, **arguments, checkpoint_path=path)` loads it strictly.
 
-    Position embeddings and windows are resampled by timm to the size that this call builds. The classifier,
-    which pre-training does not have, is there as zeros.
+    Position embeddings and windows are resampled to the size of the model that this call makes. The classifier,
+    which pre-training lacks, is filled with zeros.
 
     Args:
         about: More facts for the metadata (JSON types): recipe, data, steps, mean, std.
-        as_is: Resample nothing; the arguments then hold the present size, and there is no classifier.
+        as_is: Do not resample; the arguments then include the present size, and the classifier is omitted.
     """
     facts = {
         "architecture": backbone.name,
@@ -60,17 +61,13 @@ def write(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -
     facts = {**facts, "format": FORMAT, "fastmim": version("fastmim")}
     # safetensors metadata holds strings only: text as it is, everything else as JSON.
     metadata = {key: value if key in _TEXTS else json.dumps(value) for key, value in facts.items()}
-    partial = path.with_suffix(".tmp")
-    try:
+    with replacing(path) as partial:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial, metadata=metadata)
         share(partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def share(file: Path) -> None:
-    """Give a file the permissions that new files have here: safetensors makes its files private."""
+    """Give a file the default permissions of new files: safetensors makes its files private."""
     mask = os.umask(0o077)
     os.umask(mask)
     file.chmod(0o666 & ~mask)
@@ -80,7 +77,7 @@ def read(source: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors and the metadata of a weights file, or of a run directory's.
 
     Raises:
-        RequestError: no such file, not safetensors or cut short, or not written by fastmim.
+        RequestError: no such file, not safetensors, truncated, or not written by fastmim.
     """
     path = Path(source)
     path = path / FILE if path.is_dir() else path
@@ -112,20 +109,21 @@ def load_backbone(
     backbone_args: Mapping[str, Any] | None = None,
     img_size: int | None = None,
 ) -> nn.Module:
-    """A run's backbone as a plain timm model without a classifier.
+    """Load a run's backbone as a plain timm model without a classifier.
 
-    A weights file of a plain architecture holds position embeddings and windows as timm resampled them to the
-    architecture's own size. At the size that a run was trained at, a run directory gives them as they were
-    trained, from its last checkpoint; a weights file alone gives them resampled twice.
+    A weights file of a plain architecture holds position embeddings and windows resampled to the architecture's
+    default size. At the size of the training, a run directory gives them as they were trained, from its last
+    checkpoint; a weights file alone gives them resampled twice.
 
     Args:
         source: Run directory or weights file.
-        backbone: The architecture that is expected; anything else is refused.
-        backbone_args: The arguments that are expected (depth, heads and so on); anything else is refused.
+        backbone: The expected architecture; any other is refused.
+        backbone_args: The expected arguments (depth, heads and so on); any others are refused.
         img_size: Resample position embeddings and windows to this size in pixels; as in the file if None.
 
     Raises:
-        RequestError: the file does not hold what was expected, with what differs; or the model cannot take the size.
+        RequestError: the file holds another architecture or arguments (it names them), or the model cannot take the
+            size.
     """
     tensors, facts = read(source)
     check(facts, backbone=backbone, backbone_args=backbone_args)
@@ -140,12 +138,12 @@ def build(
     img_size: int | None = None,
     classifier: bool = False,
 ) -> nn.Module:
-    """The timm model of weights that have been read; see `load_backbone`.
+    """Make the timm model of weights that `read` returned; see `load_backbone`.
 
     Args:
-        source: Where they were read from.
-        tensors: As `read` gives them.
-        facts: As `read` gives them.
+        source: The path they were read from.
+        tensors: The weights.
+        facts: Their metadata.
         img_size: As in `load_backbone`.
         classifier: Keep the classifier of fine-tuned weights.
 
@@ -155,25 +153,25 @@ def build(
     headless = {} if classifier else {"num_classes": 0}
     model = timm.create_model(facts["architecture"], **(facts["arguments"] | headless))
     own = model.state_dict()
-    # What the file has beyond the model is the classifier; anything missing is an error.
+    # Further tensors in the file are the classifier; a missing tensor is an error.
     model.load_state_dict({name: tensor for name, tensor in tensors.items() if name in own})
-    present = made_for(model, facts)
+    present = input_size(model, facts)
     if img_size in (None, present):
         return model
-    maker = source_of(facts)
-    if not maker.takes(img_size) or (classifier and maker.sizing == "argument"):
+    architecture = architecture_of(facts)
+    if not architecture.takes(img_size) or (classifier and architecture.sizing == "argument"):
         raise RequestError(
-            f"img_size is {img_size}, which {maker.name} cannot take; expected a multiple of its stride or patch: "
-            f"take another size, such as {present}"
+            f"img_size is {img_size}, which {architecture.name} cannot take; expected a multiple of its stride or "
+            f"patch: take another size, such as {present}"
         )
-    resized = maker.resize(model, present, img_size)
+    resized = architecture.resize(model, present, img_size)
     if img_size == facts["img_size"] and Path(source).is_dir() and not classifier:
         _restore(resized, Path(source), tensors, facts)
     return resized
 
 
 def _restore(model: nn.Module, run: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-    """Undo the resampling of a weights file with the run's last checkpoint, where anything was resampled."""
+    """Replace resampled tensors by those of the run's last checkpoint."""
     if all(tensors[name].shape == tensor.shape for name, tensor in model.state_dict().items()):
         return
     last = checkpoint.newest(run / "checkpoints")
@@ -184,18 +182,28 @@ def _restore(model: nn.Module, run: Path, tensors: Mapping[str, Tensor], facts: 
             stacklevel=3,
         )
         return
-    trained = load_file(last.path / "model.safetensors")
-    prefix = _IN_CHECKPOINT
-    model.load_state_dict({k.removeprefix(prefix): v for k, v in trained.items() if k.startswith(prefix)})
+    model.load_state_dict(read_checkpoint(last))
+
+
+def read_checkpoint(saved: checkpoint.Checkpoint) -> dict[str, Tensor]:
+    """The backbone's tensors in a pre-training checkpoint, under timm's names."""
+    tensors = load_file(saved.path / "model.safetensors")
+    return {name.removeprefix(_PREFIX): tensor for name, tensor in tensors.items() if name.startswith(_PREFIX)}
 
 
 def load_into(backbone: Backbone, source: str | Path) -> None:
-    """Take weights, resampled to the backbone's size.
+    """Load a run directory's or a weights file's weights into a backbone, resampled to its size.
 
     Raises:
-        RequestError: they are not those of this architecture with these arguments.
+        RequestError: they are of another architecture or have other arguments.
     """
-    model = load_backbone(source, backbone=backbone.name, backbone_args=backbone.args, img_size=backbone.input_size)
+    fill(backbone, source, *read(source))
+
+
+def fill(backbone: Backbone, source: str | Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+    """`load_into` for weights that `read` returned."""
+    check(facts, backbone=backbone.name, backbone_args=backbone.args)
+    model = build(source, tensors, facts, img_size=backbone.input_size)
     try:
         backbone.model.load_state_dict(model.state_dict())
     except RuntimeError as error:
@@ -206,22 +214,22 @@ def load_into(backbone: Backbone, source: str | Path) -> None:
 
 
 def check(facts: Mapping[str, Any], *, backbone: str | None, backbone_args: Mapping[str, Any] | None) -> None:
-    """Refuse weights of another architecture, even one whose tensors have the same shapes.
+    """Refuse weights of another architecture, even if its tensors have the same shapes.
 
-    A pretrained tag ("vit_base_patch16_224.mae") says where values came from and is not compared. What follows
-    from the image size or the classifier (windows, pooling) is not either: it is brought to what is needed.
+    The pretrained tag ("vit_base_patch16_224.mae") is not compared: it names the origin of the values. Nor are
+    arguments that follow from the image size or the classifier (windows, pooling): they are adapted on loading.
 
     Raises:
-        RequestError: naming each difference.
+        RequestError: something differs; the message names each difference.
     """
     wrong = []
-    if backbone is not None and _architecture(resolve(backbone)) != _architecture(facts["architecture"]):
+    if backbone is not None and _untagged(resolve(backbone)) != _untagged(facts["architecture"]):
         wrong.append(f"backbone {facts['architecture']}, not {backbone}")
     if backbone_args is not None:
-        # As the file has them: tuples are lists there.
+        # As in the file: tuples become lists.
         given: dict[str, Any] = json.loads(json.dumps(dict(backbone_args)))
         stored, asked = (
-            {key: value for key, value in arguments.items() if key not in _SET | _FOLLOWING}
+            {key: value for key, value in arguments.items() if key not in _SET | _DERIVED}
             for arguments in (facts["arguments"], given)
         )
         for key in sorted(stored.keys() | asked.keys()):
@@ -231,18 +239,18 @@ def check(facts: Mapping[str, Any], *, backbone: str | None, backbone_args: Mapp
         raise RequestError(f"the weights hold {'; '.join(wrong)}: load them as what they are, or take other weights")
 
 
-def source_of(facts: Mapping[str, Any]) -> Source:
-    """How timm makes the model that a weights file is for."""
+def architecture_of(facts: Mapping[str, Any]) -> Architecture:
+    """The architecture that a weights file's metadata describes."""
     arguments = facts["arguments"]
     further = {key: value for key, value in arguments.items() if key not in _SET}
-    return Source(facts["architecture"], further, arguments.get("in_chans", 3))
+    return Architecture(facts["architecture"], further, arguments.get("in_chans", 3))
 
 
-def made_for(model: nn.Module, facts: Mapping[str, Any]) -> int:
-    """Side in pixels of the images that a weights file's model takes as it is; timm's own where any size will do."""
+def input_size(model: nn.Module, facts: Mapping[str, Any]) -> int:
+    """Side in pixels of the images for a weights file's model; timm's default for models that take any size."""
     stored = facts["arguments"].get("img_size", get_model_input_config(model)["input_size"][-2:])
     return stored if isinstance(stored, int) else int(stored[0])
 
 
-def _architecture(name: str) -> str:
+def _untagged(name: str) -> str:
     return name.partition(".")[0]

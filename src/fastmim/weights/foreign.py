@@ -1,7 +1,7 @@
-"""How the checkpoints of other projects name a backbone's tensors, and which timm model these are.
+"""Checkpoints of other projects: their tensor names, and the timm model that their tensors belong to.
 
-Facts of the published code: FastMIM (ggjy/FastMIM.pytorch), MAE (facebookresearch/mae), SimMIM (microsoft/SimMIM)
-and the original Swin Transformer.
+The names follow the published code of FastMIM (ggjy/FastMIM.pytorch), MAE (facebookresearch/mae), SimMIM
+(microsoft/SimMIM) and the original Swin Transformer.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from timm.models import get_model_input_config
 from torch import Tensor
 
 from fastmim.backbone import published_input
-from fastmim.backbone.architecture import Source
+from fastmim.backbone.architecture import Architecture
 from fastmim.data.statistics import IMAGENET_MEAN, IMAGENET_STD
 from fastmim.errors import RequestError
 
 State = Mapping[str, Tensor]
 
 _BLOCK = re.compile(r"blocks\.(\d+)\.")
-_COMPUTED = ("relative_position_index", "attn_mask")  # Swin's and BEiT's buffers, which follow from the sizes
+_COMPUTED = ("relative_position_index", "attn_mask")  # buffers of Swin and BEiT that depend on the sizes alone
 _SWIN_TABLE = "layers.0.blocks.0.attn.relative_position_bias_table"
 _SHARED_TABLE = "rel_pos_bias.relative_position_bias_table"
 _VITS = {(192, 12): "tiny", (384, 12): "small", (768, 12): "base", (1024, 24): "large", (1280, 32): "huge"}
@@ -38,33 +38,36 @@ _HEADS = (
 
 @dataclass(frozen=True)
 class Layout:
-    """What a checkpoint is."""
+    """The tensor names of one project's checkpoints."""
 
     method: str
+    """"FastMIM", "MAE", "SimMIM" or "timm"."""
     prefix: str = ""
-    """What the names of the backbone's tensors begin with."""
+    """Prefix of the backbone's tensors."""
     other: tuple[str, ...] = ()
-    """What the names of the method's own tensors (decoder, mask token) begin with."""
+    """Prefixes of the method's own tensors (decoder, mask token)."""
     arguments: dict[str, Any] = field(default_factory=dict)
-    """Arguments of timm that make the same network."""
+    """Arguments with which timm makes the same network."""
     note: str = ""
-    """What a user should know."""
+    """A note for the user."""
 
 
 @dataclass(frozen=True)
-class Target:
-    """The timm model that a checkpoint's backbone is."""
+class TimmModel:
+    """The timm model that a checkpoint's backbone is an instance of."""
 
     name: str
     arguments: dict[str, Any]
     img_size: int
+    """Side in pixels of the images that the tensors are for."""
     native_size: int
+    """timm's default for the model."""
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
 
 def recognise(state: State) -> Layout:
-    """Whose checkpoint this is, by its names; timm's if nothing else."""
+    """The layout of a checkpoint, recognised by its tensor names; timm's if it is no other."""
     token = state.get("mask_token")
     if token is not None and token.ndim == 4:  # painted over pixels: (1, C, 1, 1)
         if any(name.startswith("encoder.") for name in state):
@@ -73,7 +76,7 @@ def recognise(state: State) -> Layout:
     if "encoder.mask_token" in state:
         arguments: dict[str, Any] = {}
         if f"encoder.{_SHARED_TABLE}" in state:
-            # timm's BEiT as SimMIM builds it: one table of position biases for all blocks, the norm before pooling.
+            # SimMIM's ViT is timm's BEiT with one table of position biases for all blocks and the norm before pooling.
             arguments = {"use_rel_pos_bias": False, "use_shared_rel_pos_bias": True, "use_fc_norm": False}
         return Layout("SimMIM", "encoder.", ("encoder.mask_token", "decoder.0."), arguments)
     if "decoder_pos_embed" in state:
@@ -82,9 +85,9 @@ def recognise(state: State) -> Layout:
 
 
 def split(state: State, layout: Layout) -> tuple[dict[str, Tensor], list[str]]:
-    """The backbone's tensors under timm's names, and the names of what is not the backbone's.
+    """The backbone's tensors under timm's names, and the names of all other known tensors.
 
-    A name that belongs to neither keeps its place among the first, where it will not fit.
+    Unknown tensors count as the backbone's, so that they are refused later as not fitting the model.
     """
     backbone, dropped = {}, []
     for name, tensor in state.items():
@@ -92,53 +95,55 @@ def split(state: State, layout: Layout) -> tuple[dict[str, Tensor], list[str]]:
             dropped.append(name)
         else:
             backbone[name.removeprefix(layout.prefix)] = tensor
-    if "layers.0.downsample.reduction.weight" in backbone:  # Swin's code ends a stage with it, timm's begins the next
+    if "layers.0.downsample.reduction.weight" in backbone:  # the last layer of a stage; timm's first
         moved = re.compile(r"^layers\.(\d+)\.downsample\.")
         backbone = {moved.sub(lambda m: f"layers.{int(m[1]) + 1}.downsample.", k): v for k, v in backbone.items()}
     return backbone, dropped
 
 
-def locate(backbone: State, state: State, layout: Layout, *, name: str | None, arguments: Mapping[str, Any]) -> Target:
-    """The timm model, and the image size that the tensors are for.
+def identify(
+    backbone: State, state: State, layout: Layout, *, name: str | None, arguments: Mapping[str, Any]
+) -> TimmModel:
+    """Identify the timm model and the image size that the tensors are for.
 
     Args:
         backbone: The backbone's tensors under timm's names.
         state: The whole checkpoint.
-        layout: What it is.
-        name: The architecture, where the user gives it.
-        arguments: Its further arguments, likewise.
+        layout: Its layout.
+        name: The architecture; inferred from the tensors if None.
+        arguments: Its further arguments.
 
     Raises:
-        RequestError: no name is given, and the tensors are those of no ViT or Swin that is known.
+        RequestError: no name is given, and the tensors are not of a known ViT or Swin.
     """
-    # MAE publishes encoders alone, which look like timm's; timm's own come with a classifier or are named.
+    # MAE publishes bare encoders, which look like timm's; timm's own have a classifier, or the user names them.
     is_timms = layout.method == "timm" and (name is not None or any(key.startswith("head.") for key in backbone))
     name = name or _name(backbone)
     given = layout.arguments | dict(arguments)
-    source = Source(name, given)
-    native: int = get_model_input_config(source.bare)["input_size"][-1]
+    architecture = Architecture(name, given)
+    native: int = get_model_input_config(architecture.bare)["input_size"][-1]
     size, window = native, None
     if _SWIN_TABLE in backbone:
         size, window = _swin_size(backbone, state)
         if "window_size" not in given and (size, backbone[_SWIN_TABLE].shape) != (
             native,
-            source.bare.state_dict()[_SWIN_TABLE].shape,
+            architecture.bare.state_dict()[_SWIN_TABLE].shape,
         ):
             given["window_size"] = window
     elif _SHARED_TABLE in backbone:
-        # (2 g - 1)^2 distances and three for the class token, g the grid's side
+        # (2 g - 1)^2 offsets and three rows for the class token, g being the side of the grid
         size = (math.isqrt(len(backbone[_SHARED_TABLE]) - 3) + 1) // 2 * _patch(backbone)
     elif "pos_embed" in backbone and "patch_embed.proj.weight" in backbone and backbone["pos_embed"].ndim == 3:
         patch = _patch(backbone)
-        own = source.bare.state_dict().get("pos_embed")
+        own = architecture.bare.state_dict().get("pos_embed")
         prefix = own.shape[1] - (native // patch) ** 2 if own is not None else 0
         size = math.isqrt(max(0, backbone["pos_embed"].shape[1] - prefix)) * patch
     _, mean, std, _ = published_input(name) if is_timms else (0, IMAGENET_MEAN, IMAGENET_STD, 1)
-    return Target(name, given, size, native, tuple(mean), tuple(std))
+    return TimmModel(name, given, size, native, tuple(mean), tuple(std))
 
 
 def _name(backbone: State) -> str:
-    """timm's name by widths and depths."""
+    """timm's name for a backbone of these widths and depths."""
     name = ""
     if "patch_embed.proj.weight" in backbone:
         width, patch = len(backbone["patch_embed.proj.weight"]), _patch(backbone)
@@ -165,8 +170,8 @@ def _patch(backbone: State) -> int:
 
 
 def _swin_size(backbone: State, state: State) -> tuple[int, int]:
-    """Image size and window: the table has (2 w - 1)^2 rows, and the mask one entry per window of the first stage."""
+    """Image size and window w: the table has (2 w - 1)^2 rows, the mask one entry per window of the first stage."""
     window = (math.isqrt(len(backbone[_SWIN_TABLE])) + 1) // 2
     masks = [tensor for name, tensor in state.items() if name.endswith("layers.0.blocks.1.attn_mask")]
-    num_windows = math.isqrt(len(masks[0])) if masks else 8  # a side; 8 windows wide is the published proportion
+    num_windows = math.isqrt(len(masks[0])) if masks else 8  # along a side; 8 in the published models
     return _patch(backbone) * window * num_windows, window

@@ -1,4 +1,4 @@
-"""What fine-tuning begins from: the weights of a run, to the bit, and a learning rate for each layer."""
+"""The start of fine-tuning: a run's weights, to the bit, and a learning rate for each layer."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_at_the_training_size_the_weights_are_those_of_the_checkpoint(pretrained
         ("swin_tiny_patch4_window7_224", {"embed_dim": 24, "depths": (1, 1, 1, 1), "num_heads": (1, 2, 3, 4)}),
     ],
 )
-def test_plain_and_windowed_backbones_too_and_elsewhere_as_timm_resamples(
+def test_weights_are_exact_at_the_training_size_and_resampled_by_timm_at_another(
     tmp_path: Path, labelled: Path, name: str, args: dict[str, Any]
 ) -> None:
     data = str(labelled / "train")
@@ -76,7 +76,7 @@ def test_blocks_left_out_of_pretraining_start_fresh(
     assert "blocks.1: left out of pre-training, so they start untrained" in capsys.readouterr().out
 
 
-def test_a_fine_tuned_run_is_a_start_too(tmp_path: Path, labelled: Path) -> None:
+def test_fine_tuning_can_start_from_a_fine_tuned_run(tmp_path: Path, labelled: Path) -> None:
     first = finetune(tmp_path / "first", labelled, steps=2)
     second = classifier(first.out).model.state_dict()
     trained = weights.read(first.weights)[0]

@@ -16,6 +16,7 @@ from fastmim.data.augment import normalise
 from fastmim.data.center_crops import load_centers
 from fastmim.data.sources import Source
 from fastmim.errors import RunError
+from fastmim.training.evaluating import evaluating
 
 TOP = 5
 
@@ -105,8 +106,6 @@ def evaluate(
     Raises:
         RunError: no image can be read.
     """
-    was_training = classifier.training
-    classifier.eval()
     device = mean.device
     parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
     batches = load_centers(
@@ -117,7 +116,7 @@ def evaluate(
         crop_pct=crop_pct,
         pin_memory=device.type == "cuda",
     )
-    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+    with evaluating(classifier), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
         for batch in batches:
             found_bad(batch["bad"], len(batch["images"]) + len(batch["bad"]))
             if not len(batch["images"]):
@@ -127,7 +126,6 @@ def evaluate(
             best = logits.topk(min(TOP, logits.shape[1]), dim=1).indices  # (b, 5)
             loss = F.cross_entropy(logits, labels, reduction="none")
             parts.append((labels, best[:, 0], (best == labels[:, None]).any(1), loss))
-    classifier.train(was_training)
     if not parts:
         raise RunError(
             f"none of the {len(source)} images of {source.origin} can be read; expected images to validate on"

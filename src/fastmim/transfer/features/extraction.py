@@ -11,7 +11,8 @@ from torch import Tensor
 from fastmim.data.center_crops import Indices, load_centers
 from fastmim.data.sources import Source
 from fastmim.errors import RunError
-from fastmim.transfer.features.encoder import Encoder, evaluating
+from fastmim.training.evaluating import evaluating
+from fastmim.transfer.features.encoder import Encoder
 
 
 @dataclass(frozen=True)

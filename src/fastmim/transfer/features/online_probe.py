@@ -17,8 +17,9 @@ from fastmim.data.labelled import Labelled
 from fastmim.data.sources import Source
 from fastmim.data.statistics import IMAGENET_MEAN, IMAGENET_STD
 from fastmim.method.mim import MIM
+from fastmim.training.evaluating import evaluating
 from fastmim.transfer.features import scores
-from fastmim.transfer.features.encoder import Encoder, evaluating
+from fastmim.transfer.features.encoder import Encoder
 from fastmim.transfer.features.extraction import gather
 from fastmim.transfer.features.scores import LabelledFeatures
 

@@ -1,4 +1,4 @@
-"""Other projects' checkpoints, written by hand in each layout, and computed as those projects compute."""
+"""Random checkpoints in other projects' layouts, and those projects' forward passes."""
 
 from __future__ import annotations
 

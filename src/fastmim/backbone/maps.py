@@ -1,0 +1,109 @@
+"""Feature maps of a timm model: reading them, encoding visible tokens only, and fitting their grid to the image."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.layers import PatchEmbed
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from fastmim.errors import RequestError
+
+
+def last_map(model: nn.Module, images: Tensor, *, norm: bool) -> Tensor:
+    """(B, C, S, S) images -> (B, D, h, h), the last of timm's intermediate maps.
+
+    Args:
+        model: Any timm model; all of them have `forward_intermediates` since 1.0.31.
+        images: Normalised images.
+        norm: Apply the final norm. Models that keep it in their classifier (Hiera) raise an error.
+    """
+    intermediates: Any = model.forward_intermediates
+    maps: list[Tensor] = intermediates(images, indices=1, norm=norm, output_fmt="NCHW", intermediates_only=True)
+    return maps[-1]
+
+
+def inner_map(model: nn.Module, images: Tensor, block: int, *, norm: bool) -> tuple[Tensor, Tensor | None]:
+    """The map after a given block, and the class token at that depth if timm returns one.
+
+    Args:
+        model: Any timm model.
+        images: (B, C, S, S), normalised.
+        block: Index into `feature_info`: a block of a ViT, a stage of a hierarchical model.
+        norm: As in `last_map`. ViTs apply it after any block, hierarchical models after the last stage only.
+
+    Returns:
+        (B, D, h, h), and (B, D) or None.
+    """
+    intermediates: Any = model.forward_intermediates
+    has_option = "return_prefix_tokens" in inspect.signature(intermediates).parameters
+    prefix = {"return_prefix_tokens": True} if has_option else {}
+    [found] = intermediates(
+        images, indices=[block], norm=norm, stop_early=True, output_fmt="NCHW", intermediates_only=True, **prefix
+    )
+    if isinstance(found, Tensor):
+        return found, None
+    # The class token comes before the registers; a model may have registers only.
+    return found[0], found[1][:, 0] if getattr(model, "cls_token", None) is not None else None
+
+
+def drops_tokens(model: nn.Module) -> bool:
+    """Whether `visible_tokens` works on the model: a plain ViT with position embeddings and disjoint patches."""
+    if not isinstance(model, VisionTransformer) or model.pos_embed is None:
+        return False
+    return isinstance(model.patch_embed, PatchEmbed)  # a convolutional stem would see across patches
+
+
+def visible_tokens(model: nn.Module, images: Tensor, visible: Tensor) -> Tensor:
+    """Encode the visible patches only, as if there were no others (MAE, He et al., CVPR 2022, section 3).
+
+    Args:
+        model: A model for which `drops_tokens` holds.
+        images: (B, C, S, S), normalised.
+        visible: (B, n) int64, the patches' positions in row-major order.
+
+    Returns:
+        (B, n, D), with the final norm.
+    """
+    vit: Any = model
+    tokens = vit._pos_embed(vit.patch_embed(images))  # (B, prefix + N, D)
+    prefix, patches = tokens[:, : vit.num_prefix_tokens], tokens[:, vit.num_prefix_tokens :]
+    patches = patches.gather(1, visible[..., None].expand(-1, -1, patches.shape[-1]))  # (B, n, D)
+    tokens = vit.norm_pre(torch.cat([prefix, patches], dim=1))
+    for block in vit.blocks:
+        tokens = block(tokens)
+    return vit.norm(tokens)[:, vit.num_prefix_tokens :]
+
+
+def resample(x: Tensor, size: int) -> Tensor:
+    """(B, C, H, H) -> (B, C, size, size) over the same extent, by bilinear antialiased interpolation."""
+    if x.shape[-1] == size:
+        return x
+    # In float32: not every device can interpolate bfloat16.
+    resampled = F.interpolate(x.float(), (size, size), mode="bilinear", antialias=True, align_corners=False)
+    return resampled.to(x.dtype)
+
+
+def nearest_grid(img_size: int, side: float) -> int:
+    """The grid size closest to a map of `side` cells whose cells are whole HOG cells.
+
+    A map that divides the image with a stride below 8 keeps its own size; otherwise the stride must be a multiple of 8.
+
+    Raises:
+        RequestError: no such grid lies within a factor of two.
+    """
+    divisors = [s for s in range(1, img_size + 1) if img_size % s == 0]
+    grids = [img_size // s for s in divisors if s % 8 == 0 or (s < 8 and s * side == img_size)]
+    grid = min(grids, key=lambda grid: abs(math.log(grid / side)), default=0)
+    if not side / 2 <= grid <= side * 2:
+        low = img_size // 32 * 32
+        raise RequestError(
+            f"img_size is {img_size}; expected whole HOG cells of 8 pixels under the backbone's map of about "
+            f"{side:.0f} x {side:.0f}: take {' or '.join(str(size) for size in (low, low + 32) if size)}"
+        )
+    return grid

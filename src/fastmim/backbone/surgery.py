@@ -1,0 +1,121 @@
+"""Changes to a timm model after it is made: skipped blocks, recomputed activations, initial position embeddings."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from timm.layers import DropPath, build_sincos2d_pos_embed, use_fused_attn
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from fastmim.errors import RequestError
+
+
+def list_blocks(model: nn.Module) -> list[str]:
+    """Names of a model's blocks in execution order: the entries of timm's lists called `blocks`, over all stages.
+
+    Empty for models without such lists, ResNets among them.
+    """
+    names: list[str] = []
+
+    def collect(prefix: str, blocks: nn.Module) -> None:
+        for child, block in blocks.named_children():
+            if type(block) in (nn.Sequential, nn.ModuleList):  # stages in EfficientNet, pairs in DaViT
+                collect(f"{prefix}.{child}", block)
+            else:
+                names.append(f"{prefix}.{child}")
+
+    for name, module in model.named_modules():
+        is_list = name.rpartition(".")[2] == "blocks" and isinstance(module, nn.Sequential | nn.ModuleList)
+        if is_list and not name.startswith(tuple(f"{seen}." for seen in names)):
+            collect(name, module)
+    return names
+
+
+def num_kept(num_blocks: int, share: float) -> int:
+    """Number of blocks that a share keeps, rounded up; RequestError unless 0 < share <= 1."""
+    if not 0 < share <= 1:
+        raise RequestError(f"encoder_depth {share}: expected a share above 0 and at most 1, such as 0.75")
+    if share < 1 and num_blocks == 0:
+        raise RequestError(f"encoder_depth {share}: expected 1, as this backbone does not list its blocks")
+    return math.ceil(share * num_blocks - 1e-9)  # 0.55 * 20 is 11.000000000000002
+
+
+def skip_blocks(model: nn.Module, blocks: Sequence[str]) -> None:
+    """Make the named blocks return their input. They stay in the model, so its state dict is complete."""
+    for name in blocks:
+        model.get_submodule(name).forward = _identity
+
+
+def _identity(x: Any, *args: Any, **kwargs: Any) -> Any:
+    return x
+
+
+def disable_drop_path(model: nn.Module) -> None:
+    """Set every drop path rate to 0: pre-training uses none, but some timm constructors (Swin's) default to 0.1."""
+    for module in model.modules():
+        if isinstance(module, DropPath):
+            module.drop_prob = 0.0
+
+
+def fuse_attention(model: nn.Module) -> None:
+    """Use `scaled_dot_product_attention` where timm supports it but leaves it off (Swin, XCiT, Visformer).
+
+    Does nothing if fused attention is off for all of timm, by `timm.layers.set_fused_attn(False)` or TIMM_FUSED_ATTN=0.
+    """
+    if not use_fused_attn():
+        return
+    for module in model.modules():
+        if getattr(module, "fused_attn", None) is False:
+            module.fused_attn = True  # type: ignore[assignment]
+
+
+def checkpoint_activations(model: nn.Module, name: str) -> None:
+    """Store only each block's input for the backward pass and recompute the rest.
+
+    Raises:
+        RequestError: the model, called `name`, does not list its blocks.
+    """
+    if not (blocks := list_blocks(model)):
+        raise RequestError(
+            f"checkpoint_activations is on, and {name} does not list its blocks; leave it off, and lower micro_batch "
+            f"where memory is short"
+        )
+    for module in map(model.get_submodule, blocks):
+        if "forward" not in vars(module):  # neither wrapped already nor skipped
+            module.forward = partial(checkpoint, module.forward, use_reentrant=False)
+
+
+def init_sincos(model: nn.Module) -> None:
+    """Initialise a plain ViT's position embedding with MAE's 2-D sines and cosines, its prefix tokens' rows with zeros.
+
+    A plain ViT is a model with a learned `pos_embed` (1, prefix + h * w, D) over the h x w cells of
+    `patch_embed.grid_size`. The first D/2 channels encode the row, the others the column, each as D/4 sines
+    followed by D/4 cosines of position * 10000^(-i / (D/4)). Other models are left unchanged.
+    """
+    table = getattr(model, "pos_embed", None)
+    grid = getattr(getattr(model, "patch_embed", None), "grid_size", None)
+    if not isinstance(table, nn.Parameter) or table.ndim != 3 or table.shape[-1] % 4 or not grid:
+        return
+    num_prefix = table.shape[1] - grid[0] * grid[1]
+    if num_prefix not in (0, getattr(model, "num_prefix_tokens", 0)):
+        return
+    with torch.no_grad():
+        table[:, :num_prefix] = 0
+        table[:, num_prefix:] = build_sincos2d_pos_embed(
+            grid, table.shape[-1], interleave_sin_cos=True, device=table.device
+        )
+
+
+def untrained_head(whole: Mapping[str, Tensor], bare: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Values for the classifier's tensors, those in `whole` but not in `bare`: norms the identity, all others zero."""
+    head = {}
+    for name in whole.keys() - bare.keys():
+        shape, dtype = whole[name].shape, whole[name].dtype
+        is_scale = name.endswith("running_var") or (name.endswith("weight") and len(shape) == 1)
+        head[name] = torch.full(shape, is_scale, dtype=dtype)
+    return head
