@@ -9,8 +9,10 @@ from __future__ import annotations
 import errno
 import sys
 import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, Protocol
+from typing import Annotated, Any, NoReturn
 
 from cyclopts import App, CycloptsError, Parameter
 
@@ -34,29 +36,41 @@ Overwrite = Annotated[
 DryRun = Annotated[bool, Parameter(negative="", help="Check the settings, print what would be done, and stop.")]
 
 
-class Resumable(Protocol):
-    """The result of a command that can be stopped and resumed."""
-
-    @property
-    def finished(self) -> bool: ...
-
-
 def given(settings: configs.Settings | None, file: Path | None) -> dict[str, Any]:
     """Return the settings given by file and by flag, without defaults."""
     return (configs.read(file) if file else {}) | (settings.given if settings else {})
 
 
-def status(result: Resumable, progress: str, *, overwrite: bool, dry_run: bool) -> int:
-    """Return the exit status of a resumable command, and tell on standard error if a signal stopped it.
+def status(result: Any, progress: str, *, overwrite: bool = False) -> int:
+    """Return the exit status of a command that a signal may have stopped, and tell on standard error if it did.
 
     Args:
-        progress: How far it came, such as `at step 3 of 12`.
+        result: Has `finished`.
+        progress: How far a stopped command came, as a format of the result's fields.
     """
-    if dry_run or result.finished:
+    if result.finished:
         return DONE
     command = "the same command without --overwrite" if overwrite else "the same command"
-    print(f"stopped and saved {progress}; run {command} to resume", file=sys.stderr)
+    print(f"stopped and saved {progress.format_map(vars(result))}; run {command} to resume", file=sys.stderr)
     return STOPPED
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resumable:
+    """The options of a command that writes to --out and can be stopped and resumed."""
+
+    config: ConfigFile = None
+    overwrite: Overwrite = False
+    dry_run: DryRun = False
+
+    def call(self, function: Callable[..., Any], settings: configs.Settings | None, progress: str) -> int:
+        """Call the function that does the work, and return the exit status; see `status`."""
+        result = function(overwrite=self.overwrite, dry_run=self.dry_run, **given(settings, self.config))
+        return DONE if self.dry_run else status(result, progress, overwrite=self.overwrite)
+
+
+Options = Annotated[Resumable, AsFlags]
+OPTIONS = Resumable()
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:

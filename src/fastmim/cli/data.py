@@ -5,19 +5,14 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import fastmim
-from fastmim.cli.app import AsFlags, ConfigFile, DryRun, Overwrite, Switch, app, given, status
+from fastmim.cli.app import OPTIONS, AsFlags, Options, Switch, app, given
 from fastmim.data.packs.settings import PackConfig
 from fastmim.errors import DONE, RequestError
 
 
 @app.command
 def pack(
-    settings: Annotated[PackConfig, AsFlags] | None = None,
-    *,
-    config: ConfigFile = None,
-    overwrite: Overwrite = False,
-    dry_run: DryRun = False,
-    verify: Switch = False,
+    settings: Annotated[PackConfig, AsFlags] | None = None, *, options: Options = OPTIONS, verify: Switch = False
 ) -> int:
     """Shrink images once, so that they load several times faster. The same command again resumes.
 
@@ -26,12 +21,9 @@ def pack(
     verify
         Compare a pack with its checksums instead: fastmim pack --verify packed/
     """
-    wanted = given(settings, config)
     if verify:
-        return _verify(wanted)
-    result = fastmim.pack(overwrite=overwrite, dry_run=dry_run, **wanted)
-    progress = f"after {result.num_read} of {result.num_source} images"
-    return status(result, progress, overwrite=overwrite, dry_run=dry_run)
+        return _verify(given(settings, options.config))
+    return options.call(fastmim.pack, settings, "after {num_read} of {num_source} images")
 
 
 def _verify(wanted: dict[str, Any]) -> int:

@@ -22,8 +22,7 @@ def study(
     favours one of them makes the comparison unfair. Written are a table, a plot of accuracy against cost, and a record.
     """
     result = fastmim.study(dry_run=dry_run, **given(settings, config))
-    progress = f"after {result.num_done} of {result.num_trials} trials"
-    return status(result, progress, overwrite=False, dry_run=dry_run)
+    return DONE if dry_run else status(result, "after {num_done} of {num_trials} trials")
 
 
 @app.command

@@ -7,22 +7,15 @@ from typing import Annotated
 
 import fastmim
 from fastmim import recipes
-from fastmim.cli.app import AsFlags, ConfigFile, DryRun, Overwrite, Switch, app, given, status
+from fastmim.cli.app import OPTIONS, AsFlags, Options, Switch, app
 from fastmim.errors import DONE
 from fastmim.method.settings import PretrainConfig
 
 
 @app.command
-def pretrain(
-    settings: Annotated[PretrainConfig, AsFlags] | None = None,
-    *,
-    config: ConfigFile = None,
-    overwrite: Overwrite = False,
-    dry_run: DryRun = False,
-) -> int:
+def pretrain(settings: Annotated[PretrainConfig, AsFlags] | None = None, *, options: Options = OPTIONS) -> int:
     """Pre-train a backbone by masked image modeling. The same command again resumes."""
-    result = fastmim.pretrain(overwrite=overwrite, dry_run=dry_run, **given(settings, config))
-    return status(result, f"at step {result.step} of {result.total_steps}", overwrite=overwrite, dry_run=dry_run)
+    return options.call(fastmim.pretrain, settings, "at step {step} of {total_steps}")
 
 
 @app.command(name="recipes")

@@ -5,23 +5,16 @@ from __future__ import annotations
 from typing import Annotated
 
 import fastmim
-from fastmim.cli.app import AsFlags, ConfigFile, DryRun, Overwrite, app, given, status
+from fastmim.cli.app import OPTIONS, AsFlags, ConfigFile, DryRun, Options, app, given
 from fastmim.errors import DONE
 from fastmim.transfer.classify.settings import FinetuneConfig
 from fastmim.transfer.features.settings import EmbedConfig, ProbeConfig
 
 
 @app.command
-def finetune(
-    settings: Annotated[FinetuneConfig, AsFlags] | None = None,
-    *,
-    config: ConfigFile = None,
-    overwrite: Overwrite = False,
-    dry_run: DryRun = False,
-) -> int:
+def finetune(settings: Annotated[FinetuneConfig, AsFlags] | None = None, *, options: Options = OPTIONS) -> int:
     """Train a classifier end to end from pre-trained weights, or from scratch. The same command again resumes."""
-    result = fastmim.finetune(overwrite=overwrite, dry_run=dry_run, **given(settings, config))
-    return status(result, f"at step {result.step} of {result.total_steps}", overwrite=overwrite, dry_run=dry_run)
+    return options.call(fastmim.finetune, settings, "at step {step} of {total_steps}")
 
 
 @app.command
@@ -34,14 +27,6 @@ def probe(
 
 
 @app.command
-def embed(
-    settings: Annotated[EmbedConfig, AsFlags] | None = None,
-    *,
-    config: ConfigFile = None,
-    overwrite: Overwrite = False,
-    dry_run: DryRun = False,
-) -> int:
+def embed(settings: Annotated[EmbedConfig, AsFlags] | None = None, *, options: Options = OPTIONS) -> int:
     """Write the features of any number of images to a file. The same command again resumes."""
-    result = fastmim.embed(overwrite=overwrite, dry_run=dry_run, **given(settings, config))
-    progress = f"after {result.num_read} of {result.num_images} images"
-    return status(result, progress, overwrite=overwrite, dry_run=dry_run)
+    return options.call(fastmim.embed, settings, "after {num_read} of {num_images} images")
