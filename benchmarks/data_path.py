@@ -1,13 +1,11 @@
-"""CPU time of reading a folder and packs of it against Pillow + torchvision v1 transforms, and how close the crops are.
+"""CPU time of reading images against Pillow + torchvision, and how close the crops are.
 
-    python benchmarks/data_path.py                    # cuts a corpus from the photographs found on this machine
-    python benchmarks/data_path.py --images photos/   # or measures on a folder of JPEGs
+    python benchmarks/data_path.py                    # on images cut from the photographs of this machine
+    python benchmarks/data_path.py --images photos/   # on a folder of JPEGs
 
-One thread, no worker processes, files in the page cache, all sides taking turns. The baseline starts at the file
-and ends at a normalised float batch. So does "fastmim"; "uint8 batches" is what fastmim's workers do, the rest being
-the device's. The packs are of short side 256, by `fastmim pack`. The corpus is cut from scikit-image's photographs and
-from desktop wallpapers (Debian: plasma-workspace-wallpapers), at the quality that brings each JPEG nearest to 100 KB.
-`fastmim bench` measures the same in a few rounds; this adds how close the crops are.
+The times are those of `fastmim bench --only data`, in more rounds and on more photographs (`wallpapers.py`) or yours:
+one thread, no worker processes, files in the page cache. The baseline and "fastmim" start at the file and end at a
+normalised float batch; "uint8 batches" leave normalising to the device. The record adds the PSNR of the crops.
 """
 
 from __future__ import annotations
@@ -16,24 +14,31 @@ import argparse
 import io
 import statistics
 import tempfile
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
-import record
-from fastmim.bench.corpus import cut_corpus, make_tiers
-from fastmim.bench.data_path import BATCH, SIZE, read, read_plainly
+import wallpapers
+from fastmim.bench import corpus, data_path
+from fastmim.bench.data_path import BATCH, SIZE
 from fastmim.data.augment import NUM_RANDOMS, crop_box
 from fastmim.data.decode import Box, decode_box, reduction, snap
 from fastmim.data.sources import Source
+from fastmim.report import records
+
+NAMES = {
+    "folder, float batches": "fastmim",
+    "folder": "fastmim, uint8 batches",
+    "jpeg pack": "jpeg pack, uint8 batches",
+    "raw pack": "raw pack, uint8 batches",
+}
+"""The record's names of the pipelines of `fastmim bench`."""
 
 
 def crop_psnr(source: Source, originals: Source) -> list[float]:
-    """dB of each image's crop against Pillow's full decode and bicubic resize of the same box of the original."""
+    """PSNR in dB of each crop against Pillow's full decode and bicubic resize of the same box of the original."""
     randoms = torch.rand(len(source), NUM_RANDOMS, generator=torch.Generator().manual_seed(0)).tolist()
     values = []
     for index, numbers in enumerate(randoms):
@@ -44,13 +49,13 @@ def crop_psnr(source: Source, originals: Source) -> list[float]:
         snapped = Box(*(factor * x for x in snap(box, factor, height, width)))
         with Image.open(originals.name(index)) as image:
             reference = reference_crop(image, snapped, height, width)
-        ours = decode_box(data, SIZE, partial(always, box)).permute(1, 2, 0).numpy()
+        ours = decode_box(data, SIZE, lambda height, width, box=box: box).permute(1, 2, 0).numpy()
         values.append(float(10 * np.log10(255**2 / np.mean((ours - reference) ** 2))))
     return values
 
 
 def picture_size(data: bytes | np.ndarray) -> tuple[int, int]:
-    """(height, width)."""
+    """Height and width of an image as it is stored."""
     if isinstance(data, np.ndarray):
         return data.shape[0], data.shape[1]
     with Image.open(io.BytesIO(data)) as image:
@@ -58,7 +63,7 @@ def picture_size(data: bytes | np.ndarray) -> tuple[int, int]:
 
 
 def reference_crop(image: Image.Image, box: Box, height: int, width: int) -> np.ndarray:
-    """A box of a (height, width) version of the image, cut from the image itself."""
+    """The crop of a box given in the coordinates of a (height, width) version of the image."""
     rows, columns = image.height / height, image.width / width
     left, top = box.left * columns, box.top * rows
     right = min(left + box.width * columns, image.width)
@@ -69,49 +74,10 @@ def reference_crop(image: Image.Image, box: Box, height: int, width: int) -> np.
     return np.asarray(small, dtype=float)
 
 
-def always(box: Box, height: int, width: int) -> Box:
-    return box
-
-
-def measure(tiers: dict[str, Source], rounds: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Time every tier and the baseline in turns.
-
-    Args:
-        tiers: From `make_tiers`; "folder" holds what the baseline reads.
-
-    Returns:
-        (summary, raw numbers)
-    """
-    folder = tiers["folder"]
-    sides = {
-        "pillow+torchvision": partial(read_plainly, folder, BATCH),
-        "fastmim": partial(read, folder, BATCH, normalised=True),
-        "fastmim, uint8 batches": partial(read, folder, BATCH, normalised=False),
-    }
-    for name in list(tiers)[1:]:
-        sides[f"{name}, uint8 batches"] = partial(read, tiers[name], BATCH, normalised=False)
-    for run in sides.values():  # warm-up: imports, page cache
-        run()
-    seconds = record.alternate(sides, rounds=rounds)
-    num_images = len(folder) // BATCH * BATCH
-    psnr = {name: crop_psnr(source, folder) for name, source in tiers.items()}
-    summary = {
-        "images_per_cpu_second": {n: round(num_images / statistics.median(s), 1) for n, s in seconds.items()},
-        "times_fewer_cpu_seconds": {
-            side: record.ratios(seconds, baseline="pillow+torchvision", side=side) for side in list(sides)[1:]
-        },
-        "crop_psnr_db": {
-            name: {"median": statistics.median(values), "p5": float(np.percentile(values, 5))}
-            for name, values in psnr.items()
-        },
-    }
-    return summary, {"cpu_seconds_per_round": seconds, "images_per_round": num_images, "psnr_db": psnr}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", type=Path, help="a folder of JPEGs; without it a corpus is cut")
-    parser.add_argument("--num-images", type=int, default=512, help="size of the corpus that is cut")
+    parser.add_argument("--images", type=Path, help="a folder of JPEGs; without it images are cut from photographs")
+    parser.add_argument("--num-images", type=int, default=512, help="number of images to cut")
     parser.add_argument("--rounds", type=int, default=9)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -119,29 +85,39 @@ def main() -> None:
         folder, num_photographs = options.images or Path(temporary, "photos"), None
         if options.images is None:
             folder.mkdir()
-            num_photographs = cut_corpus(folder, options.num_images)
-        tiers = make_tiers(folder, Path(temporary))
-        summary, raw = measure(tiers, options.rounds)
-        sizes = {
-            name: round(statistics.mean(memoryview(source.read(index)).nbytes for index in range(len(source))))
-            for name, source in tiers.items()
-        }
-    record.write(
+            num_photographs = corpus.cut_corpus(folder, options.num_images, wallpapers.photographs())
+        tiers = corpus.make_tiers(folder, Path(temporary))
+        pipelines, times = data_path.measure(tiers, rounds=options.rounds)
+        sizes = {name: round(corpus.mean_bytes(source)) for name, source in tiers.items()}
+        psnr = {name: crop_psnr(source, tiers["folder"]) for name, source in tiers.items()}
+        num_images = len(tiers["folder"])
+    records.write(
+        Path(__file__).parent / "records",
         "data-path",
+        show=True,
         claim="per CPU-second, a folder is read at least 2.2x, a JPEG pack 3.5x and a raw pack 15x as fast as by "
         "Pillow + torchvision v1 transforms, crops within 40 dB median PSNR",
         config={
             "crop_size": SIZE,
             "batch": BATCH,
             "rounds": options.rounds,
-            "num_images": len(tiers["folder"]),
+            "num_images": num_images,
             "num_photographs": num_photographs,
             "mean_bytes": sizes,
-            "short_side": 256,
+            "short_side": corpus.SHORT_SIDE,
             "threads": 1,
         },
-        summary=summary,
-        raw=raw,
+        summary={
+            "images_per_cpu_second": {
+                NAMES.get(name, "pillow+torchvision"): found["images_per_cpu_s"] for name, found in pipelines.items()
+            },
+            "times_fewer_cpu_seconds": {name: pipelines[ours]["times_faster"] for ours, name in NAMES.items()},
+            "crop_psnr_db": {
+                name: {"median": statistics.median(values), "p5": float(np.percentile(values, 5))}
+                for name, values in psnr.items()
+            },
+        },
+        raw=times.raw() | {"psnr_db": psnr},
     )
 
 

@@ -1,14 +1,14 @@
-"""What pre-training is worth with few labels: Fashion-MNIST, fine-tuned on 600 and 6,000 labels, against from scratch.
+"""The gain of pre-training with few labels: Fashion-MNIST, fine-tuned on 600 and 6,000 labels, against from scratch.
 
     OMP_NUM_THREADS=1 python benchmarks/fashion_mnist.py
     OMP_NUM_THREADS=1 python benchmarks/fashion_mnist.py --targets hog pixels --labels 600 --record fashion-mnist-pixels
 
 A ViT (28 px, patch 4, width 96, depth 4) is pre-trained on the 60,000 training images without their labels, then
 fine-tuned on some of them with labels, chosen by a hash, the same number of each class. The untrained network has
-the same labels, steps, augmentation and peak learning rate; each has the layer decay that is usual for it, none
-from scratch. That rate, 4e-3 per 256 images, was the best of 2e-3, 4e-3 and 8e-3 for both (600 labels, seed 0; records
-fashion-mnist-lr-2e-3 and fashion-mnist-lr-8e-3). The 10,000 test images are looked at once, after the
-last step. Runs that are there are not repeated, and one that was interrupted goes on: start the same command again.
+the same labels, steps, augmentation and peak learning rate; each has its usual layer decay, none from scratch.
+That learning rate, 4e-3 per 256 images, was the best of 2e-3, 4e-3 and 8e-3 for both (600 labels, seed 0; records
+fashion-mnist-lr-2e-3 and fashion-mnist-lr-8e-3). The 10,000 test images are evaluated once, after the last step.
+The same command resumes after an interruption and does not repeat finished runs.
 Needs the data (Debian: dataset-fashion-mnist).
 """
 
@@ -22,7 +22,9 @@ from typing import Any
 import torch
 
 import fastmim
-import record
+from fastmim.bench import timing
+from fastmim.report import records
+from fastmim.studies.results import spread
 
 DATA = "torchvision://FashionMNIST"
 NETWORK: dict[str, Any] = {"patch_size": 4, "embed_dim": 96, "depth": 4, "num_heads": 3}
@@ -38,7 +40,7 @@ SCRATCH = "scratch"
 
 
 def pretrain(target: str, seed: int, options: argparse.Namespace) -> Path:
-    """Pre-train on the images alone; the run directory."""
+    """Pre-train without labels and return the run directory."""
     out = options.runs / f"pretrain-{target}-{options.steps}-{seed}"
     fastmim.pretrain(
         **COMMON,
@@ -58,7 +60,7 @@ def pretrain(target: str, seed: int, options: argparse.Namespace) -> Path:
 
 
 def finetune(start: str, num_labels: int, seed: int, options: argparse.Namespace) -> dict[str, float]:
-    """Train a classifier from pre-trained weights or from nothing; its accuracy on the test images."""
+    """Train a classifier from pre-trained weights or from scratch, and return its accuracy on the test images."""
     name = f"{start}-{options.steps}" if start != SCRATCH else start
     weights: dict[str, Any] = {"backbone": "vit_tiny_patch16_224", "backbone_args": NETWORK}
     if start != SCRATCH:
@@ -79,54 +81,39 @@ def finetune(start: str, num_labels: int, seed: int, options: argparse.Namespace
         num_workers=options.num_workers,
         out=options.runs / f"finetune-{name}-{num_labels}-{options.finetune_steps}-{seed}",
     )
-    assert result.top1 is not None, "interrupted: start the same command again"
+    assert result.top1 is not None, "interrupted: run the same command to resume"
     return {"top1": result.top1}
 
 
 def summarise(raw: dict[str, dict[str, list[dict[str, float]]]]) -> dict[str, Any]:
-    """Accuracy in % (mean, deviation and every seed), and what pre-training adds, paired by seed."""
+    """Accuracy in % (mean, deviation and every seed), and the gain of pre-training, paired by seed."""
     summary: dict[str, Any] = {}
     for num_labels, starts in raw.items():
         found = {start: [100 * run["top1"] for run in seeds] for start, seeds in starts.items()}
-        rows: dict[str, Any] = {
-            start: {
-                "mean": round(statistics.mean(top1), 2),
-                "deviation": round(statistics.stdev(top1), 2) if len(top1) > 1 else None,
-                "seeds": [round(value, 2) for value in top1],
-            }
-            for start, top1 in found.items()
-        }
+        rows = {start: spread(top1) for start, top1 in found.items()}
         for start, top1 in found.items():
             if start != SCRATCH:
                 gains = [a - b for a, b in zip(top1, found[SCRATCH], strict=True)]
-                rows[start]["gain"] = {
-                    name: round(of(gains), 2)
-                    for name, of in (
-                        ("mean", statistics.mean),
-                        ("median", statistics.median),
-                        ("min", min),
-                        ("max", max),
-                    )
-                }
+                rows[start]["gain"] = timing.spread(gains) | {"mean": statistics.mean(gains)}
         summary[f"{num_labels} labels"] = rows
     return summary
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=2000, help="of pre-training, of 256 images")
+    parser.add_argument("--steps", type=int, default=2000, help="pre-training steps of 256 images")
     parser.add_argument("--finetune-steps", type=int, default=400)
-    parser.add_argument("--batch-size", type=int, default=128, help="of fine-tuning")
+    parser.add_argument("--batch-size", type=int, default=128, help="images in a fine-tuning step")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--labels", type=int, nargs="+", default=[600, 6000])
     parser.add_argument("--targets", nargs="+", choices=["hog", "pixels"], default=["hog"])
-    parser.add_argument("--pretrain-lr", type=float, default=2e-3, help="per 256 images")
-    parser.add_argument("--lr", type=float, default=4e-3, help="of fine-tuning, per 256 images")
+    parser.add_argument("--pretrain-lr", type=float, default=2e-3, help="learning rate, per 256 images")
+    parser.add_argument("--lr", type=float, default=4e-3, help="learning rate of fine-tuning, per 256 images")
     parser.add_argument("--layer-decay", type=float, default=0.75, help="after pre-training")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--num-workers", type=int, default=0)
-    parser.add_argument("--runs", type=Path, default=Path("runs/fashion-mnist"), help="where the runs are kept")
-    parser.add_argument("--record", default="fashion-mnist", help="the record's name")
+    parser.add_argument("--runs", type=Path, default=Path("runs/fashion-mnist"), help="directory of the runs")
+    parser.add_argument("--record", default="fashion-mnist", help="name of the record")
     parser.add_argument("--no-record", action="store_true", help="print the summary only")
     options = parser.parse_args()
     if options.device == "cpu":
@@ -142,8 +129,10 @@ def main() -> None:
     if options.no_record:
         print(summary)
         return
-    record.write(
+    records.write(
+        Path(__file__).parent / "records",
         options.record,
+        show=True,
         claim="Pre-training on the unlabelled images adds at least 5 points at 600 labels.",
         config={k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items()}
         | {"network": NETWORK, "augmentation": AUGMENTATION},

@@ -1,11 +1,11 @@
-"""Feature extraction against the bare forward pass: the same model and batches, real files against tensors at hand.
+"""Feature extraction from files against the bare forward pass on a tensor in memory: the same model and batches.
 
     python benchmarks/features.py [--backbone vit_small_patch16_224 --img-size 224 --workers 1 --rounds 5]
 
-The claim is about what extraction adds (waiting for data, copying, normalising, pooling), not about the data
-path's own speed, so the model must be heavy enough that the data is not the limit; the record holds the rate of
-reading alone beside the others. Two clocks: the wall's, which is what a user sees but which other programs on
-the machine disturb, and the CPU time of the main process, which they do not (and which leaves out the workers).
+The claim is about what extraction adds (waiting for data, copying, normalising, pooling), not about the speed of the
+data path, so the model must be large enough that data is not the limit; the record has the rate of reading alone, too.
+There are two clocks: wall-clock time, which is what a user sees but which other programs disturb, and the CPU time of
+the main process, which they do not (and which leaves out the workers).
 """
 
 from __future__ import annotations
@@ -13,17 +13,16 @@ from __future__ import annotations
 import argparse
 import statistics
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from PIL import Image
 
-import record
 from fastmim import Backbone
+from fastmim.bench.timing import ratios, take_turns
 from fastmim.data.center_crops import load_centers
 from fastmim.data.sources import open_source
+from fastmim.report import records
 from fastmim.system.devices import resolve_bf16, resolve_device
 from fastmim.transfer.features.encoder import Encoder
 from fastmim.transfer.features.extraction import extract
@@ -71,32 +70,23 @@ def main() -> None:
             ):
                 pass
 
-        bare(), extracting()
         sides = {"bare forward": bare, "extract": extracting, "reading alone": reading}
-        cpu: dict[str, list[float]] = {name: [] for name in sides}
-
-        def timed(name: str) -> Callable[[], None]:
-            def run() -> None:
-                start = time.process_time()
-                sides[name]()
-                cpu[name].append(time.process_time() - start)
-
-            return run
-
-        wall = record.alternate({name: timed(name) for name in sides}, rounds=options.rounds, clock=time.perf_counter)
+        times = take_turns(sides, rounds=options.rounds)
 
     summary = {
-        "images_per_s": {name: options.images / statistics.median(took) for name, took in wall.items()},
-        "extract over bare forward, wall": record.ratios(wall, baseline="bare forward", side="extract"),
-        "extract over bare forward, CPU of the main process": record.ratios(
-            cpu, baseline="bare forward", side="extract"
+        "images_per_s": {name: options.images / statistics.median(took) for name, took in times.wall.items()},
+        "extract over bare forward, wall": ratios(times.wall, baseline="bare forward", side="extract"),
+        "extract over bare forward, CPU of the main process": ratios(
+            times.cpu, baseline="bare forward", side="extract"
         ),
     }
-    record.write(
+    records.write(
+        Path(__file__).parent / "records",
         "features",
+        show=True,
         claim="feature extraction runs at 90 % or more of the bare forward pass's images/s",
         config=vars(options) | {"bf16": bf16, "threads": torch.get_num_threads()},
-        raw={"wall_seconds": wall, "cpu_seconds": cpu},
+        raw={"wall_seconds": times.wall, "cpu_seconds": times.cpu},
         summary=summary,
         device=str(device),
     )

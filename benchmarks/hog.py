@@ -1,12 +1,12 @@
-"""HOG target against its obvious form: time and memory for a batch at 128 px.
+"""The HOG target against its one-hot form: what `fastmim bench --only hog` leaves out.
 
-The obvious form makes 250 MiB of intermediate tensors for 32 images. Where the C library returns their memory to the
-system, as it usually does, getting it anew, page by page, is more than half of the form's CPU time; in a process whose
-history has made the library keep that memory it takes none. So two ratios are measured: as the library does, and with
-all memory kept (glibc only).
+    OMP_NUM_THREADS=1 python benchmarks/hog.py
+    python benchmarks/hog.py --device cuda --batch-size 512
 
-OMP_NUM_THREADS=1 python benchmarks/hog.py
-python benchmarks/hog.py --device cuda --batch-size 512
+On a CPU the one-hot form makes 250 MiB of intermediate tensors for 32 images. The C library usually returns their
+memory to the system, and getting it anew, page by page, is more than half of the form's CPU time; in a process whose
+history has made the library keep that memory it takes none. So the forms are timed in both states (glibc only), with
+their page faults and resident memory. The record also has the compiled form and how far the two forms agree.
 """
 
 from __future__ import annotations
@@ -15,8 +15,6 @@ import argparse
 import ctypes
 import re
 import resource
-import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,60 +23,36 @@ import torch
 import torch.nn.functional as F
 from skimage import data
 from torch import Tensor
-from torch.profiler import ProfilerActivity, profile
 
-import record
+from fastmim.bench import hog
 from fastmim.bench.references import PlainHOG
-from fastmim.method import targets
+from fastmim.data.statistics import IMAGENET_MEAN, IMAGENET_STD
+from fastmim.method.targets import HOG
+from fastmim.report import records
 
-PHOTOGRAPHS = (
-    "astronaut",
-    "chelsea",
-    "coffee",
-    "hubble_deep_field",
-    "immunohistochemistry",
-    "retina",
-    "rocket",
-)
+PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "hubble_deep_field", "immunohistochemistry", "retina", "rocket")
 
 
 def photographs(size: int = 128) -> Tensor:
-    """Photographs that ship with scikit-image, as a network sees them: (6, 3, size, size), normalised."""
+    """Photographs from scikit-image, normalised as for a network: (7, 3, size, size)."""
     squares = []
     for name in PHOTOGRAPHS:
         pixels = torch.from_numpy(getattr(data, name)()).permute(2, 0, 1)[None]
         side = min(pixels.shape[-2:])
         squares.append(F.interpolate(pixels[..., :side, :side], (size, size), mode="bicubic", antialias=True))
-    mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]]).view(2, 3, 1, 1)
+    mean, std = torch.tensor([IMAGENET_MEAN, IMAGENET_STD]).view(2, 3, 1, 1)
     return (torch.cat(squares) / 255 - mean) / std
 
 
 def difference(images: Tensor) -> dict[str, float]:
-    """The largest difference from the obvious form, and the share of histograms that differ by over 1e-5.
+    """The largest difference between the two forms, and the share of histograms that differ by over 1e-5.
 
-    Photographs have some: in flat regions the convolution's rounding leaves gradients of 1e-7, which
-    normalisation turns into a full histogram, where ours are 0; and where gx would be 0 but for rounding, and
-    gy is negative, float32 atan2 rounds to pi, which is bin 0 again rather than bin 8.
+    On photographs some do. In flat regions the convolution's rounding leaves gradients of 1e-7, which normalisation
+    turns into a full histogram, where ours are 0. Where gx would be 0 but for rounding, and gy is negative, float32
+    atan2 rounds to pi, which is bin 0 rather than bin 8.
     """
-    apart = (targets.HOG()(images) - PlainHOG().to(images.device)(images)).abs().unflatten(1, (-1, 9)).amax(2)
+    apart = (HOG()(images) - PlainHOG().to(images.device)(images)).abs().unflatten(1, (-1, 9)).amax(2)
     return {"max": apart.max().item(), "share_over_1e-5": (apart > 1e-5).float().mean().item()}
-
-
-def allocated_mib(run: Callable[[], Any], device: str) -> float:
-    """Peak of the bytes that torch's allocator handed out during one run."""
-    if device != "cpu":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        run()
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-        run()
-    held = peak = 0
-    for event in profiled.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            held += event.nbytes()
-            peak = max(peak, held)
-    return peak / 2**20
 
 
 def resident_mib(run: Callable[[], Any]) -> float:
@@ -87,7 +61,7 @@ def resident_mib(run: Callable[[], Any]) -> float:
     def status(key: str) -> int:
         return int(re.search(rf"{key}:\s+(\d+)", Path("/proc/self/status").read_text())[1])  # KiB
 
-    ctypes.CDLL(None).malloc_trim(0)  # what earlier runs freed must not serve this one
+    ctypes.CDLL(None).malloc_trim(0)  # memory freed by earlier runs must not serve this one
     before = status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # resets the mark
     run()
@@ -102,22 +76,10 @@ def keep_memory() -> None:
 
 
 def page_faults(run: Callable[[], Any]) -> int:
-    """Pages that the system gave in one run."""
+    """Pages obtained from the system in one run."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     run()
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-
-
-def measure_with_memory_kept(
-    sides: dict[str, Callable[[], Any]], rounds: int
-) -> tuple[dict[str, list[float]], dict[str, dict[str, int]]]:
-    """The forms' seconds with all memory kept, for the rest of the process; and their page faults before and then."""
-    before = {name: page_faults(run) for name, run in sides.items()}
-    keep_memory()
-    record.alternate(sides, rounds=2)
-    seconds = record.alternate(sides, rounds=rounds)
-    then = {name: page_faults(run) for name, run in sides.items()}
-    return seconds, {name: {"usually": before[name], "memory_kept": then[name]} for name in sides}
 
 
 def main() -> None:
@@ -125,55 +87,45 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=21)
-    args = parser.parse_args()
-    on_cpu = args.device == "cpu"
+    options = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    images = torch.randn(args.batch_size, 3, 128, 128, device=args.device)
-    hog, obvious = targets.HOG(), PlainHOG().to(args.device)
-    forms = {
-        "obvious": obvious,
-        "eager": hog,
-        "compiled": torch.compile(hog),
-        "obvious_compiled": torch.compile(obvious),
-        "copy": torch.clone,
-    }
-    sides = {name: lambda form=form: form(images) for name, form in forms.items()}
-
-    def clock() -> float:
-        if on_cpu:
-            return time.process_time()
-        torch.cuda.synchronize()
-        return time.perf_counter()
-
-    record.alternate(sides, rounds=2, clock=clock)  # compiles, and warms up
-    seconds = record.alternate(sides, rounds=args.rounds, clock=clock)
-    allocated = {name: allocated_mib(run, args.device) for name, run in sides.items()}
-    resident = {name: resident_mib(run) for name, run in sides.items()} if on_cpu else {}
-    kept, faults = measure_with_memory_kept(sides, args.rounds) if on_cpu else ({}, {})
-    medians = {name: statistics.median(times) for name, times in seconds.items()}
-    equal = {
-        "random_normal": difference(images),
-        "random_8_bit": difference(torch.randint(0, 256, images.shape, device=args.device).float()),
-        "photographs": difference(photographs().to(args.device)),
-    }
-    record.write(
-        "hog" if on_cpu else f"hog-{args.device}",
-        claim="The HOG target takes under a fifth of the obvious form's time (a quarter to a third where malloc keeps "
-        "memory) and a quarter of its memory.",
-        config={"images": list(images.shape), "cell": 8, "threads": 1, "rounds": args.rounds},
-        raw={"seconds": seconds, "seconds_memory_kept": kept, "allocated_mib": allocated, "resident_mib": resident},
-        summary={
-            "microseconds_per_image": {n: round(s / args.batch_size * 1e6, 1) for n, s in medians.items()},
-            "times_faster_eager": record.ratios(seconds, baseline="obvious", side="eager"),
-            "times_faster_compiled": record.ratios(seconds, baseline="obvious", side="compiled"),
-            "times_faster_eager_memory_kept": record.ratios(kept, baseline="obvious", side="eager") if kept else None,
-            "page_faults": faults,
-            "allocated_mib": {n: round(mib, 1) for n, mib in allocated.items()},
-            "resident_mib": {n: round(mib, 1) for n, mib in resident.items()},
-            "difference_from_obvious": equal,
+    images = torch.randn(options.batch_size, 3, 128, 128, device=options.device)
+    forms, times = hog.measure(**vars(options), compile=True)
+    raw: dict[str, Any] = {"usually": times.raw()}
+    summary: dict[str, Any] = {
+        "forms": forms,
+        "times_faster_eager": forms[hog.OURS]["times_faster"],
+        "times_faster_compiled": forms[hog.COMPILED]["times_faster"],
+        "difference_from_obvious": {
+            "random_normal": difference(images),
+            "random_8_bit": difference(torch.randint(0, 256, images.shape, device=options.device).float()),
+            "photographs": difference(photographs().to(options.device)),
         },
-        device=args.device,
+    }
+    if options.device == "cpu":
+        sides = hog.forms(images, compile=True)
+        for run in sides.values():
+            run()  # compiles
+        summary["resident_mib"] = {name: resident_mib(run) for name, run in sides.items()}
+        usually = {name: page_faults(run) for name, run in sides.items()}
+        keep_memory()
+        kept, times = hog.measure(**vars(options), compile=True)
+        raw["memory_kept"] = times.raw()
+        summary["times_faster_eager_memory_kept"] = kept[hog.OURS]["times_faster"]
+        summary["page_faults"] = {
+            name: {"usually": usually[name], "memory_kept": page_faults(run)} for name, run in sides.items()
+        }
+    records.write(
+        Path(__file__).parent / "records",
+        "hog" if options.device == "cpu" else f"hog-{options.device}",
+        show=True,
+        claim="The HOG target takes under a fifth of the one-hot form's time (a quarter to a third where malloc keeps "
+        "memory) and a quarter of its memory.",
+        config={"images": list(images.shape), "cell": 8, "threads": 1, "rounds": options.rounds},
+        raw=raw,
+        summary=summary,
+        device=options.device,
     )
 
 

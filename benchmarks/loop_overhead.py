@@ -1,9 +1,9 @@
-"""What `fastmim pretrain`'s loop costs over a bare training loop on the same model, data and optimiser.
+"""The cost of `fastmim pretrain`'s loop over a bare training loop with the same model, data and optimiser.
 
     OMP_NUM_THREADS=1 python benchmarks/loop_overhead.py
 
-The bare loop does forward, backward, AdamW and nothing else: no logs, no checks, no seeding, no norms. Both
-see the same batches, drawn in advance, so data loading is in neither. CPU time per step, alternating rounds.
+The bare loop only goes forward and backward and steps AdamW: no logs, no checks, no seeding, no norms. Both loops see
+the same batch, drawn in advance, so that neither loads data. CPU time per step, the loops taking turns.
 """
 
 from __future__ import annotations
@@ -12,74 +12,108 @@ import argparse
 import functools
 import statistics
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Generator
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 
-import record
+from fastmim.bench.timing import ratios, take_turns
 from fastmim.data import augment
 from fastmim.data.statistics import IMAGENET_MEAN, IMAGENET_STD
 from fastmim.method.mim import MIM
 from fastmim.randomness import image_keys
-from fastmim.training import loop, optim, schedule
+from fastmim.report import records
+from fastmim.training import loop, optim
 from fastmim.training.logs import Logs
+from fastmim.training.plan import Plan
+from fastmim.training.run_directory import RunDirectory
 from fastmim.training.schedule import Stage
+from fastmim.training.settings import TrainConfig
+
+LEARNING_RATE = 1e-4
+
+Prepare = Callable[[dict[str, Any]], dict[str, Any]]
+Build = Callable[[torch.nn.Module], torch.optim.AdamW]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=20, help="steps in a round")
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--backbone", default="vit_tiny_patch16_224")
-    parser.add_argument("--img-size", type=int, default=128)
-    options = parser.parse_args()
-
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    batch = {
-        "images": torch.randint(0, 256, (options.batch_size, 3, options.img_size, options.img_size), dtype=torch.uint8),
-        "keys": image_keys(0, 0, torch.arange(options.batch_size)),
-    }
-    models = {name: MIM(options.backbone, img_size=options.img_size) for name in ("bare", "fastmim")}
-    with tempfile.TemporaryDirectory() as folder:
-        sides = {
-            "bare": functools.partial(bare, models["bare"], batch, options.steps),
-            "fastmim": functools.partial(ours, models["fastmim"], batch, options.steps, Path(folder)),
-        }
-        for side in sides.values():
-            side()  # warm up
-        seconds = record.alternate(sides, rounds=options.rounds)
-    per_step = {name: statistics.median(values) / options.steps for name, values in seconds.items()}
-    ratio = record.ratios(seconds, baseline="fastmim", side="bare")
-    record.write(
+    options = parse(__doc__, steps=20, batch_size=32, img_size=128)
+    compare(
         "loop-overhead",
-        claim="fastmim's loop costs at most 5 % more than a bare loop per step",
-        config=vars(options),
-        raw=seconds,
-        summary={"ms_per_step": {k: v * 1000 for k, v in per_step.items()}, "fastmim_over_bare": ratio},
+        "fastmim's loop costs at most 5 % more than a bare loop per step",
+        lambda: MIM(options.backbone, img_size=options.img_size),
+        prepare=prepare,
+        build=functools.partial(optim.build, weight_decay=0.05, betas=(0.9, 0.95)),
+        batch=noise(options),
+        options=options,
     )
 
 
-def prepared(batch: dict[str, Any]) -> dict[str, Any]:
+def prepare(batch: dict[str, Any]) -> dict[str, Any]:
     return augment.prepare(batch, torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD))
 
 
-def build(model: torch.nn.Module) -> torch.optim.AdamW:
-    return optim.build(model, weight_decay=0.05, betas=(0.9, 0.95))
+def parse(doc: str, *, steps: int, batch_size: int, img_size: int) -> argparse.Namespace:
+    """The options of a comparison of loops; also fixes threads and seed."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=steps, help="steps in a round")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--batch-size", type=int, default=batch_size)
+    parser.add_argument("--backbone", default="vit_tiny_patch16_224")
+    parser.add_argument("--img-size", type=int, default=img_size)
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    return parser.parse_args()
 
 
-def bare(model: MIM, batch: dict[str, Any], steps: int) -> None:
-    """Forward, backward, step."""
+def noise(options: argparse.Namespace) -> dict[str, Any]:
+    """A batch of noise."""
+    shape = (options.batch_size, 3, options.img_size, options.img_size)
+    keys = image_keys(0, 0, torch.arange(options.batch_size))
+    return {"images": torch.randint(0, 256, shape, dtype=torch.uint8), "keys": keys}
+
+
+def compare(
+    name: str,
+    claim: str,
+    make: Callable[[], torch.nn.Module],
+    *,
+    prepare: Prepare,
+    build: Build,
+    batch: dict[str, Any],
+    options: argparse.Namespace,
+) -> None:
+    """Time both loops in turns, each with a model from `make`, and write the record."""
+    with tempfile.TemporaryDirectory() as folder:
+        sides = {
+            "bare": functools.partial(bare, make(), prepare, build, batch, options.steps),
+            "fastmim": functools.partial(ours, make(), prepare, build, batch, options, Path(folder)),
+        }
+        seconds = take_turns(sides, rounds=options.rounds).cpu
+    per_step = {side: 1000 * statistics.median(values) / options.steps for side, values in seconds.items()}
+    records.write(
+        Path(__file__).parent / "records",
+        name,
+        show=True,
+        claim=claim,
+        config=vars(options),
+        raw=seconds,
+        summary={"ms_per_step": per_step, "fastmim_over_bare": ratios(seconds, baseline="fastmim", side="bare")},
+    )
+
+
+def bare(model: torch.nn.Module, prepare: Prepare, build: Build, batch: dict[str, Any], steps: int) -> None:
+    """Go forward and backward and step, nothing else."""
     optimizer = build(model)
     for group in optimizer.param_groups:
-        group["lr"] = 1e-4
+        group["lr"] = LEARNING_RATE * group.get("lr_scale", 1.0)
+    model.train()
     for _ in range(steps):
-        model(**prepared(batch))["loss"].backward()
+        model(**prepare(batch))["loss"].backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
@@ -88,28 +122,53 @@ class EnoughError(Exception):
     """Ends a round before the loop writes its last checkpoint, which a real run writes once in hundreds of steps."""
 
 
-def ours(model: MIM, batch: dict[str, Any], steps: int, folder: Path) -> None:
-    """The loop as a run has it: logs, seeding, gradient norms, the check for non-finite steps."""
+@dataclass(frozen=True)
+class Trained:
+    """What `loop.fit` trains: a model on the same batch for some steps."""
 
-    def batches(stage: Stage, first_step: int) -> Iterator[dict[str, Any]]:
-        yield from (batch for _ in range(steps))
+    model: torch.nn.Module
+    prepare: Prepare
+    build_optimizer: Build
+    batch: dict[str, Any]
+    steps: int
+
+    def batches(self, stage: Stage, first_step: int) -> Generator[dict[str, Any]]:
+        yield from (self.batch for _ in range(self.steps))
         raise EnoughError
 
-    logs = Logs(folder, total_steps=steps + 1, console=Console(quiet=True))
-    run = loop.Run(
-        out=folder, seed=0, batch_size=len(batch["keys"]), steps_per_epoch=100, device=torch.device("cpu"), about={}
+    def facts(self) -> dict[str, Any]:
+        return {}
+
+    def periodic(self, logs: Logs) -> list[loop.Periodic]:
+        return []
+
+
+def ours(
+    model: torch.nn.Module,
+    prepare: Prepare,
+    build: Build,
+    batch: dict[str, Any],
+    options: argparse.Namespace,
+    folder: Path,
+) -> None:
+    """Train with `loop.fit`: logs, seeding, gradient norms, the check for non-finite steps."""
+    plan = Plan(
+        num_images=100 * options.batch_size,
+        batch_size=options.batch_size,
+        steps_per_epoch=100,
+        total_steps=options.steps + 1,
+        warmup_steps=1,
+        peak_lr=LEARNING_RATE,
+        stages=[Stage(options.img_size, 0, options.steps + 1, 1)],
+        device=torch.device("cpu"),
+        bf16=False,
+        compile=False,
+        num_workers=0,
     )
+    logs = Logs(RunDirectory(folder), total_steps=plan.total_steps, console=Console(quiet=True))
+    config = TrainConfig(out=folder, batch_size=options.batch_size)
     with suppress(EnoughError):
-        loop.fit(
-            model,
-            stages=[Stage(model.backbone.img_size, 0, steps + 1, 1)],
-            batches=batches,
-            prepare=prepared,
-            build_optimizer=build,
-            learning_rate=functools.partial(schedule.learning_rate, peak=1e-4, warmup_steps=1, total_steps=10**6),
-            logs=logs,
-            run=run,
-        )
+        loop.fit(Trained(model, prepare, build, batch, options.steps), config, plan, logs=logs)
     logs.close()
 
 

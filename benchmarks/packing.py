@@ -1,10 +1,10 @@
-"""What building a pack costs, and what a data worker keeps in memory to itself.
+"""The CPU time of building a pack, and the memory that a data worker does not share.
 
     OMP_NUM_THREADS=1 python benchmarks/packing.py
 
-Packs are built in this process, of short side 256, from photographs of about 500 x 380 pixels and 100 KB, the two
-codecs taking turns. A worker then reads batches of 128 crops of 128 pixels from a folder and from the packs; its own
-memory is what the system calls Private_Dirty, after it has read everything (Linux only).
+Packs with a short side of 256 pixels are built in this process from photographs of about 500 x 380 pixels and 100 KB,
+the two codecs taking turns. A worker then reads batches of 128 crops of 128 pixels from the folder and from the packs;
+its own memory is the system's Private_Dirty after it has read everything (Linux only).
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import contextlib
 import multiprocessing
 import re
 import shutil
-import statistics
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -23,24 +22,26 @@ from typing import Any
 import torch
 
 import fastmim
-import record
+import wallpapers
 from fastmim.bench.corpus import SHORT_SIDE, cut_corpus, make_tiers
+from fastmim.bench.timing import spread, take_turns
 from fastmim.data.loader import load
 from fastmim.data.sources import Source
+from fastmim.report import records
 
 CODECS = ("jpeg", "raw")
 SIZE, BATCH = 128, 128
 
 
 def build(folder: Path, out: Path, codec: str) -> None:
-    """Build a pack and throw it away."""
+    """Build a pack and remove it."""
     with contextlib.redirect_stdout(None):
         fastmim.pack(folder, out, codec=codec, short_side=SHORT_SIDE, num_workers=0)
     shutil.rmtree(out)
 
 
 def own_mib(source: Source, start_method: str) -> float:
-    """MiB that belong to a worker alone when it has read all images."""
+    """MiB that a worker does not share once it has read all images."""
     steps = len(source) // BATCH
     stream = load(
         source,
@@ -48,7 +49,7 @@ def own_mib(source: Source, start_method: str) -> float:
         seed=0,
         global_batch=BATCH,
         first_step=0,
-        last_step=steps + 4,  # more than a worker reads ahead: it is still there after `steps` of them
+        last_step=steps + 4,  # more than a worker reads ahead, so that it is alive after `steps` of them
         num_workers=1,
         start_method=start_method,
     )
@@ -61,10 +62,6 @@ def own_mib(source: Source, start_method: str) -> float:
         return int(found[1]) / 1024
 
 
-def spread(values: list[float]) -> dict[str, float]:
-    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--num-images", type=int, default=512)
@@ -74,10 +71,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary, "photos")
         folder.mkdir()
-        cut_corpus(folder, options.num_images)
+        cut_corpus(folder, options.num_images, wallpapers.photographs())
         sides = {codec: partial(build, folder, Path(temporary, "pack"), codec) for codec in CODECS}
-        record.alternate(sides, rounds=1)  # imports, page cache
-        seconds = record.alternate(sides, rounds=options.rounds)
+        seconds = take_turns(sides, rounds=options.rounds).cpu
         tiers = make_tiers(folder, Path(temporary))
         memory: dict[str, list[float]] = {}
         for _ in range(options.rounds):
@@ -89,8 +85,10 @@ def main() -> None:
         "cpu_ms_per_image": {codec: spread(values) for codec, values in per_image.items()},
         "worker_own_mib": {name: spread(values) for name, values in memory.items()},
     }
-    record.write(
+    records.write(
+        Path(__file__).parent / "records",
         "packing",
+        show=True,
         claim="Building takes milliseconds of CPU an image; a forked worker has little memory of its own.",
         config=vars(options) | {"short_side": SHORT_SIDE, "crop_size": SIZE, "batch": BATCH, "threads": 1},
         raw={"cpu_seconds": seconds, "worker_own_mib": memory},

@@ -1,11 +1,11 @@
-"""What an image costs in each recipe, beside its multiply-adds, against MAE at 224 pixels and SimMIM at 192.
+"""The cost of an image in each recipe, in time and multiply-adds, against MAE at 224 pixels and SimMIM at 192.
 
     OMP_NUM_THREADS=1 python benchmarks/recipes.py
     python benchmarks/recipes.py --device cuda --batch-size 64 --rounds 20
 
-Each recipe at its own network and size, in full, by the step of `fastmim.bench`: uint8 batches that are on the device
-already, forward, backward, AdamW. Recipes take turns; each is built anew for its turn, as all of them together would
-not fit in memory, and makes one step before the one that counts. A recipe with stages counts each of them by its share.
+Each recipe trains its own network at its own size, by the step of `fastmim.bench`: forward, backward and AdamW on uint8
+batches on the device. The recipes take turns; each is built anew for its turn, since they would not fit in memory
+together, and makes an untimed step first. A recipe with stages counts each stage by its share.
 """
 
 from __future__ import annotations
@@ -13,54 +13,55 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 
-import record
 from fastmim import config as configs
-from fastmim.bench import peak
-from fastmim.bench.records import Times, take_turns
-from fastmim.bench.steps import Form, fastmim_step
+from fastmim.bench import flops
+from fastmim.bench.steps import Form, fastmim_step, synthetic_batch
+from fastmim.bench.timing import Times, ratios, take_turns
 from fastmim.method import build
 from fastmim.method.settings import PretrainConfig
 from fastmim.recipes import RECIPES
+from fastmim.report import records
 
 BASELINES = {"MAE": "mae-vit-b", "SimMIM": "simmim-swin-b"}
 
 
 def stages(recipe: str) -> Iterator[tuple[PretrainConfig, float]]:
-    """A recipe at each of its sizes, with the size's share of the images."""
+    """A recipe at each of its sizes, and the size's share of the images."""
     whole = configs.build(PretrainConfig, RECIPES[recipe]())
     for size, share in whole.sizes():
         yield configs.build(PretrainConfig, RECIPES[recipe](), {"img_size": size, "stages": None}), share
 
 
 def time_step(config: PretrainConfig, form: Form, *, device: str, batch_size: int) -> tuple[Times, float]:
-    """A step's time, after one that does not count, and the forward pass's operations for an image."""
+    """The time of a step after a warm-up, and the operations of an image's forward pass."""
     torch.compiler.reset()
     torch.manual_seed(0)
     model = build.build_model(config).to(device).train()
-    flops = peak.count_flops(model, config.img_size, device)
-    step = fastmim_step(model, peak.synthetic(batch_size, config.img_size, device), form)
-    return take_turns({"step": step}, rounds=1, device=device, warm_up=1 if device == "cpu" else 3), flops
+    operations = flops.count_flops(model, config.img_size, device)
+    step = fastmim_step(model, synthetic_batch(batch_size, config.img_size, device), form)
+    return take_turns({"step": step}, rounds=1, device=device, warm_up=1 if device == "cpu" else 3), operations
 
 
 def measure(names: list[str], form: Form, options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
     """Time the recipes in turns.
 
     Returns:
-        (summary, seconds for an image by recipe and round)
+        The summary, and the seconds for an image by recipe and round.
     """
     seconds: dict[str, list[float]] = {name: [] for name in names}
-    flops: dict[str, float] = {}
+    operations: dict[str, float] = {}
     for number in range(options.rounds):
         for name in names:
-            spent = flops[name] = 0.0
+            spent = operations[name] = 0.0
             for config, share in stages(name):
                 times, each = time_step(config, form, device=options.device, batch_size=options.batch_size)
                 spent += share * times.seconds["step"][0] / options.batch_size
-                flops[name] += share * each
+                operations[name] += share * each
             seconds[name].append(spent)
             print(f"round {number + 1} of {options.rounds}: {name} {1 / spent:.2f} images/s", flush=True)
     summary = {}
@@ -69,11 +70,11 @@ def measure(names: list[str], form: Form, options: argparse.Namespace) -> tuple[
         summary[name] = {
             "backbone": config.backbone,
             "sizes": config.stages or config.img_size,
-            "gmac_forward": flops[name] / 2e9,
+            "gmac_forward": operations[name] / 2e9,
             "images_per_s": 1 / statistics.median(seconds[name]),
         } | {
-            f"times_less_than_{method}": record.ratios(seconds, baseline=baseline, side=name)
-            | {"multiply_adds": flops[baseline] / flops[name]}
+            f"times_less_than_{method}": ratios(seconds, baseline=baseline, side=name)
+            | {"multiply_adds": operations[baseline] / operations[name]}
             for method, baseline in BASELINES.items()
         }
     return summary, seconds
@@ -85,12 +86,16 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
-    peaks = {precision: peak.matmul_tflops(options.device, precision) for precision in ("float32", "bf16")}
-    form = Form(precision="bf16" if peak.has_bf16(peaks) else "float32", compile=options.device.startswith("cuda"))
+    peaks = {name: flops.matmul_tflops(options.device, name) for name in ("float32", "bf16")}
+    form = Form(
+        precision="bf16" if flops.has_fast_bf16(peaks) else "float32", compile=options.device.startswith("cuda")
+    )
     summary, seconds = measure(list(RECIPES), form, options)
-    record.write(
+    records.write(
+        Path(__file__).parent / "records",
         "recipes",
-        claim="An image costs FastMIM's recipes a fraction of what it costs MAE at 224 px and SimMIM at 192 px.",
+        show=True,
+        claim="An image costs a fraction in FastMIM's recipes of its cost in MAE at 224 px and SimMIM at 192 px.",
         config=vars(options)
         | {"precision": form.precision, "compile": form.compile, "baselines": BASELINES}
         | {"threads": torch.get_num_threads()},

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
+
+from fastmim.report import records
+from fastmim.report.tables import markdown
+from fastmim.system import files
 
 ROOT = Path(__file__).parent.parent
+FOLDER = ROOT / "benchmarks/records"
 BEGIN, END = "<!-- figures: python benchmarks/tables.py -->", "<!-- end of figures -->"
 
-# A row: what is claimed, the record, and the path to the median in its summary.
+# Rows: the claim, the name of the record, and the keys of its median in the summary.
 ROWS = (
     ("HOG target, eager: times less CPU time than the obvious form", "hog", ("times_faster_eager",)),
     (
@@ -59,33 +62,25 @@ ROWS = (
 )
 
 
-def newest(name: str) -> tuple[str, dict[str, Any]] | None:
-    """File name and content of the newest record of a benchmark."""
-    paths = sorted((ROOT / "benchmarks/records").glob(f"{name}-[0-9]*.json"))
-    return (paths[-1].name, json.loads(paths[-1].read_text())) if paths else None
-
-
 def table() -> str:
     """The table in Markdown; a benchmark without a record has no row."""
-    lines = ["| figure | median | range | measured on | record |", "|---|---|---|---|---|"]
-    for claim, name, path in ROWS:
-        found = newest(name)
-        if found is None:
+    rows = []
+    for claim, name, keys in ROWS:
+        path = records.newest(FOLDER, name)
+        if path is None:
             continue
-        file, record = found
+        record = files.read_json(path)
         value = record["summary"]
-        for key in path:
+        for key in keys:
             value = value[key]
-        hardware = record["hardware"]
-        where = hardware.get("accelerator", f"{hardware['processor']}, {hardware['cores']} cores")
-        low, high = (f"{value[bound]:.2f}" for bound in ("min", "max"))
-        link = f"[{file}](benchmarks/records/{file})"
-        lines.append(f"| {claim} | {value['median']:.2f} | {low} to {high} | {where} | {link} |")
-    return "\n".join(lines)
+        link = f"[{path.name}](benchmarks/records/{path.name})"
+        spread = f"{value['min']:.2f} to {value['max']:.2f}"
+        rows.append((claim, f"{value['median']:.2f}", spread, records.machine(record), link))
+    return markdown(("figure", "median", "range", "measured on", "record"), rows, num_text=5)
 
 
 def updated(readme: str) -> str:
-    """README's text with the present table."""
+    """README's text with the current table."""
     before, rest = readme.split(BEGIN)
     _, after = rest.split(END)
     return f"{before}{BEGIN}\n{table()}\n{END}{after}"

@@ -2,9 +2,8 @@
 
     python benchmarks/tiles.py runs/tiles
 
-A class is a photograph (or painting), an image a tile of 96 pixels of it; what is to be learnt is from which one a
-tile is. Training tiles come from the left three quarters, validation tiles from the right quarter, so none overlap.
-Needs the wallpapers (Debian: plasma-workspace-wallpapers, gnome-backgrounds).
+The class of a tile of 96 pixels is the photograph (or painting) that it is cut from. Training tiles come from the left
+three quarters, validation tiles from the right quarter, so that none overlap. `wallpapers.py` names the packages.
 """
 
 from __future__ import annotations
@@ -15,15 +14,16 @@ from pathlib import Path
 
 from PIL import Image
 
-from fastmim.bench.corpus import find_photographs, load_photograph
+import wallpapers
+from fastmim.bench.corpus import load_photograph
 
 SIDE, SHORT_SIDE = 96, 1200
 SPLIT = 0.75
-"""Where along its width a photograph is divided."""
+"""Share of a photograph's width for training."""
 
 
 def cut(photograph: Image.Image, folder: Path, generator: random.Random, *, num_train: int, num_val: int) -> None:
-    """Write tiles of a photograph as `train/<name>/N.png` and `val/<name>/N.png`."""
+    """Write the tiles of a photograph as `train/<name>/N.png` and `val/<name>/N.png`."""
     border = int(SPLIT * photograph.width)
     for part, left, right, number in (
         ("train", 0, border, num_train),
@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--val", type=int, default=60, help="validation tiles of each photograph")
     options = parser.parse_args()
     generator, number = random.Random(0), 0
-    for path in find_photographs():
+    for path in wallpapers.photographs():
         photograph = load_photograph(path)
         if photograph is not None and min(photograph.size) == SHORT_SIDE and photograph.width > SHORT_SIDE:
             number += 1

@@ -1,4 +1,4 @@
-"""`fastmim bench` and `fastmim cost`: every part at its smallest, its record, the tables and the chart, bad requests."""
+"""`fastmim bench` and `fastmim cost`: every part at its smallest with its record, tables, chart, wrong requests."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ from PIL import Image
 from rich.console import Console
 
 from fastmim import cli
-from fastmim.bench import chart, corpus, cost, records, run, tables
+from fastmim.bench import chart, cost, tables
+from fastmim.bench.bench import bench
 from fastmim.bench.settings import PARTS, BenchConfig, CostConfig
+from fastmim.bench.timing import ratios
 from fastmim.errors import RequestError
 
 TODAY = date.today().isoformat()
@@ -31,12 +33,10 @@ def command(*words: str) -> int:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The records of every part, quickly, with a tiny ViT and without the machine's wallpapers."""
+    """The records of every part at its smallest, with a tiny ViT."""
     folder = tmp_path_factory.mktemp("records")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(corpus, "WALLPAPERS", ())
-        config = BenchConfig(records=folder, quick=True, backbones="test_vit", rounds=1, device="cpu")
-        run.bench(config, console=Console(quiet=True))
+    config = BenchConfig(records=folder, quick=True, backbones="test_vit", rounds=1, device="cpu")
+    bench(config, console=Console(quiet=True))
     return folder
 
 
@@ -54,13 +54,13 @@ def test_every_part_writes_its_record(folder: Path, part: str) -> None:
     assert record["raw"]
 
 
-def test_ratios_are_those_of_the_raw_numbers(folder: Path) -> None:
+def test_ratios_follow_from_the_raw_numbers(folder: Path) -> None:
     for part, key in (("data", "pipelines"), ("hog", "forms")):
         record = load(folder, part)
         seconds = record["raw"]["cpu_seconds"]
         reference = next(iter(seconds))
         for name, numbers in record["summary"][key].items():
-            expected = records.ratios(seconds, baseline=reference, side=name)
+            expected = ratios(seconds, baseline=reference, side=name)
             assert numbers["times_faster"] == pytest.approx(expected, rel=1e-4)
             assert numbers["images_per_cpu_s"] > 0 and numbers["images_per_s"] > 0
 
@@ -102,8 +102,7 @@ def test_tables_and_chart_are_made_from_the_records(folder: Path) -> None:
         assert all(len(row) == len(made.header) for row in made.rows)
         assert made.rich().row_count == len(made.rows)
         _, _, bars = chart.panel(record)
-        places = chart.places(bars)
-        assert all(after - before > 0.99 for before, after in pairwise(places))
+        assert all(after - before > 0.99 for before, after in pairwise(chart.positions(bars)))
     with Image.open(folder / "bench.png") as image:
         assert image.width > 1000 and image.height > 1000
 
@@ -128,11 +127,11 @@ def test_records_of_an_accelerator_have_one_clock(folder: Path, tmp_path: Path) 
     made = tables.table(record | {"name": "bench-step-cuda"})
     assert made.header == ("step", "images/s", "MiB", "of peak", "times faster")
     assert all(len(row) == len(made.header) for row in made.rows)
-    assert "A Large GPU" in made.note and "the wall's clock" in made.note
+    assert "A Large GPU" in made.note and "wall-clock time" in made.note
     chart.draw([record], tmp_path / "chart.png")
 
 
-def test_a_hierarchical_backbone_leaves_out_what_it_cannot_do() -> None:
+def test_methods_that_a_hierarchical_backbone_does_not_support_are_left_out() -> None:
     from fastmim.bench import methods, steps
 
     summary, _ = methods.measure("test_convnext", steps.Form(precision="float32"), device="cpu", batch_size=1, rounds=1)
@@ -140,7 +139,7 @@ def test_a_hierarchical_backbone_leaves_out_what_it_cannot_do() -> None:
     assert [case.masking for case in steps.cases(["test_convnext"])] == ["in-place"] * 3
 
 
-def test_without_matplotlib_there_are_numbers_and_no_chart(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_chart_needs_matplotlib(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     imported = builtins.__import__
 
     def without(name: str, *more: Any) -> Any:
@@ -153,22 +152,11 @@ def test_without_matplotlib_there_are_numbers_and_no_chart(folder: Path, monkeyp
         chart.draw([load(folder, "hog")], folder / "none.png")
 
 
-def test_a_later_record_of_the_day_takes_the_place(tmp_path: Path) -> None:
-    for value in (1.0, 2.123456):
-        path = records.write(tmp_path, "bench-x", claim="c", config={}, raw={}, summary={"value": value})
-    assert [p.name for p in tmp_path.iterdir()] == [path.name] == [f"bench-x-{TODAY}.json"]
-    assert json.loads(path.read_text())["summary"] == {"value": 2.1235}
-    (tmp_path / "bench-x-2001-01-01.json").write_text("{}")
-    (tmp_path / f"bench-x-cuda-{TODAY}.json").write_text("{}")
-    assert records.newest(tmp_path, "bench-x") == path
-    assert records.newest(tmp_path, "bench-y") is None
-
-
 def test_cost(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     record = load(folder, "step")
     case, found = next(iter(record["summary"]["cases"].items()))
     rate = found["forms"]["fastmim float32"]["images_per_cpu_s"]
-    by_name = {row.what: row.hours for row in cost.rows(record, 36_000, 100)}
+    by_name = {row.step: row.hours for row in cost.rows(record, 36_000, 100)}
     assert by_name[f"{case}: fastmim float32"] == pytest.approx(1000 / rate)
     assert len(cost.estimate(CostConfig(images=10, epochs=1, records=folder))) == 2
     path = folder / f"bench-methods-{TODAY}.json"
@@ -185,7 +173,10 @@ def test_cost(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (("bench", "--rounds", "0"), "rounds is 0; expected at least 1"),
         (("bench", "--device", "cuda:77"), "device is 'cuda:77'; expected one that this machine has"),
         (("bench", "--backbones", "vit_smal"), "unknown backbone 'vit_smal'.*nearest"),
-        (("bench", "--device", "cpu", "--records", "file/records"), "records is file/records: .*that can be written"),
+        (
+            ("bench", "--device", "cpu", "--records", "file/records"),
+            "records is file/records: .*expected a writable directory",
+        ),
         (("cost", "--images", "0", "--epochs", "1"), "images is 0; expected at least 1"),
         (("cost", "--images", "1", "--epochs", "-1"), "epochs is -1.0; expected more than 0"),
         (("cost", "--images", "1", "--epochs", "1"), "holds no bench-step-DATE.json; .*run it first"),

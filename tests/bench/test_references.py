@@ -1,4 +1,4 @@
-"""The comparison is fair: the plain forms compute what fastmim computes, and the operations are counted right."""
+"""The comparison is fair: the plain forms compute what fastmim computes, and operations are counted correctly."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from fastmim.bench import methods, peak
+from fastmim.bench import flops, memory, methods
 from fastmim.bench.references import PlainHOG, plain, reference_step
-from fastmim.bench.steps import Case, Form, fastmim_step
+from fastmim.bench.steps import Case, Form, fastmim_step, synthetic_batch
 from fastmim.method.targets import HOG
 
 VIT: dict[str, Any] = {
@@ -40,7 +40,7 @@ CASES = [
 def test_the_reference_has_the_same_loss_and_makes_the_same_step(case: Case) -> None:
     model = case.build().train()
     reference = plain(model)
-    batch = peak.synthetic(4, case.img_size, "cpu")
+    batch = synthetic_batch(4, case.img_size, "cpu")
     images = torch.randn(4, 3, case.img_size, case.img_size, generator=torch.Generator().manual_seed(0))
     ours, theirs = (m(images, batch["keys"])["loss"].item() for m in (model, reference))
     assert ours == pytest.approx(theirs, abs=1e-4)
@@ -52,7 +52,7 @@ def test_the_reference_has_the_same_loss_and_makes_the_same_step(case: Case) -> 
     moved = 0.0
     for (name, p), q in zip(model.named_parameters(), reference.parameters(), strict=True):
         moved = max(moved, (p - before[name]).abs().max().item())
-        # AdamW's first step is the gradient's sign: where the gradient is rounding, either sign is right.
+        # AdamW's first step is the gradient's sign, which is arbitrary where the gradient is rounding error.
         assert ((p - q).abs() < 2e-5).float().mean() > 0.95, name
     assert moved > 5e-5
 
@@ -71,10 +71,10 @@ def test_the_reference_is_plain() -> None:
     [("FastMIM 128", 11.3), ("FastMIM 128, tokens dropped", 3.0), ("MAE 224", 18.5), ("SimMIM 224", 34.0)],
 )
 def test_operations_of_vit_b(method: str, gflop: float) -> None:
-    """The usual figures, which leave out the products inside attention (up to 6 %); a multiply-add is two."""
+    """The published figures, which leave out the products inside attention (up to 6 %); a multiply-add is two."""
     size = int(methods.METHODS[method]["img_size"])
     one, two = (
-        peak.count_flops(methods.build(method, "vit_base_patch16_224", {"depth": depth}), size, "cpu")
+        flops.count_flops(methods.build(method, "vit_base_patch16_224", {"depth": depth}), size, "cpu")
         for depth in (1, 2)
     )
     forward = one + 11 * (two - one)  # all twelve blocks cost the same
@@ -89,17 +89,17 @@ def test_operations_of_a_matrix_product() -> None:
 
     encoder = 16 * (3 * 64) * 48 + 2 * block(17, 48)
     decoder = 16 * 48 * 64 + block(16, 64) + 16 * 64 * 27
-    assert peak.count_flops(Case(**VIT).build(), 32, "cpu") == 2 * (encoder + decoder)
+    assert flops.count_flops(Case(**VIT).build(), 32, "cpu") == 2 * (encoder + decoder)
 
 
-def test_memory_is_what_lives_at_once() -> None:
+def test_peak_memory_counts_tensors_alive_at_once() -> None:
     def run() -> torch.Tensor:
         a = torch.ones(2**18)  # 1 MiB
-        a = a + 1  # both for a moment
-        b = a.view(2, -1)  # no memory of its own
+        a = a + 1  # both are alive for a moment
+        b = a.view(2, -1)  # shares its memory
         b.add_(1)
         return (b * 2).sum()
 
     held = torch.ones(2**20)
-    assert peak.peak_mib(run, "cpu") == pytest.approx(2, abs=0.01)
-    assert peak.peak_mib(lambda: held.add_(1), "cpu") == 0
+    assert memory.peak_mib(run, "cpu") == pytest.approx(2, abs=0.01)
+    assert memory.peak_mib(lambda: held.add_(1), "cpu") == 0

@@ -1,4 +1,4 @@
-"""A budget is divided so that all points see the same number of images, and one that is too small says what would do."""
+"""A budget is divided so that all points see the same number of images; one that is too small names the least."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 import fastmim
-from asking import draw_classes, settings
 from fastmim.errors import RequestError
 from fastmim.studies import budget, processes
-from fastmim.studies import settings as asked
+from fastmim.studies import settings as study_settings
 from fastmim.studies.budget import Speeds
 from fastmim.studies.preflight import Request, check
 from fastmim.studies.processes import Slots
+from small_study import draw_classes, settings
 
 
 @pytest.fixture(scope="module")
@@ -27,11 +27,11 @@ def bars(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def request(bars: Path, allowed: str) -> Request:
     given = settings(bars, sweep={"target": ["hog", "pixels"]}, seeds=2, steps=None, budget=allowed)
-    return check(asked.build(given))
+    return check(study_settings.build(given))
 
 
 def speeds(found: Request) -> Speeds:
-    """Each step half a second, and 10 s a trial besides."""
+    """Half a second for each step, and 10 s for each trial besides."""
     folders = [point.folder for point in found.points]
     zeros = dict.fromkeys(folders, 0.0)
     steps = {folder: 0.5 if "target" in folder else 0.0 for folder in folders}
@@ -44,7 +44,7 @@ ONE, TWO = (Slots(("cpu",) * number, 1, 0) for number in (1, 2))
 def test_the_budget_is_used(bars: Path) -> None:
     found = request(bars, "30m")
     images = budget.divide(found, speeds(found), ONE, 1800)
-    used = speeds(found).study(found, ONE, images)
+    used = speeds(found).study_seconds(found, ONE, images)
     # 6 trials of 10 s; the rest of 90 % of the budget is for 4 pre-trainings of steps of 8 images and half a second.
     assert images // 8 == pytest.approx((0.9 * 1800 - 60) / 4 / 0.5, abs=2)
     assert 0.88 * 1800 < used <= 0.9 * 1800
@@ -52,7 +52,7 @@ def test_the_budget_is_used(bars: Path) -> None:
 
 def test_fine_tuning_takes_half_of_the_budget_at_most(bars: Path) -> None:
     open_ended = {"steps": None, "budget": "30m", "finetune_steps": None}
-    found = check(asked.build(settings(bars, sweep={"target": ["hog", "pixels"]}, seeds=2) | open_ended))
+    found = check(study_settings.build(settings(bars, sweep={"target": ["hog", "pixels"]}, seeds=2) | open_ended))
     # Two fine-tunings (the one with 4 labels a quarter the batch) of a second a step: 1.25 s a step, times 6 trials.
     slow = replace(speeds(found), step=dict.fromkeys(speeds(found).step, 1.0))
     steps = [
@@ -70,13 +70,13 @@ def test_two_devices_do_about_twice_as_much(bars: Path) -> None:
     assert 1.7 * one < two < 2.1 * one
 
 
-def test_jobs_go_where_it_is_free() -> None:
+def test_jobs_start_on_the_first_free_slot() -> None:
     assert budget.makespan([3, 1, 1, 1], 2) == 3
     assert budget.makespan([1, 1, 1, 3], 2) == 4
     assert budget.makespan([2, 2], 1) == 4
 
 
-def test_a_budget_that_is_too_small_names_one_that_is_not(bars: Path) -> None:
+def test_a_budget_that_is_too_small_is_refused_with_the_least_that_is_enough(bars: Path) -> None:
     found = request(bars, "10s")
     with pytest.raises(RequestError, match="budget is 10s, which cannot hold 6 trials 1 at a time on cpu") as error:
         budget.divide(found, speeds(found), ONE, 10)
@@ -84,15 +84,15 @@ def test_a_budget_that_is_too_small_names_one_that_is_not(bars: Path) -> None:
     # 40 images in steps of 8 are an epoch: 6 * 10 s + 4 * 5 * 0.5 s, and a reserve of 10 %.
     assert enough == "78s"
     assert "and 4 steps for each fine-tuning; expected" in str(error.value)
-    assert budget.divide(found, speeds(found), ONE, asked.parse_budget(enough)) >= 40
+    assert budget.divide(found, speeds(found), ONE, study_settings.parse_budget(enough)) >= 40
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(80.2, "81s"), (130, "3m"), (7140, "119m"), (7800.5, "2h11m")])
-def test_what_is_enough(seconds: float, text: str) -> None:
-    assert budget.enough(seconds) == text and asked.parse_budget(text) >= seconds
+def test_budgets_are_rounded_up(seconds: float, text: str) -> None:
+    assert budget.enough(seconds) == text and study_settings.parse_budget(text) >= seconds
 
 
-def test_what_was_measured_is_not_measured_again(bars: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_speeds_are_measured_once(bars: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given: dict[str, Any] = settings(bars, steps=None, budget="1s", out=tmp_path / "study", parallel=2)
     with pytest.raises(RequestError, match="budget is 1s, which cannot hold 2 trials 2 at a time on cpu") as error:
         fastmim.study(**given)
@@ -101,6 +101,6 @@ def test_what_was_measured_is_not_measured_again(bars: Path, tmp_path: Path, mon
     assert sorted(path.name for path in (tmp_path / "study").iterdir()) == ["speed.json"]
 
     monkeypatch.setattr(processes, "run_all", lambda *_, **__: pytest.fail("measured again"))
-    with pytest.raises(RequestError) as again:  # another budget, the same measurement: the same answer
+    with pytest.raises(RequestError) as again:  # another budget, the same measurement and the same answer
         fastmim.study(**given | {"budget": "2s"})
     assert str(again.value).partition("expected")[2] == str(error.value).partition("expected")[2]

@@ -1,4 +1,4 @@
-"""A whole study: killed and gone on with run by run, its table, plot and record."""
+"""A whole study: killed and resumed run by run, its table, plots and record."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ import pytest
 import yaml
 
 import fastmim
-from asking import draw_classes, settings
 from fastmim import cli
 from fastmim.errors import RequestError, RunError
 from fastmim.studies import processes
+from small_study import draw_classes, settings
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def write_settings(given: dict[str, Any], folder: Path) -> Path:
 
 
 def stop_when(happened: Callable[[], object]) -> None:
-    """Send this process SIGTERM then."""
+    """Send this process SIGTERM once it has happened."""
 
     def wait() -> None:
         while not happened():
@@ -64,15 +64,15 @@ def times(folder: Path) -> dict[str, int]:
     return {str(path): path.stat().st_mtime_ns for path in sorted(folder.rglob("*"))}
 
 
-def test_a_study_that_is_stopped_and_killed_goes_on(
+def test_a_study_that_is_stopped_and_killed_resumes(
     bars: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "study"
     given = settings(bars, steps=300, out=out, records=tmp_path / "records", probe="none", labels="4")
-    scratch, broken = out / "runs/scratch-seed0", out / "runs/01-target-hog-seed0"
+    scratch, killed = out / "runs/scratch-seed0", out / "runs/01-target-hog-seed0"
 
     def checkpoints() -> list[Path]:
-        return list(broken.glob("pretrain/checkpoints/step*"))
+        return list(killed.glob("pretrain/checkpoints/step*"))
 
     stop_when(checkpoints)
     with pytest.raises(SystemExit) as exit_:
@@ -86,13 +86,13 @@ def test_a_study_that_is_stopped_and_killed_goes_on(
     wait_for(lambda: max(path.name for path in checkpoints()) > stopped_at, process)
     process.kill()
     process.communicate(timeout=60)
-    assert not (broken / "pretrain.json").exists()
+    assert not (killed / "pretrain.json").exists()
 
-    # The run of the killed study saves itself; the next study waits for it, and needs to know nothing but `out`.
+    # The run of the killed study saves itself; the next study waits for it, and needs no setting but `out`.
     result = fastmim.study(out=out)
     assert result.finished and times(scratch) == finished
-    assert len(re.findall(r"resuming at step \d+ of 300", (broken / "log.txt").read_text())) == 2
-    assert json.loads((broken / "pretrain.json").read_text())["images"] == 2400
+    assert len(re.findall(r"resuming at step \d+ of 300", (killed / "log.txt").read_text())) == 2
+    assert json.loads((killed / "pretrain.json").read_text())["images"] == 2400
     point = result.summary["target=hog"]
     assert point["pretrain"]["images_per_s"]["mean"] > 0 and point["top1"]["4"]["gain"]["deviation"] is None
 
@@ -108,11 +108,11 @@ def test_a_study_that_is_stopped_and_killed_goes_on(
     assert "<svg" in (out / "accuracy_against_cost.svg").read_text()
 
     path = scratch / "trial.json"
-    asked = path.read_text()
-    path.write_text(asked.replace('"lr": 0.004', '"lr": 0.002'))
+    settings_before = path.read_text()
+    path.write_text(settings_before.replace('"lr": 0.004', '"lr": 0.002'))
     with pytest.raises(RequestError, match=r"scratch seed 0 is done with lr 0.002 \(finetune-4\), which is 0.004 now"):
         fastmim.study(out=out)
-    path.write_text(asked)
+    path.write_text(settings_before)
 
     everything = times(out / "runs")
     assert fastmim.study(out=out).finished and times(out / "runs") == everything
@@ -124,14 +124,14 @@ def test_a_study_that_is_stopped_and_killed_goes_on(
 def test_seeds_are_added_to_a_study_that_is_done(
     bars: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("fastmim.studies.budget.MAX_EPOCHS", 1.0)  # else it would take ten minutes
+    monkeypatch.setattr("fastmim.studies.budget.MAX_EPOCHS", 1.0)  # otherwise it would take ten minutes
     out = tmp_path / "study"
     fastmim.study(**settings(bars, steps=None, budget="10m", out=out, probe="none", labels="4"))
     said = capsys.readouterr().out
     assert "With 4 labels the seeds order 0 of 1 pairs" in said and "(one seed)" in (out / "table.md").read_text()
-    assert f"seeds can be added to tell more apart: fastmim study --seeds 2 --out {out}" in said
+    assert f"more seeds may order them: fastmim study --seeds 2 --out {out}" in said
     plan, first = json.loads((out / "plan.json").read_text()), times(out / "runs")
-    earlier = {key: value for key, value in plan.items() if key != "seeds"}  # as the first version wrote it
+    earlier = {key: value for key, value in plan.items() if key != "seeds"}  # as an earlier version wrote it
     (out / "plan.json").write_text(json.dumps(earlier))
 
     result = fastmim.study(out=out, seeds=2)
@@ -157,7 +157,7 @@ def test_a_failure_is_named_and_the_others_are_kept(
     def broken(*words: Any, **named: Any) -> dict[str, Any]:
         return {"pretrain": {"data": str(tmp_path / "gone")}}
 
-    monkeypatch.setattr("fastmim.studies.study.settings_of", broken)
+    monkeypatch.setattr("fastmim.studies.study.run_settings", broken)
     done = tmp_path / "study/runs/scratch-seed0/pretrain.json"
     done.parent.mkdir(parents=True)
     done.write_text("{}")
@@ -177,11 +177,11 @@ def test_the_command_plans_without_running(bars: Path, tmp_path: Path, capsys: p
 
 
 def test_threads_and_devices(monkeypatch: pytest.MonkeyPatch) -> None:
-    from fastmim.studies import settings as asked
+    from fastmim.studies import settings as study_settings
 
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     cores = len(os.sched_getaffinity(0))
-    assert processes.find_slots(asked.build({"device": "cpu"})) == processes.Slots(("cpu",) * cores, 1, 0)
+    assert processes.find_slots(study_settings.build({"device": "cpu"})) == processes.Slots(("cpu",) * cores, 1, 0)
     monkeypatch.setenv("OMP_NUM_THREADS", "64")
-    assert processes.find_slots(asked.build({"device": "cpu"})) == processes.Slots(("cpu",), 64, 0)
-    assert len(processes.find_slots(asked.build({"device": "cpu", "parallel": 3})).devices) == 3
+    assert processes.find_slots(study_settings.build({"device": "cpu"})) == processes.Slots(("cpu",), 64, 0)
+    assert len(processes.find_slots(study_settings.build({"device": "cpu", "parallel": 3})).devices) == 3

@@ -1,4 +1,4 @@
-"""The sweep over timm's models, on a few, and its report."""
+"""The survey of timm's models, on a few of them, and its report."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fastmim.studies import survey
 from fastmim.studies.survey import Row
 
 
-def test_table_lists_what_matches(capsys):
+def test_table_lists_matching_models(capsys):
     assert survey.table("resnet1[08]*", max_parameters=10e6) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["name", "stride", "width", "parameters", "(M)"]
@@ -44,20 +44,20 @@ def test_a_model_that_ends_its_process_costs_that_model_only():
         assert worker.run("resnet10t", 1, 128).parameters == pytest.approx(4.9e6, rel=0.01)
 
 
-def test_report_says_why_some_do_not_pass():
+def test_report_gives_the_reason_of_each_failure():
     rows = [
         Row("vit", "vision_transformer", 5_500_000, 16, 192, resizes=True),
         Row("mixer", "mlp_mixer", 18_000_000, 32, 512),
         Row("halo", "byobnet", 12_000_000, 32, 2048, problem="takes 256 | 512 px only"),
     ]
-    text = survey.markdown(rows, "*", 150e6, 128)
+    text = survey.report(rows, "*", 150e6, 128)
     assert "**2 of 3 pass (66.7%).**" in text
     assert "| halo | 12.0 | takes 256 / 512 px only |" in text
     assert "| vit | 16 | 192 | 5.5 | resized |" in text
     assert "| mixer | 32 | 512 | 18.0 | as is |" in text
 
 
-def test_a_sweep_that_is_stopped_leaves_its_table(tmp_path, monkeypatch):
+def test_a_survey_that_is_stopped_leaves_its_table(tmp_path, monkeypatch):
     def run(worker, name, *_):
         if name != "resnet10t":
             raise KeyboardInterrupt

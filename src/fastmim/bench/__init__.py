@@ -1,1 +1,1 @@
-"""Measurements of fastmim against plain reference forms, written as dated records."""
+"""Benchmarks of fastmim against plain reference forms, written as dated records."""

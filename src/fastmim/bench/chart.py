@@ -1,4 +1,4 @@
-"""Records as a bar chart: one panel a record, a ratio on every bar."""
+"""A bar chart of records: a panel for each record, a ratio on every bar."""
 
 from __future__ import annotations
 
@@ -8,29 +8,30 @@ from pathlib import Path
 from typing import Any
 
 from fastmim.bench import tables
-from fastmim.bench.tables import Record
 from fastmim.errors import RequestError
+from fastmim.report.records import Record
+from fastmim.report.tables import number
 
 GREY, BLUE, LIGHT = "#9aa0a6", "#1a5fb4", "#7fb0e6"
 
 _CHARACTER = 0.0115
-"""Width of a letter of a note, as a share of the panel's."""
+"""Width of a character of a note, as a share of the panel's width."""
 
 
 @dataclass(frozen=True)
 class Bar:
-    """A labelled length with a note at its end."""
+    """A labelled bar with a note at its end."""
 
     label: str
     value: float
     note: str
     color: str
     group: str = ""
-    """A heading above the bar."""
+    """The heading above the bar, if it is the first of a group."""
 
 
 def draw(records: Sequence[Record], path: Path) -> None:
-    """Write the chart of some records as a PNG.
+    """Draw the records as a PNG file.
 
     Raises:
         RequestError: matplotlib is not installed.
@@ -40,7 +41,7 @@ def draw(records: Sequence[Record], path: Path) -> None:
     except ImportError:
         raise RequestError("no chart: matplotlib is not installed; run: pip install 'fastmim[plots]'") from None
     panels = [panel(record) for record in records]
-    heights = [places(bars)[-1] + 2.4 for _, _, bars in panels]
+    heights = [positions(bars)[-1] + 2.4 for _, _, bars in panels]
     figure = Figure(figsize=(9.5, 0.27 * sum(heights) + 0.3), layout="constrained")
     axes = figure.subplots(len(panels), 1, squeeze=False, gridspec_kw={"height_ratios": heights})[:, 0]
     for ax, (title, unit, bars) in zip(axes, panels, strict=True):
@@ -51,7 +52,7 @@ def draw(records: Sequence[Record], path: Path) -> None:
 
 
 def panel(record: Record) -> tuple[str, str, list[Bar]]:
-    """Title, unit and bars of a record."""
+    """The title, unit and bars of a record's panel."""
     summary, title, unit = record["summary"], tables.table(record).title, tables.clock(record)
     if "cases" in summary:
         return title, unit, _step_bars(summary["cases"])
@@ -89,8 +90,8 @@ def _tier_bar(name: str, numbers: dict[str, Any]) -> Bar:
     return Bar(name, numbers["images_per_s"], f"{numbers['data_wait_share']:.0%} of the time waiting for data", color)
 
 
-def places(bars: Sequence[Bar]) -> list[float]:
-    """Where the bars are, from the top, with room for the name of each group."""
+def positions(bars: Sequence[Bar]) -> list[float]:
+    """The bars' positions from the top, with room above each group for its heading."""
     found, place = [], 0.0
     for bar in bars:
         place += 1.3 if bar.group else 0
@@ -100,18 +101,18 @@ def places(bars: Sequence[Bar]) -> list[float]:
 
 
 def _draw_panel(ax: Any, title: str, bars: Sequence[Bar]) -> None:
-    where = places(bars)
-    ax.barh(where, [bar.value for bar in bars], color=[bar.color for bar in bars], height=0.76)
-    ax.set_yticks(where, [bar.label for bar in bars], fontsize=8)
+    at = positions(bars)
+    ax.barh(at, [bar.value for bar in bars], color=[bar.color for bar in bars], height=0.76)
+    ax.set_yticks(at, [bar.label for bar in bars], fontsize=8)
     limit = 0.0
-    for place, bar in zip(where, bars, strict=True):
-        text = f" {tables.number(bar.value)}" + (f"   {bar.note}" if bar.note else "")
+    for place, bar in zip(at, bars, strict=True):
+        text = f" {number(bar.value)}" + (f"   {bar.note}" if bar.note else "")
         ax.text(bar.value, place, text, va="center", fontsize=8)
         limit = max(limit, bar.value / (1 - _CHARACTER * len(text)))
         if bar.group:
             ax.text(0, place - 0.95, f" {bar.group}", va="center", fontsize=8, style="italic")
     ax.set_xlim(0, limit)
-    ax.set_ylim(where[-1] + 0.6, -0.6)
+    ax.set_ylim(at[-1] + 0.6, -0.6)
     ax.set_title(title, loc="left", fontsize=10, fontweight="bold")
     ax.tick_params(axis="both", length=0)
     ax.set_xticks([])

@@ -1,4 +1,4 @@
-"""Photographs like a data set's: JPEGs of about 500 x 380 pixels and 100 KB, cut from what is found on the machine."""
+"""Photographs like a data set's: JPEGs of about 500 x 380 pixels and 100 KB, cut from larger photographs."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import io
 import random
 import statistics
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -16,27 +17,32 @@ from fastmim.data.packs import packing
 from fastmim.data.sources import Source, open_source
 from fastmim.data.sources.samples import open_samples
 
-WALLPAPERS = (Path("/usr/share/wallpapers"), Path("/usr/share/backgrounds"))
 TARGET_BYTES = 100_000
 _QUALITIES = (88, 98)
 _MAX_TRIES = 20
 SHORT_SIDE = 256
 
 
-def cut_corpus(folder: Path, num_images: int) -> int:
+def cut_corpus(folder: Path, num_images: int, photographs: Sequence[Path] | None = None) -> int:
     """Write JPEGs of 460-540 x 350-410 pixels, each at the quality that brings it nearest to 100 KB.
 
+    Args:
+        folder: Where they go.
+        num_images: How many to cut.
+        photographs: Files to cut them from; grey and small ones are skipped. [default: the built-in photographs]
+
     Returns:
-        The number of photographs they come from: scikit-image's, and desktop wallpapers where there are any.
+        The number of photographs that were used.
     """
     generator = random.Random(0)
-    photographs = [photograph for path in find_photographs() if (photograph := load_photograph(path)) is not None]
+    loaded = [load_photograph(path) for path in photographs or built_in_photographs()]
+    usable = [photograph for photograph in loaded if photograph is not None]
     used = set()
     for number in range(num_images):
         tiles: dict[int, bytes] = {}
         for _ in range(_MAX_TRIES):  # smooth tiles stay small at any quality
-            index = generator.randrange(len(photographs))
-            data = encode(_cut(photographs[index], generator))
+            index = generator.randrange(len(usable))
+            data = _encode(_cut(usable[index], generator))
             tiles[index] = min(tiles.get(index, data), data, key=_distance)
             if _distance(data) < TARGET_BYTES / 4:
                 break
@@ -47,7 +53,7 @@ def cut_corpus(folder: Path, num_images: int) -> int:
 
 
 def make_tiers(folder: Path, into: Path) -> dict[str, Source]:
-    """A folder of images and its packs."""
+    """A folder of images, its JPEG pack and its raw pack, by name; the packs are written below `into`."""
     tiers: dict[str, Source] = {"folder": open_source(str(folder), cache_dir=into / "cache")}
     for codec in ("jpeg", "raw"):
         with contextlib.redirect_stdout(io.StringIO()):
@@ -57,30 +63,23 @@ def make_tiers(folder: Path, into: Path) -> dict[str, Source]:
 
 
 def mean_bytes(source: Source) -> float:
-    """Of an image as it is stored."""
+    """The mean size of an image as it is stored."""
     sizes = [
         data.nbytes if isinstance(data, np.ndarray) else len(data) for data in map(source.read, range(len(source)))
     ]
     return statistics.mean(sizes)
 
 
-def find_photographs() -> list[Path]:
-    """The built-in photographs, and the sharpest version of each wallpaper."""
-    samples = open_samples()
-    names = {photograph for photograph, _, _ in samples.tiles}
+def built_in_photographs() -> list[Path]:
+    """The photographs of `--data samples`, which scikit-image ships."""
     spec = find_spec("skimage")
-    assert spec and spec.submodule_search_locations, "open_samples has found them"
-    inside = [Path(spec.submodule_search_locations[0], "data", name) for name in names]
-    largest: dict[Path, Path] = {}
-    for path in (p for folder in WALLPAPERS for p in folder.rglob("*") if p.suffix in (".jpg", ".png")):
-        kept = largest.get(path.parent)
-        if kept is None or path.stat().st_size > kept.stat().st_size:
-            largest[path.parent] = path
-    return sorted(inside) + sorted(largest.values())
+    names = {photograph for photograph, _, _ in open_samples().tiles}
+    assert spec and spec.submodule_search_locations, "open_samples has read them"
+    return sorted(Path(spec.submodule_search_locations[0], "data", name) for name in names)
 
 
 def load_photograph(path: Path) -> Image.Image | None:
-    """RGB, its shorter side at most 1200 pixels; None where a tile would not fit, or it is grey."""
+    """An RGB photograph, its shorter side reduced to 1200 pixels; None if it is grey or smaller than a tile."""
     with Image.open(path) as image:
         if image.mode != "RGB" or image.width < 560 or image.height < 420:
             return None
@@ -88,7 +87,7 @@ def load_photograph(path: Path) -> Image.Image | None:
         return image.copy()
 
 
-def encode(tile: Image.Image) -> bytes:
+def _encode(tile: Image.Image) -> bytes:
     """The JPEG nearest to 100 KB, by bisection over quality."""
     low, high = _QUALITIES
     best = _jpeg(tile, low)

@@ -1,31 +1,46 @@
-"""How long a training would take, from what `fastmim bench` has measured."""
+"""The device-hours of a training, estimated from records of `fastmim bench`."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastmim.bench import records, tables
+from rich.console import Console
+
+from fastmim.bench import tables
 from fastmim.bench.settings import CostConfig
 from fastmim.errors import RequestError
+from fastmim.report import records
+from fastmim.report.tables import Table, number
+from fastmim.system import files
 
 
 @dataclass(frozen=True)
 class Cost:
-    """One row of the estimate."""
+    """A row of the estimate."""
 
-    what: str
+    step: str
     images_per_s: float
     hours: float
 
 
-def estimate(config: CostConfig) -> list[tables.Table]:
-    """A table for each record: device-hours of every step that it holds.
+def print_cost(config: CostConfig) -> None:
+    """Print how long a training would take.
 
     Raises:
-        RequestError: no record, or one that is not of `fastmim bench`.
+        RequestError: as `estimate`.
+    """
+    console = Console(highlight=False)
+    for table in estimate(config):
+        table.print(console, width=tables.WIDTH)
+
+
+def estimate(config: CostConfig) -> list[Table]:
+    """A table for each record: device-hours with every step in it.
+
+    Raises:
+        RequestError: there is no record, or it is not one of `fastmim bench`.
     """
     if config.record is not None:
         paths = [config.record]
@@ -41,7 +56,7 @@ def estimate(config: CostConfig) -> list[tables.Table]:
 
 
 def rows(record: dict[str, Any], images: int, epochs: float) -> list[Cost]:
-    """Images per second by the clock that counts, and device-hours, of every step in a record."""
+    """Images per second and device-hours of every step in a record, by CPU time on a CPU."""
     summary = record["summary"]
     if "cases" in summary:
         steps = {
@@ -56,13 +71,13 @@ def rows(record: dict[str, Any], images: int, epochs: float) -> list[Cost]:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """A record of training steps.
+    """Read a record of training steps.
 
     Raises:
-        RequestError: it is none.
+        RequestError: the file is something else or unreadable.
     """
     try:
-        record = json.loads(path.read_text())
+        record = files.read_json(path)
         known = "cases" in record["summary"] or "methods" in record["summary"]
     except OSError as error:
         raise RequestError(f"record is {path}: {error.strerror}; expected a record of fastmim bench") from None
@@ -73,15 +88,15 @@ def read(path: Path) -> dict[str, Any]:
     return record
 
 
-def _table(record: dict[str, Any], config: CostConfig) -> tables.Table:
+def _table(record: dict[str, Any], config: CostConfig) -> Table:
     on_cpu = record["hardware"]["device"] == "cpu"
     unit = "core-hours" if on_cpu else "device-hours"
-    return tables.Table(
-        f"{config.images:,} images x {config.epochs:g} epochs, from {record['name']}-{record['date']}",
+    return Table(
+        f"{config.images:,} images x {config.epochs:g} epochs, by {record['name']}-{record['date']}",
         ("step", tables.clock(record), unit),
         [
-            (cost.what, tables.number(cost.images_per_s), tables.number(cost.hours))
+            (cost.step, number(cost.images_per_s), number(cost.hours))
             for cost in rows(record, config.images, config.epochs)
         ],
-        note=f"{tables.where(record)}; the training step alone, as batches come without waiting.",
+        note=f"{tables.where(record)}; the training step alone, without waiting for data.",
     )

@@ -1,4 +1,4 @@
-"""Reading images: a folder and its packs against Pillow and torchvision's transforms, on one thread."""
+"""Reading images: a folder and its packs against Pillow and torchvision's transforms, in one process."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from fastmim.bench.records import Sides, Times, ratios, take_turns
+from fastmim.bench.timing import Times, ratios, take_turns
 from fastmim.data.augment import prepare
 from fastmim.data.loader import load
 from fastmim.data.sources import Source
@@ -22,7 +22,7 @@ SIZE, BATCH = 128, 64
 
 
 class Pictures(Dataset[torch.Tensor]):
-    """Files through Pillow and torchvision's transforms, as users of ImageFolder write it."""
+    """Files read by Pillow and cropped by torchvision's transforms, as with ImageFolder."""
 
     def __init__(self, source: Source) -> None:
         self.paths = [source.name(index) for index in range(len(source))]
@@ -45,17 +45,17 @@ class Pictures(Dataset[torch.Tensor]):
 
 
 def measure(tiers: dict[str, Source], *, rounds: int, batch: int = BATCH) -> tuple[dict[str, Any], Times]:
-    """Time every way of reading in turns.
+    """Time every pipeline in turns.
 
     Args:
-        tiers: From `corpus.make_tiers`; "folder" holds what the reference reads.
-        rounds: Passes over the images that count.
+        tiers: From `corpus.make_tiers`; the reference reads "folder".
+        rounds: Timed passes over the images.
         batch: Images in a batch.
 
     Returns:
-        The summary by way, and the times.
+        The summary by pipeline, and the times.
     """
-    sides: Sides = {
+    sides = {
         REFERENCE: partial(read_plainly, tiers["folder"], batch),
         "folder, float batches": partial(read, tiers["folder"], batch, normalised=True),
     }
@@ -68,13 +68,13 @@ def measure(tiers: dict[str, Source], *, rounds: int, batch: int = BATCH) -> tup
 
 
 def read_plainly(source: Source, batch: int) -> None:
-    """One shuffled pass over the files as users of ImageFolder write it."""
+    """Make one shuffled pass over the files with Pillow and torchvision."""
     for _ in DataLoader(Pictures(source), batch_size=batch, shuffle=True, drop_last=True):
         pass
 
 
 def read(source: Source, batch: int, *, normalised: bool) -> None:
-    """One shuffled pass as fastmim reads; `normalised` adds the device's half, flip and normalisation."""
+    """Make one shuffled pass with fastmim's loader; `normalised` adds the flip and normalisation done on the device."""
     mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
     steps = len(source) // batch
     for found in load(source, size=SIZE, seed=0, global_batch=batch, first_step=0, last_step=steps):

@@ -1,4 +1,4 @@
-"""Whole runs of `fastmim.pretrain` from the disk, against the same loop on batches that are in memory already."""
+"""Whole runs of `fastmim.pretrain` from the disk, against the same loop on a batch in memory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from fastmim.bench import peak
+from fastmim.bench.steps import synthetic_batch
+from fastmim.bench.timing import spread
 from fastmim.data.sources import Source
 from fastmim.pretraining import Pretraining
 from fastmim.training.loop import Batch
@@ -21,7 +22,7 @@ from fastmim.training.schedule import Stage
 
 MEMORY = "batches in memory"
 SMALL: dict[str, Any] = {"patch_size": 32, "embed_dim": 96, "depth": 2, "num_heads": 3}
-"""Arguments of a ViT that asks a CPU core for so little that reading could become the limit."""
+"""Arguments of a ViT that is small enough for reading to limit a CPU core."""
 
 
 def measure(
@@ -36,21 +37,21 @@ def measure(
     rounds: int,
     bf16: bool,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Train for some steps from every tier in turns; the first half of each run warms up and is not counted.
+    """Train for some steps from every tier in turns; the first half of each run is a warm-up that does not count.
 
     Args:
         tiers: From `corpus.make_tiers`.
         into: An empty directory for the runs.
         device: Where to train.
-        backbone: timm's name.
+        backbone: A timm model.
         backbone_args: Its arguments.
         batch_size: Images in a step.
-        steps: Of a run, even.
+        steps: Steps of a run, an even number.
         rounds: Runs of each tier.
         bf16: Train in bfloat16.
 
     Returns:
-        The summary by tier, and images per second and share of waiting of each round.
+        The summary by tier; the images per second and the share of time waiting for data of each round.
     """
     settings: dict[str, Any] = {
         "backbone": backbone,
@@ -68,7 +69,7 @@ def measure(
     kinds[MEMORY] = (_FromMemory, next(iter(tiers.values())).origin)
     for number in range(rounds):
         for name, (kind, origin) in kinds.items():
-            torch.compiler.reset()  # else it stops compiling after some runs
+            torch.compiler.reset()  # torch.compile gives up after a number of recompilations
             out = into / f"{name.replace(' ', '-')}-{number}"
             with contextlib.redirect_stdout(io.StringIO()):
                 launch(kind, settings | {"data": origin, "out": out})
@@ -85,14 +86,14 @@ def _summarise(raw: dict[str, dict[str, list[float]]], name: str) -> dict[str, A
     return {
         "images_per_s": statistics.median(raw["images_per_s"][name]),
         "data_wait_share": statistics.median(raw["data_wait_share"][name]),
-        "of_memory": {"median": statistics.median(share), "min": min(share), "max": max(share)},
+        "of_memory": spread(share),
     }
 
 
 class _FromMemory(Pretraining):
-    """A run on one batch that is on the device already, again and again."""
+    """A run on one batch that stays on the device."""
 
     def batches(self, stage: Stage, first_step: int) -> Generator[Batch]:
-        batch = peak.synthetic(self.plan.batch_size, stage.size, str(self.plan.device))
+        batch = synthetic_batch(self.plan.batch_size, stage.size, str(self.plan.device))
         while True:
             yield batch

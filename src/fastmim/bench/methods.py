@@ -1,4 +1,4 @@
-"""MAE, SimMIM and FastMIM side by side: the same backbone, loop and device, each as its paper sets it."""
+"""MAE, SimMIM and FastMIM on the same backbone, each with the settings of its paper."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any
 
 import torch
 
-from fastmim.bench import peak
-from fastmim.bench.records import Times, ratios, take_turns
-from fastmim.bench.steps import Form, fastmim_step
+from fastmim.bench import flops, memory
+from fastmim.bench.steps import Form, fastmim_step, synthetic_batch
+from fastmim.bench.timing import Times, ratios, take_turns
 from fastmim.errors import RequestError
 from fastmim.method.mim import MIM
 from fastmim.method.targets import HOG, Pixels
 
 EPOCH = 1_281_167
-"""Images of ImageNet-1K's training set, which papers count epochs in."""
+"""Images in ImageNet-1K's training set, the unit in which papers count epochs."""
 
 FASTMIM = "FastMIM 128"
 
@@ -35,14 +35,14 @@ METHODS: dict[str, dict[str, Any]] = {
     "SimMIM 192": _SIMMIM | {"img_size": 192},
     "SimMIM 224": _SIMMIM | {"img_size": 224},
 }
-"""Arguments of MIM; the decoder of MAE has 16 heads, as all of ours have width / 32."""
+"""Arguments of MIM; a decoder has width / 32 heads, 16 for MAE as in its paper."""
 
 
 def build(method: str, backbone: str, args: Mapping[str, Any] | None = None) -> MIM:
-    """The method's model on a backbone.
+    """Build a method's model on a backbone.
 
     Raises:
-        RequestError: a backbone that cannot drop tokens where the method does.
+        RequestError: the method drops tokens, which the backbone cannot do.
     """
     settings = dict(METHODS[method])
     torch.manual_seed(0)
@@ -52,14 +52,14 @@ def build(method: str, backbone: str, args: Mapping[str, Any] | None = None) -> 
 def measure(
     backbone: str, form: Form, *, device: str, batch_size: int, rounds: int, args: Mapping[str, Any] | None = None
 ) -> tuple[dict[str, Any], Times]:
-    """Time a training step of each method in turns; those that the backbone cannot do are left out.
+    """Time a training step of each method in turns, leaving out those that the backbone does not support.
 
     Returns:
         The summary by method, and the times.
     """
     torch.compiler.reset()
     sides: dict[str, Callable[[], Any]] = {}
-    flops = {}
+    operations = {}
     for method, settings in METHODS.items():
         try:
             model = build(method, backbone, args).to(device).train()
@@ -67,8 +67,8 @@ def measure(
             if settings.get("masking") != "drop":
                 raise
             continue
-        flops[method] = peak.count_flops(model, settings["img_size"], device)
-        batch = peak.synthetic(batch_size, settings["img_size"], device)
+        operations[method] = flops.count_flops(model, settings["img_size"], device)
+        batch = synthetic_batch(batch_size, settings["img_size"], device)
         sides[method] = fastmim_step(model, batch, form)
     times = take_turns(sides, rounds=rounds, device=device, warm_up=1 if device == "cpu" else 3)
     rates = times.rates(batch_size)
@@ -76,8 +76,8 @@ def measure(
     for method, run in sides.items():
         seconds = statistics.median(times.seconds[method]) / batch_size
         summary[method] = rates[method] | {
-            "gflop_forward": flops[method] / 1e9,
-            "memory_mib": peak.peak_mib(run, device),
+            "gflop_forward": operations[method] / 1e9,
+            "memory_mib": memory.peak_mib(run, device),
             "device_hours_per_epoch": seconds * EPOCH / 3600,
             "times_slower": ratios(times.seconds, baseline=method, side=FASTMIM),
         }

@@ -1,8 +1,8 @@
-"""The plain forms that fastmim is compared with: what published implementations of the method do.
+"""Plain reference forms, which compute the same as fastmim the way published implementations do.
 
-One-hot HOG at the image's resolution, attention as two matrix products and a softmax, AdamW that is not fused, the
-loss read at every step; float32 on a CPU, float16 with a gradient scaler on CUDA. Model, masks and loss are the same,
-to rounding, and so is everything that is not named here.
+HOG by one-hot vectors at the image's resolution, attention as two matrix products and a softmax, unfused AdamW, the
+loss read at every step; float32 on a CPU, float16 with a gradient scaler on CUDA. All else is the same: model, masks
+and, to rounding, the loss.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ LEARNING_RATE = 1e-4
 
 
 class PlainHOG(nn.Module):
-    """HOG as one would write it down: convolution, atan2, a one-hot of every pixel, sums over cells."""
+    """HOG in its textbook form: convolution, atan2, a one-hot vector for every pixel, sums over cells."""
 
     kernels: Tensor
 
@@ -50,7 +50,7 @@ class PlainHOG(nn.Module):
 
 
 def plain(model: MIM) -> MIM:
-    """A copy of the model in its plain form, with the same weights."""
+    """Copy the model in its plain form, with the same weights."""
     model = copy.deepcopy(model)
     for module in model.modules():
         if hasattr(module, "fused_attn"):
@@ -62,14 +62,14 @@ def plain(model: MIM) -> MIM:
 
 
 def reference_step(model: MIM, batch: dict[str, Tensor]) -> Callable[[], float]:
-    """A training step as it is usually written, on the model's device.
+    """A conventional training step, on the model's device.
 
     Args:
         model: From `plain`.
         batch: "images" uint8 (B, 3, S, S) and "keys" (B,), on the device.
 
     Returns:
-        A function that makes a step and returns the loss.
+        A function that makes one step and returns the loss.
     """
     device = batch["images"].device
     half = device.type == "cuda"
@@ -89,7 +89,7 @@ def reference_step(model: MIM, batch: dict[str, Tensor]) -> Callable[[], float]:
         optimizer.zero_grad()
         scaler.scale(loss).backward()
         scaler.unscale_(optimizer)
-        nn.utils.clip_grad_norm_(model.parameters(), math.inf)  # for its norm, which everybody logs
+        nn.utils.clip_grad_norm_(model.parameters(), math.inf)  # for the norm, which is usually logged
         scaler.step(optimizer)
         scaler.update()
         return value

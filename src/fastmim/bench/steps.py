@@ -1,4 +1,4 @@
-"""The training step of several backbones, sizes, targets and maskings, against its plain reference form."""
+"""The training step on several backbones, sizes, targets and maskings, against its plain reference form."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from torch import Tensor
 
 from fastmim.backbone import Backbone
 from fastmim.backbone.maps import drops_tokens
-from fastmim.bench import peak
-from fastmim.bench.records import Times, ratios, take_turns
+from fastmim.bench import flops, memory
 from fastmim.bench.references import LEARNING_RATE, plain, reference_step
+from fastmim.bench.timing import Times, ratios, take_turns
 from fastmim.data import augment
 from fastmim.data.statistics import IMAGENET_MEAN, IMAGENET_STD
 from fastmim.method.mim import MIM
@@ -29,20 +29,20 @@ REFERENCE = "plain reference"
 
 @dataclass(frozen=True, kw_only=True)
 class Form:
-    """How fastmim makes its step."""
+    """A variant of fastmim's step."""
 
     precision: Literal["float32", "bf16"]
     compile: bool = False
 
     @property
     def name(self) -> str:
-        """As records and tables call it."""
+        """Its name in records and tables."""
         return f"fastmim {self.precision}{' compiled' if self.compile else ''}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """What is trained."""
+    """A model to train."""
 
     backbone: str
     img_size: int = 128
@@ -52,11 +52,11 @@ class Case:
 
     @property
     def name(self) -> str:
-        """As records and tables call it."""
+        """Its name in records and tables."""
         return f"{self.backbone}, {self.img_size} px, {self.target}, {self.masking}"
 
     def build(self) -> MIM:
-        """The model, always with the same weights."""
+        """Build the model, always with the same weights."""
         torch.manual_seed(0)
         target = TARGETS[self.target]
         args = dict(self.backbone_args)
@@ -64,7 +64,7 @@ class Case:
 
 
 def cases(backbones: Sequence[str]) -> list[Case]:
-    """Each backbone as FastMIM trains it, and the first one with one thing changed at a time."""
+    """Each backbone with FastMIM's settings, and variants of the first one that change one setting each."""
     first = functools.partial(Case, backbone=backbones[0])
     variants = [first(target="pixels"), first(img_size=96)]
     if drops_tokens(Backbone(backbones[0]).model):
@@ -73,17 +73,25 @@ def cases(backbones: Sequence[str]) -> list[Case]:
 
 
 def forms(device: str, peaks: dict[str, float]) -> list[Form]:
-    """The forms of fastmim's step that make sense on the device; the last is what it is meant to be run as."""
+    """The variants of fastmim's step to time on the device; the last is the one recommended there."""
     if device.startswith("cuda"):
         return [Form(precision="bf16"), Form(precision="bf16", compile=True)]
-    return [Form(precision="float32")] + ([Form(precision="bf16")] if peak.has_bf16(peaks) else [])
+    return [Form(precision="float32")] + ([Form(precision="bf16")] if flops.has_fast_bf16(peaks) else [])
+
+
+def synthetic_batch(num_images: int, img_size: int, device: str) -> dict[str, Tensor]:
+    """A batch of noise on the device, as the loader makes them: uint8 images (B, 3, S, S) and keys (B,)."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (num_images, 3, img_size, img_size)
+    images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+    return {"images": images.to(device), "keys": torch.arange(num_images, device=device)}
 
 
 def fastmim_step(model: MIM, batch: dict[str, Tensor], form: Form) -> Callable[[], None]:
-    """A training step as `loop.fit` makes it, on the model's device.
+    """A training step as in `loop.fit`, on the model's device.
 
     Args:
-        model: Its weights change.
+        model: Updated in place.
         batch: "images" uint8 (B, 3, S, S) and "keys" (B,), on the device.
         form: Precision and compilation.
     """
@@ -106,19 +114,19 @@ def measure(
     """Time the forms of a case in turns.
 
     Args:
-        case: What is trained.
-        device: Where.
+        case: The model.
+        device: Where it is trained.
         batch_size: Images in a step.
-        rounds: Steps of each form that count.
-        peaks: `peak.matmul_tflops` by precision.
+        rounds: Timed steps of each form.
+        peaks: `flops.matmul_tflops` by precision.
 
     Returns:
-        Its summary, and the times.
+        The case's summary, and the times.
     """
-    torch.compiler.reset()  # else it stops compiling after some cases
+    torch.compiler.reset()  # torch.compile gives up after a number of recompilations
     model = case.build().to(device).train()
-    gflop = peak.STEP * peak.count_flops(model, case.img_size, device) / 1e9
-    batch = peak.synthetic(batch_size, case.img_size, device)
+    gflop = flops.STEP * flops.count_flops(model, case.img_size, device) / 1e9
+    batch = synthetic_batch(batch_size, case.img_size, device)
     sides: dict[str, Callable[[], Any]] = {REFERENCE: reference_step(plain(model), batch)}
     ours = forms(device, peaks)
     precisions = {REFERENCE: "fp16" if device.startswith("cuda") else "float32"}
@@ -130,7 +138,7 @@ def measure(
     for name, run in sides.items():
         per_s = rates[name].get("images_per_cpu_s", rates[name]["images_per_s"])
         summary[name] = rates[name] | {
-            "memory_mib": peak.peak_mib(run, device),
+            "memory_mib": memory.peak_mib(run, device),
             "share_of_peak": per_s * gflop / 1000 / peaks[precisions[name]],
             "times_faster": ratios(times.seconds, baseline=REFERENCE, side=name),
         }

@@ -1,77 +1,46 @@
-"""Records as tables: on the console and in Markdown."""
+"""Records of `fastmim bench` as tables."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping
 
-from rich.table import Table as RichTable
+from fastmim.report.records import Record
+from fastmim.report.tables import Table, number
 
-Record = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Table:
-    """A title, a header, rows of text, and what to know about them."""
-
-    title: str
-    header: tuple[str, ...]
-    rows: Sequence[tuple[str, ...]]
-    note: str = ""
-
-    def rich(self) -> RichTable:
-        """For the console."""
-        table = RichTable(title=self.title, caption=self.note, title_justify="left", caption_justify="left")
-        for number, name in enumerate(self.header):
-            table.add_column(name, justify="right" if number else "left")
-        for row in self.rows:
-            table.add_row(*row)
-        return table
-
-    def markdown(self) -> str:
-        """For a file."""
-        lines = [self.header, ("---", *("---:" for _ in self.header[1:])), *self.rows]
-        return "\n".join([f"### {self.title}", "", *(f"| {' | '.join(line)} |" for line in lines), "", self.note, ""])
+WIDTH = 120
+"""Columns of a printed table where there is no terminal."""
 
 
 def table(record: Record) -> Table:
-    """The table of any record of `fastmim bench`."""
+    """The table of a record of any part."""
     part = record["name"].removeprefix("bench-")
     return _TABLES[next(name for name in _TABLES if part.startswith(name))](record)
 
 
-def number(value: float | None) -> str:
-    """Three significant digits, no exponent."""
-    if value is None:
-        return "-"
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
-
-
 def spread(ratio: Mapping[str, float]) -> str:
-    """Median and range of a ratio; a dash for what is compared with itself."""
+    """Median and range of a ratio; a dash for the baseline itself."""
     if ratio["min"] == ratio["max"] == 1:
         return "-"
     return f"{ratio['median']:.2f} ({ratio['min']:.2f} to {ratio['max']:.2f})"
 
 
 def rate(numbers: Mapping[str, float]) -> float:
-    """Images per second by the clock that counts."""
+    """Images per second: of CPU time on a CPU, else of wall-clock time."""
     return numbers.get("images_per_cpu_s", numbers["images_per_s"])
 
 
 def clock(record: Record) -> str:
-    """The name of that rate."""
+    """The unit of `rate`."""
     return "images/CPU-s" if on_cpu(record) else "images/s"
 
 
 def on_cpu(record: Record) -> bool:
-    """Whether it was measured on a CPU."""
+    """Whether the record was measured on a CPU."""
     return record["hardware"]["device"] == "cpu"
 
 
 def where(record: Record) -> str:
-    """The hardware in words."""
+    """Hardware, torch version and date in words."""
     hardware = record["hardware"]
     name = hardware.get("accelerator") or f"{hardware['processor']}, {record['config']['threads']} thread"
     return f"{name}, torch {record['versions']['torch']}, {record['date']}"
@@ -125,7 +94,7 @@ def _step(record: Record) -> Table:
         ("step", *_rate_names(record), "MiB", "of peak", "times faster"),
         rows,
         f"Batches of {record['config']['batch_size']}; MiB: activations and gradients; of peak: the model's "
-        f"operations over the largest matrix product's (TFLOP/s: {peaks}); ratios from {_ratio_clock(record)}. "
+        f"throughput over a large matrix product's (TFLOP/s: {peaks}); ratios from {_ratio_clock(record)}. "
         f"{where(record)}.",
     )
 
@@ -154,18 +123,18 @@ def _methods(record: Record) -> Table:
 def _end_to_end(record: Record) -> Table:
     return Table(
         "End to end",
-        ("images from", "images/s", "waiting for data", "of memory's"),
+        ("source", "images/s", "waiting for data", "share of memory's rate"),
         [
             (name, number(n["images_per_s"]), f"{n['data_wait_share']:.0%}", spread(n["of_memory"]))
             for name, n in record["summary"]["tiers"].items()
         ],
         f"{record['config']['backbone']} {record['config']['backbone_args'] or ''} at 128 px, "
-        f"{record['config']['num_workers']} data workers, by the wall's clock. {where(record)}.",
+        f"data workers: {record['config']['num_workers']}; by wall-clock time. {where(record)}.",
     )
 
 
 def _ratio_clock(record: Record) -> str:
-    return "CPU time" if on_cpu(record) else "the wall's clock"
+    return "CPU time" if on_cpu(record) else "wall-clock time"
 
 
 _TABLES: dict[str, Callable[[Record], Table]] = {

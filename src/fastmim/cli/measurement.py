@@ -28,16 +28,16 @@ def study(
 @app.command
 def bench(settings: Annotated[BenchConfig, AsFlags] | None = None) -> int:
     """Measure data path, HOG, training step, methods and whole runs; writes records, tables and a chart."""
-    from fastmim.bench import run
+    from fastmim.bench.bench import bench as run_bench
 
-    run.bench(settings or BenchConfig())
+    run_bench(settings or BenchConfig())
     return DONE
 
 
 @app.command
 def cost(settings: Annotated[CostConfig, AsFlags]) -> int:
     """Estimate the device-hours of a training from the measurements of `fastmim bench`."""
-    from fastmim.bench import run
+    from fastmim.bench.cost import print_cost
 
-    run.cost(settings)
+    print_cost(settings)
     return DONE

@@ -1,1 +1,1 @@
-"""Studies: sweeps over pre-training settings, each pre-trained, fine-tuned and probed with several seeds."""
+"""Studies: sweeps over pre-training settings, each trained and evaluated with several seeds; a survey of backbones."""

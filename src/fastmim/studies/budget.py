@@ -1,4 +1,4 @@
-"""How long each run takes, measured, and how many images a budget lets every pre-training have."""
+"""The budget of a study: measured speeds, and the number of images that each pre-training gets from them."""
 
 from __future__ import annotations
 
@@ -14,40 +14,44 @@ from statistics import median
 from typing import Any
 
 from fastmim.errors import RequestError, RunError
-from fastmim.studies import processes, trial
-from fastmim.studies.points import Point
-from fastmim.studies.preflight import Request, settings_of
-from fastmim.studies.processes import Slots, Trial
+from fastmim.studies import processes
+from fastmim.studies.preflight import Request, run_settings
+from fastmim.studies.processes import Slots
 from fastmim.studies.settings import FEWEST_FINETUNE_STEPS, MAX_EPOCHS, MIN_STEPS, MOST_FINETUNE_STEPS
+from fastmim.studies.sweep import Point
+from fastmim.studies.trial import Trial
+from fastmim.system import files
+from fastmim.training.run_directory import RunDirectory
 from fastmim.training.schedule import plan_stages, stage_at
 
 RESERVE = 0.1
-"""Share of the budget that is kept for what the measurement missed."""
+"""Share of the budget kept in reserve for errors of the measurement."""
 
 TUNING = 0.5
-"""Most of the budget that fine-tuning and probing take, unless their length was asked for."""
+"""The largest share of the budget for fine-tuning and probing, unless the user sets their length."""
 
 _FOLDER, _FILE = "speed", "speed.json"
 _STEPS = 8
-_STAGE_STEPS = 4  # at least so many at each size
+_STAGE_STEPS = 4  # the least at each size
 
 
 @dataclass(frozen=True)
 class Speeds:
-    """Seconds, as measured on these devices with as many runs side by side as there will be."""
+    """Seconds as measured with as many trials side by side as in the study, by the point's folder."""
 
     measuring: float
-    """What measuring took."""
+    """The measurement itself."""
     start: dict[str, float]
-    """Of a process, before its first run, by the point's folder; likewise below."""
+    """A process before its first run."""
     overhead: dict[str, float]
-    """Of a pre-training, or a fine-tuning from scratch, besides its steps: data, model, evaluation, saving."""
+    """A pre-training, or a fine-tuning from scratch, except for its steps: data, model, evaluation, saving."""
     step: dict[str, float]
-    """Of a step of a pre-training, or of a fine-tuning with the most labels."""
+    """A step of a pre-training, or of a fine-tuning with the most labels."""
     probe: dict[str, float]
+    """A probe."""
 
-    def trial(self, request: Request, point: Point, images: int) -> float:
-        """Seconds of all runs of a point with one seed."""
+    def trial_seconds(self, request: Request, point: Point, images: int) -> float:
+        """A trial: all runs of a point with one seed."""
         scratch = request.scratch(point).folder
         most = request.batch(max(request.labels))
         tuning = sum(
@@ -55,20 +59,20 @@ class Speeds:
             for number in request.labels
         )
         total = self.start[point.folder] + tuning + self.probe[scratch]
-        return total + (self.pretraining(request, point, images) if point.config else 0.0)
+        return total + (self.pretraining_seconds(request, point, images) if point.config else 0.0)
 
-    def pretraining(self, request: Request, point: Point, images: int) -> float:
-        """Seconds of a point's pre-training."""
+    def pretraining_seconds(self, request: Request, point: Point, images: int) -> float:
+        """A pre-training on so many images."""
         return self.overhead[point.folder] + request.steps(point, images) * self.step[point.folder]
 
-    def study(self, request: Request, slots: Slots, images: int) -> float:
-        """Seconds from the first run's start to the last one's end."""
-        durations = [self.trial(request, point, images) for point in request.points]
+    def study_seconds(self, request: Request, slots: Slots, images: int) -> float:
+        """From the start of the first trial to the end of the last one."""
+        durations = [self.trial_seconds(request, point, images) for point in request.points]
         return makespan(durations * request.config.seeds, len(slots.devices))
 
 
 def makespan(durations: Sequence[float], num_slots: int) -> float:
-    """When the last of some jobs ends, each begun in order as soon as one of the slots is free."""
+    """The end of the last job, if they start in order, each as soon as a slot is free."""
     ends = [0.0] * num_slots
     for duration in durations:
         heapq.heapreplace(ends, ends[0] + duration)
@@ -76,17 +80,17 @@ def makespan(durations: Sequence[float], num_slots: int) -> float:
 
 
 def needed(request: Request, speeds: Speeds, slots: Slots, images: int) -> float:
-    """The budget in seconds that a study needs whose pre-trainings see so many images."""
-    return (speeds.study(request, slots, images) + speeds.measuring) / (1 - RESERVE)
+    """The budget in seconds of a study whose pre-trainings see `images` images each."""
+    return (speeds.study_seconds(request, slots, images) + speeds.measuring) / (1 - RESERVE)
 
 
 def fewest_images(request: Request) -> int:
-    """What every pre-training sees at least: all images once, or 100 steps where that is less."""
+    """The least for every pre-training: an epoch, or 100 steps where that is less."""
     return min(request.num_images, MIN_STEPS * _largest_batch(request))
 
 
 def shorten_finetuning(request: Request, speeds: Speeds, slots: Slots, budget: float) -> Request:
-    """The request with fine-tunings that leave half of a budget for pre-training, if their length was left open.
+    """Shorten fine-tuning until it leaves half of the budget for pre-training, unless the user set its length.
 
     Args:
         budget: Seconds.
@@ -95,20 +99,20 @@ def shorten_finetuning(request: Request, speeds: Speeds, slots: Slots, budget: f
         return request
     for steps in range(MOST_FINETUNE_STEPS, FEWEST_FINETUNE_STEPS, -10):
         shorter = request.with_finetune_steps(steps)
-        leaves_half = speeds.study(shorter, slots, 0) <= TUNING * budget
+        leaves_half = speeds.study_seconds(shorter, slots, 0) <= TUNING * budget
         if leaves_half and needed(shorter, speeds, slots, fewest_images(request)) <= budget:
             return shorter
     return request.with_finetune_steps(FEWEST_FINETUNE_STEPS)
 
 
 def divide(request: Request, speeds: Speeds, slots: Slots, budget: float) -> int:
-    """The most images for each pre-training that a budget holds.
+    """The largest number of images per pre-training that fits into the budget.
 
     Args:
         budget: Seconds.
 
     Raises:
-        RequestError: not even the fewest.
+        RequestError: `fewest_images` does not fit.
     """
     fewest = fewest_images(request)
     most = max(fewest, round(MAX_EPOCHS * request.num_images))
@@ -131,7 +135,7 @@ def _largest_batch(request: Request) -> int:
 
 
 def enough(seconds: float) -> str:
-    """A budget of at least so many seconds, in whole minutes from two on."""
+    """A budget of at least `seconds`, in whole minutes from two minutes on."""
     if seconds < 120:
         return f"{math.ceil(seconds)}s"
     minutes = math.ceil(seconds / 60)
@@ -139,17 +143,17 @@ def enough(seconds: float) -> str:
 
 
 def measure(request: Request, slots: Slots, out: Path, *, lock: int, say: Callable[[str], None]) -> Speeds | None:
-    """Really make a few steps of every point and of a fine-tuning; what an earlier call measured is not repeated.
+    """Time a few steps of every point and of a fine-tuning, or read the result of an earlier call.
 
     Returns:
-        None if a signal stopped it.
+        The speeds; None if a signal stopped it.
 
     Raises:
         RunError: a run failed.
     """
     trials = [_trial(request, slots, point, out / _FOLDER) for point in request.points]
-    asked = json.loads(json.dumps({t.name: t.runs("-") for t in trials}))
-    if (out / _FILE).exists() and (found := trial.read_json(out / _FILE))["of"] == asked:
+    wanted = json.loads(json.dumps({t.name: t.runs("-") for t in trials}))  # as the file has it
+    if (out / _FILE).exists() and (found := files.read_json(out / _FILE))["of"] == wanted:
         return Speeds(**found["speeds"])
     say(f"measuring the speed of {len(trials)} points, {slots.describe()}")
     shutil.rmtree(out / _FOLDER, ignore_errors=True)
@@ -160,7 +164,7 @@ def measure(request: Request, slots: Slots, out: Path, *, lock: int, say: Callab
     for name, words in outcome.failures.items():
         raise RunError(f"{name}: {words}")
     speeds = _read(request, trials, outcome.seconds, time.monotonic() - began)
-    trial.write_json(out / _FILE, {"of": asked, "speeds": vars(speeds)})
+    files.write_json(out / _FILE, {"of": wanted, "speeds": vars(speeds)})
     shutil.rmtree(out / _FOLDER)
     return speeds
 
@@ -172,36 +176,39 @@ def _trial(request: Request, slots: Slots, point: Point, out: Path) -> Trial:
         steps = (
             max(_STEPS, *(math.ceil(_STAGE_STEPS / share) for _, share in point.config.sizes())) if point.config else 0
         )
-        runs = settings_of(request, point, 0, folder, steps=steps, device=device, num_workers=slots.num_workers)
-        brief = {"log_every": 1, "save_every": 10**6}
-        if point.config:  # fine-tuning costs what it costs from scratch
-            return {"pretrain": runs["pretrain"] | brief | {"picture_every": "never"}}
+        runs = run_settings(request, point, 0, folder, steps=steps, device=device, num_workers=slots.num_workers)
+        short = {"log_every": 1, "save_every": 10**6}
+        if point.config:  # its fine-tuning takes as long as that from scratch
+            return {"pretrain": runs["pretrain"] | short | {"picture_every": "never"}}
         most = f"finetune-{max(request.labels)}"
-        return {most: runs[most] | brief | {"steps": _STEPS}} | {k: v for k, v in runs.items() if k == "probe"}
+        return {most: runs[most] | short | {"steps": _STEPS}} | {k: v for k, v in runs.items() if k == "probe"}
 
     return Trial(point.name, folder, runs)
 
 
 def _read(request: Request, trials: Sequence[Trial], walls: dict[str, float], measuring: float) -> Speeds:
     speeds = Speeds(measuring, {}, {}, {}, {})
-    for point, job in zip(request.points, trials, strict=True):
-        results = job.results()
+    for point, trial in zip(request.points, trials, strict=True):
+        results = trial.results()
         assert results
         name = next(iter(results))
-        speeds.step[point.folder] = _seconds_per_step(point, job.folder / name)
-        # What is not steps at full speed: opening, compiling, evaluating, saving.
+        speeds.step[point.folder] = _seconds_per_step(point, trial.folder / name)
+        # All but steps at full speed: opening, compiling, evaluating, saving.
         run = results[name]
         speeds.overhead[point.folder] = max(0.0, run["wall_seconds"] - run["steps"] * speeds.step[point.folder])
         known = sum(result["wall_seconds"] for result in results.values())
-        speeds.start[point.folder] = max(0.0, walls[job.name] - known)
+        speeds.start[point.folder] = max(0.0, walls[trial.name] - known)
         speeds.probe[point.folder] = results["probe"]["wall_seconds"] if "probe" in results else 0.0
     return speeds
 
 
 def _seconds_per_step(point: Point, run: Path) -> float:
-    """The median at each size, the first step there left out, weighed by the sizes' shares."""
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    seconds = {line["step"] - 1: line["seconds_per_step"] for line in lines if "seconds_per_step" in line}
+    """The median at each size without the first step there, weighted by the sizes' shares."""
+    seconds = {
+        line["step"] - 1: line["seconds_per_step"]
+        for line in RunDirectory(run).read_metrics()
+        if "seconds_per_step" in line
+    }
     if point.config is None:
         return median([value for step, value in seconds.items() if step])
     config = point.config

@@ -1,31 +1,31 @@
-"""Accuracy against cost, as a picture."""
+"""A plot of accuracy against cost."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-# Colour-blind safe (Okabe and Ito, 2008); shapes repeat later than colours, so that points differ in print too.
+# Colour-blind safe (Okabe and Ito, 2008). There is one more shape than colours, so that no pair repeats early.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 _SHAPES = "osD^vP*X"
 _SCRATCH = "#777777"
 
 
 def draw(summary: dict[str, Any], path: Path, *, title: str) -> None:
-    """Draw a panel for each number of labels: top-1 after fine-tuning against device-seconds, with the spread.
+    """Draw a panel for each number of labels: top-1 after fine-tuning against device-seconds, with deviations.
 
     Args:
-        summary: As `report.summarise` makes it.
-        path: PNG or SVG file to write.
+        summary: From `results.summarise`.
+        path: The PNG or SVG file to write.
     """
     import matplotlib
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     labels = list(next(iter(summary.values()))["top1"])
-    # A fixed salt: the same numbers are the same file.
+    # With a fixed salt the same numbers give the same file.
     with matplotlib.rc_context({"svg.hashsalt": "fastmim", "font.size": 10}):
-        columns = 2 * len(labels)  # of the legend: names are long
+        columns = 2 * len(labels)  # of the legend, whose names are long
         rows = -(-len(summary) // columns)
         figure = Figure(figsize=(max(6.4, 5.0 * len(labels)), 4.4 + 0.25 * rows), layout="constrained")
         panels = figure.subplots(1, len(labels), squeeze=False)[0]

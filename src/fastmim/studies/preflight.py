@@ -1,4 +1,4 @@
-"""A study's request, checked before anything runs: data, points, networks, sizes, and what every run is given."""
+"""The preflight check of a study, before anything runs: data, points, networks, sizes; and the settings of its runs."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ from fastmim.data.labelled import Labelled, limit_labels, open_labelled
 from fastmim.errors import RequestError
 from fastmim.method import build
 from fastmim.method.settings import PretrainConfig
-from fastmim.studies import points
-from fastmim.studies.points import SMALL_SIZE, Point
 from fastmim.studies.settings import MOST_FINETUNE_STEPS, StudyConfig
+from fastmim.studies.sweep import SMALL_SIZE, Point, expand, parse_finetune_set
 from fastmim.transfer.classify import start
 from fastmim.transfer.classify.settings import FinetuneConfig
 from fastmim.transfer.features.settings import ProbeConfig
@@ -32,12 +31,12 @@ LIGHT: dict[str, Any] = {
     "lr": 4e-3,
     "warmup": "20%",
 }
-"""Fine-tuning of small images, whose objects the usual augmentation would destroy; for all points alike. Of 2e-3, 4e-3
-and 8e-3 this rate was best for a small ViT from scratch and for a pre-trained one (`benchmarks/fashion_mnist.py`). It
-needs more warm-up than the usual 5 % where a budget leaves a hundred steps or so: from scratch it was unsteady.
+"""Fine-tuning of small images, whose objects the usual augmentation would destroy; the same for all points. Of 2e-3,
+4e-3 and 8e-3 this learning rate was best for a small ViT, from scratch and pre-trained (`benchmarks/fashion_mnist.py`).
+It needs more warm-up than the usual 5 % in runs of about a hundred steps: from scratch these were unstable.
 """
 
-# What fine-tuning is given by the study, and by which of its settings.
+# Fine-tuning settings that the study decides, and the flags that it takes instead.
 _DECIDED = {
     "weights": "--sweep",
     "backbone": "--backbone",
@@ -52,21 +51,21 @@ _DECIDED = {
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be compared, known to be possible."""
+    """A study that has passed the check."""
 
     config: StudyConfig
     points: list[Point]
     """From scratch first, then the sweep."""
     pretrain_data: str
     num_images: int
-    """To pre-train on."""
+    """Images to pre-train on."""
     sees_validation: bool
-    """Whether pre-training sees images, without labels, that are validated on."""
+    """Whether pre-training sees the validation images, without their labels."""
     num_train: int
-    """Labelled images to fine-tune on."""
+    """Labelled training images."""
     num_val: int
     labels: tuple[int, ...]
-    """Numbers of labels that are fine-tuned on, rising."""
+    """The numbers of labels to fine-tune on, ascending."""
     finetune_size: int
     finetune: dict[str, Any]
     """Settings of every fine-tuning."""
@@ -77,7 +76,7 @@ class Request:
         return int(self.finetune["steps"])
 
     def with_finetune_steps(self, steps: int) -> Request:
-        """The same with fine-tunings of so many steps."""
+        """The request with another length of fine-tuning."""
         return replace(self, finetune=self.finetune | {"steps": steps})
 
     def scratch(self, point: Point) -> Point:
@@ -86,19 +85,19 @@ class Request:
         return next(p for p in self.points if p.config is None and (p.backbone, p.backbone_args) == network)
 
     def steps(self, point: Point, images: int) -> int:
-        """Pre-training steps for so many images; 0 from scratch."""
+        """Pre-training steps on so many images; 0 from scratch."""
         return max(1, images // point.config.batch_size) if point.config else 0
 
     def batch(self, num_labels: int) -> int:
-        """Images of a fine-tuning step."""
+        """Images in a fine-tuning step."""
         return min(int(self.finetune["batch_size"]), num_labels)
 
 
 def check(config: StudyConfig) -> Request:
-    """Open the data and build every network without values, at every size that it will meet.
+    """Open the data and build every network, at all its sizes, on the meta device.
 
     Raises:
-        RequestError: something of it is impossible; a point's own trouble begins with its name.
+        RequestError: the study is impossible; a message about one point begins with its name.
     """
     if not config.data:
         raise RequestError("data is not given; expected labelled images: --data labelled/")
@@ -106,7 +105,7 @@ def check(config: StudyConfig) -> Request:
     held_out = labelled.held_out
     pretrain_data = config.pretrain_data or (config.data if held_out else labelled.train.origin)
     source = sources.open_source(pretrain_data)
-    found = points.expand(config, pretrain_data)
+    found = expand(config, pretrain_data)
     size = config.finetune_size or max(size for point in found for size in point.sizes)
     labels = config.num_labels(len(labelled.train))
     for number in labels:
@@ -127,16 +126,16 @@ def check(config: StudyConfig) -> Request:
         try:
             if point.config:
                 loader.steps_per_epoch(source, point.config.batch_size)
-                _try(point.config)
+                _build_model(point.config)
             else:
-                _try_classifier(request, point, labelled)
+                _build_classifier(request, point, labelled)
         except RequestError as error:
             raise RequestError(f"{point.name}: {error}") from None
     return request
 
 
 def _finetune(config: StudyConfig, size: int) -> dict[str, Any]:
-    given = points.parse_finetune_set(config, FinetuneConfig)
+    given = parse_finetune_set(config, FinetuneConfig)
     for key, instead in _DECIDED.items():
         if key in given:
             raise RequestError(f"finetune_set has {key}, which the study decides for all runs: use {instead}")
@@ -155,26 +154,26 @@ def _finetune(config: StudyConfig, size: int) -> dict[str, Any]:
     return settings
 
 
-def _try(config: PretrainConfig) -> None:
-    """Build the model without values."""
+def _build_model(config: PretrainConfig) -> None:
+    """Build the model on the meta device."""
     with torch.device("meta"):
         build.build_model(configs.build(PretrainConfig, configs.to_mapping(config), {"init": None}))
 
 
-def _try_classifier(request: Request, point: Point, labelled: Labelled) -> None:
+def _build_classifier(request: Request, point: Point, labelled: Labelled) -> None:
     network = {"backbone": point.backbone, "backbone_args": point.backbone_args}
     config = configs.build(FinetuneConfig, request.finetune, network)
     with torch.device("meta"):
         start.build(config, start.find_start(config), num_classes=len(labelled.classes), resuming=True)
 
 
-def settings_of(
+def run_settings(
     request: Request, point: Point, seed: int, folder: Path, *, steps: int, device: str, num_workers: int
 ) -> dict[str, Any]:
-    """All runs of a point with a seed, as `studying.trial` makes them: settings by the run's name.
+    """The settings of all runs of a trial, by the run's name, in order.
 
     Args:
-        steps: Of pre-training.
+        steps: Pre-training steps.
     """
     where = {"device": device, "num_workers": num_workers, "seed": seed}
     network = {"backbone": point.backbone, "backbone_args": point.backbone_args}
@@ -182,7 +181,7 @@ def settings_of(
     if point.config:
         pretraining_settings = configs.to_mapping(point.config) | where
         pretraining_settings |= {"epochs": None, "steps": steps, "out": str(folder / "pretrain"), "trackers": "none"}
-        # A recipe is in the settings already, and would bring its own number of epochs.
+        # Its settings hold a recipe's values already; the recipe would add its own number of epochs.
         runs["pretrain"] = pretraining_settings | {"recipe": None} | _bookkeeping(point.config, steps)
     begin: dict[str, Any] = {"weights": str(folder / "pretrain")} if point.config else {"layer_decay": 1.0}
     for number in request.labels:
@@ -190,20 +189,20 @@ def settings_of(
         out = {"out": str(folder / f"finetune-{number}"), "save_every": max(1, request.finetune_steps // 10)}
         runs[f"finetune-{number}"] = request.finetune | network | where | begin | batch | out
     if request.config.probe != "none":
-        runs["probe"] = probing(request, point, seed, folder) | where
+        runs["probe"] = _probing(request, point, seed, folder) | where
     return runs
 
 
 def _bookkeeping(config: PretrainConfig, steps: int) -> dict[str, Any]:
-    """Ten checkpoints and one picture, unless something else was asked for."""
+    """Ten checkpoints and one picture, unless the user sets something else."""
     given = {name: getattr(config, name) for name in ("save_every", "picture_every")}
     defaults = {"save_every": PretrainConfig.save_every, "picture_every": PretrainConfig.picture_every}
     ours = {"save_every": max(1, steps // 10), "picture_every": "100%"}
     return {name: ours[name] if given[name] == defaults[name] else given[name] for name in ours}
 
 
-def probing(request: Request, point: Point, seed: int, folder: Path) -> dict[str, Any]:
-    """The settings of a probe: the features at the common size, the most labels."""
+def _probing(request: Request, point: Point, seed: int, folder: Path) -> dict[str, Any]:
+    """The settings of a probe: features at the common size, the most labels."""
     config = request.config
     network = {"backbone": point.backbone, "backbone_args": point.backbone_args}
     settings = {

@@ -1,4 +1,4 @@
-"""Trials as processes, side by side where there are devices, stopped together, resumed one by one."""
+"""Worker processes: trials run side by side on the devices, and a signal stops them all."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import torch
 
-from fastmim.studies import trial
+from fastmim.errors import DONE
 from fastmim.studies.settings import StudyConfig
-from fastmim.system import devices
+from fastmim.studies.trial import FILE, Trial
+from fastmim.system import devices, files
 from fastmim.system.signals import StopSignals
 
 _POLL_SECONDS = 0.1
@@ -23,23 +24,23 @@ _POLL_SECONDS = 0.1
 
 @dataclass(frozen=True)
 class Slots:
-    """Where runs go: a device for each that may run at the same time."""
+    """The devices of the trials that run at the same time, one entry for each trial."""
 
     devices: tuple[str, ...]
     threads: int | None
-    """Threads of each run on the processor; None on accelerators."""
+    """Threads of each trial on a CPU; None on accelerators."""
     num_workers: int
-    """Data processes of each run."""
+    """Data workers of each trial."""
 
     def describe(self) -> str:
-        """In words."""
+        """The slots in words."""
         kinds = ", ".join(dict.fromkeys(self.devices))
         threads = f", {self.threads} thread{'s' if self.threads != 1 else ''} each" if self.threads else ""
         return f"{len(self.devices)} at a time on {kinds}{threads}"
 
 
 def find_slots(config: StudyConfig) -> Slots:
-    """The devices of a study, or RequestError where one is not there."""
+    """Find the devices of a study; raises RequestError if one is missing."""
     cores = devices.num_cores()
     device = devices.resolve_device(config.device)
     if device.type == "cpu":
@@ -53,36 +54,16 @@ def find_slots(config: StudyConfig) -> Slots:
     return Slots(tuple(names[n % len(names)] for n in range(parallel)), None, workers)
 
 
-@dataclass(frozen=True)
-class Trial:
-    """A process to be: a folder, and the runs for a device."""
-
-    name: str
-    folder: Path
-    runs: Callable[[str], dict[str, Any]]
-    """Device -> settings by the run's name."""
-
-    def results(self) -> dict[str, Any] | None:
-        """The numbers of all its runs; None unless all are done."""
-        names = self.runs("cpu")
-        files = {name: trial.result_file(self.folder, name) for name in names}
-        return {name: trial.read_json(file) for name, file in files.items()} if _all_exist(files.values()) else None
-
-
-def _all_exist(files: Any) -> bool:
-    return all(file.exists() for file in files)
-
-
 @dataclass
 class Outcome:
-    """How the trials ended."""
+    """The outcome of a set of trials."""
 
     stopped: bool = False
-    """A signal asked to stop; what ran has been saved."""
+    """Whether a signal stopped them; the running trials have been saved."""
     seconds: dict[str, float] = field(default_factory=dict)
-    """Wall-clock time of each process that finished, by the trial's name."""
+    """Wall-clock seconds of each process that succeeded, by the trial's name."""
     failures: dict[str, str] = field(default_factory=dict)
-    """What the others said last."""
+    """The last line of output of each process that failed, by the trial's name."""
 
 
 @dataclass
@@ -95,11 +76,11 @@ class _Process:
 
 
 def run_all(trials: Sequence[Trial], slots: Slots, *, lock: int, done: Callable[[Trial], None]) -> Outcome:
-    """Run trials in their order, as many at a time as there are slots; those that are done are passed over.
+    """Run the trials that are not done yet in order, one on each slot at a time.
 
     Args:
-        lock: File descriptor of `locking.hold`; the processes keep it too.
-        done: Called after each trial that finished.
+        lock: File descriptor of `locking.hold`, which the processes inherit.
+        done: Called after each trial that succeeded.
     """
     waiting = [t for t in trials if t.results() is None]
     running: list[_Process] = []
@@ -122,22 +103,22 @@ def run_all(trials: Sequence[Trial], slots: Slots, *, lock: int, done: Callable[
     return outcome
 
 
-def _start(job: Trial, slot: int, slots: Slots, lock: int) -> _Process:
-    job.folder.mkdir(parents=True, exist_ok=True)
-    trial.write_json(job.folder / trial.FILE, job.runs(slots.devices[slot]))
+def _start(trial: Trial, slot: int, slots: Slots, lock: int) -> _Process:
+    trial.folder.mkdir(parents=True, exist_ok=True)
+    files.write_json(trial.folder / FILE, trial.runs(slots.devices[slot]))
     threads = {} if slots.threads is None else dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(slots.threads))
-    log = (job.folder / "log.txt").open("ab")
+    log = (trial.folder / "log.txt").open("ab")
     popen = subprocess.Popen(
-        [sys.executable, "-m", "fastmim.studies.trial", str(job.folder / trial.FILE)],
-        stdin=subprocess.PIPE,  # the leash: it ends with this process, however that ends
+        [sys.executable, "-m", "fastmim.studies.trial_process", str(trial.folder / FILE)],
+        stdin=subprocess.PIPE,  # closes when this process ends, for whatever reason
         stdout=log,
         stderr=subprocess.STDOUT,
         env=os.environ | threads,
         pass_fds=(lock,),
-        # A terminal's Ctrl-C goes to a whole session; a run that got it twice would not save itself.
+        # A terminal's Ctrl-C reaches the whole session, and a second signal would keep a run from saving.
         start_new_session=True,
     )
-    return _Process(job, slot, popen, log, time.monotonic())
+    return _Process(trial, slot, popen, log, time.monotonic())
 
 
 def _finish(process: _Process, outcome: Outcome, done: Callable[[Trial], None]) -> None:
@@ -145,7 +126,7 @@ def _finish(process: _Process, outcome: Outcome, done: Callable[[Trial], None]) 
     assert process.popen.stdin
     process.popen.stdin.close()
     status = process.popen.returncode
-    if status == trial.DONE:
+    if status == DONE:
         outcome.seconds[process.trial.name] = time.monotonic() - process.began
         done(process.trial)
     elif not outcome.stopped:

@@ -1,4 +1,4 @@
-"""A study from its request to its table: checked, measured, divided, run, reported."""
+"""A study: its settings are checked, its budget divided, its trials run and their results reported."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from rich.console import Console
 
 from fastmim import config as configs
 from fastmim.errors import RequestError, RunError
-from fastmim.studies import budget, processes, report, settings, trial
+from fastmim.studies import budget, processes, results, settings
 from fastmim.studies.budget import Speeds
-from fastmim.studies.points import SMALL_SIZE, Point
-from fastmim.studies.preflight import Request, check, settings_of
-from fastmim.studies.processes import Slots, Trial
+from fastmim.studies.preflight import Request, check, run_settings
+from fastmim.studies.processes import Slots
 from fastmim.studies.settings import StudyConfig
-from fastmim.system import locking
+from fastmim.studies.sweep import SMALL_SIZE, Point
+from fastmim.studies.trial import FILE, Trial
+from fastmim.system import files, locking
 
 _CONFIG, _PLAN, _RUNS = "config.yaml", "plan.json", "runs"
 _WHERE = {"device", "num_workers", "out", "weights"}
@@ -29,18 +30,18 @@ _WHERE = {"device", "num_workers", "out", "weights"}
 
 @dataclass(frozen=True)
 class Studied:
-    """How a study ended."""
+    """The outcome of a study."""
 
     out: Path
     num_done: int
-    """Trials (a point with a seed) that are done."""
+    """Finished trials; a trial is a point with a seed."""
     num_trials: int
     summary: dict[str, Any]
-    """Means, deviations and every seed, by point; empty before the end."""
+    """Mean, deviation and every seed, by point; empty until all trials are done."""
 
     @property
     def finished(self) -> bool:
-        """False if a signal stopped it; the same call resumes."""
+        """False if a signal stopped it; the same call resumes it."""
         return self.num_done == self.num_trials
 
 
@@ -50,17 +51,17 @@ def study(*, dry_run: bool = False, **given: Any) -> Studied:
     The same call with the same `out` resumes, run by run.
 
     Args:
-        dry_run: Check everything, print the plan as far as it is known without measuring, and stop.
+        dry_run: Check everything, print what can be planned without measuring, and stop.
         given: Fields of `StudyConfig` (`fastmim study --help` lists them); `sweep` may be a mapping, such as
             {"target": ["hog", "pixels"], "img_size": [16, 32]}.
 
     Raises:
         RequestError: the request is wrong.
-        RunError: some of the runs failed; the others are kept, and there is no table.
+        RunError: some trials failed; the others are kept, and no table is written.
     """
     config = _resolve(given)
     if find_spec("matplotlib") is None:
-        raise RequestError("a study draws with matplotlib, which is not installed; run: pip install 'fastmim[plots]'")
+        raise RequestError("a study needs matplotlib, which is not installed; run: pip install 'fastmim[plots]'")
     if config.budget is None and config.epochs is None and config.steps is None:
         raise RequestError(
             "budget is not given; expected how long the study may take: --budget 2h (or --epochs, --steps)"
@@ -89,16 +90,16 @@ def study(*, dry_run: bool = False, **given: Any) -> Studied:
         num_done = _run_all(list(trials.values()), slots, lock=lock, say=say)
         if num_done < num_trials:
             return Studied(config.out, num_done, num_trials, {})
-        results = {
+        found = {
             point.name: [trials[point.name, seed].results() or {} for seed in range(config.seeds)]
             for point in request.points
         }
-        summary = report.write(request, slots, plan, results, say=say)
+        summary = results.write(request, slots, plan, found, say=say)
     return Studied(config.out, num_trials, num_trials, summary)
 
 
 def _run_all(trials: list[Trial], slots: Slots, *, lock: int, say: Callable[[str], None]) -> int:
-    """Run what is not done yet, each trial said as it ends; how many are done then.
+    """Run the trials that are not done yet, report each as it ends, and return how many are done.
 
     Raises:
         RunError: some failed.
@@ -106,24 +107,24 @@ def _run_all(trials: list[Trial], slots: Slots, *, lock: int, say: Callable[[str
     began = time.monotonic()
 
     def num_done() -> int:
-        return sum(job.results() is not None for job in trials)
+        return sum(trial.results() is not None for trial in trials)
 
-    def done(job: Trial) -> None:
-        clock = report.seconds(time.monotonic() - began)
-        say(f"[{num_done()}/{len(trials)}] {job.name}: {report.describe(job.results())}; {clock} since the start")
+    def done(trial: Trial) -> None:
+        clock = results.duration(time.monotonic() - began)
+        say(f"[{num_done()}/{len(trials)}] {trial.name}: {results.describe(trial.results())}; {clock} since the start")
 
     outcome = processes.run_all(trials, slots, lock=lock, done=done)
     if outcome.failures:
         name, words = next(iter(outcome.failures.items()))
         raise RunError(
             f"{len(outcome.failures)} of {len(trials)} trials failed, first {name}: {words}; the others are kept: "
-            f"mend the cause and run the same command to go on"
+            f"fix the cause and run the same command to resume"
         )
     return num_done()
 
 
 def _resolve(given: dict[str, Any]) -> StudyConfig:
-    """The study that `out` holds, if it holds one, else the one that is asked for."""
+    """The config of the study in `out`, with what may change of the given settings; the given one in a new `out`."""
     config = settings.build(given)
     path = config.out / _CONFIG
     if not path.exists():
@@ -140,14 +141,15 @@ def _resolve(given: dict[str, Any]) -> StudyConfig:
 
 
 def _plan(request: Request, slots: Slots, lock: int, say: Callable[[str], None]) -> dict[str, Any] | None:
-    """The steps of every point: as they were planned, as they are asked for, or as the budget allows."""
+    """The steps of every point: as planned by an earlier call, as set by the user, or as the budget allows."""
     config = request.config
     path = config.out / _PLAN
     if path.exists() and (config.out / _CONFIG).exists():
-        known: dict[str, Any] = trial.read_json(path)
-        known.setdefault("seeds", settings.build(configs.read(config.out / _CONFIG)).seeds)  # of an earlier version
-        trial.write_json(path, known)
-        _write_config(config)  # with the seeds that are asked for now
+        known: dict[str, Any] = files.read_json(path)
+        # An earlier version did not write the number of seeds.
+        known.setdefault("seeds", settings.build(configs.read(config.out / _CONFIG)).seeds)
+        files.write_json(path, known)
+        _write_config(config)  # with the present number of seeds
         return known
     speeds, images = None, 0
     if config.budget is not None:
@@ -167,15 +169,13 @@ def _plan(request: Request, slots: Slots, lock: int, say: Callable[[str], None])
         "seeds": config.seeds,
         "speeds": vars(speeds) if speeds else None,
     }
-    trial.write_json(path, plan)
-    _write_config(config)  # last: a directory with a config holds a study whose plan is made
+    files.write_json(path, plan)
+    _write_config(config)  # last, because a directory with a config counts as planned
     return plan
 
 
 def _write_config(config: StudyConfig) -> None:
-    partial = config.out / ".config.tmp"
-    partial.write_text(yaml.safe_dump(configs.to_mapping(config), sort_keys=False))
-    partial.replace(config.out / _CONFIG)
+    files.write_text(config.out / _CONFIG, yaml.safe_dump(configs.to_mapping(config), sort_keys=False))
 
 
 def _trial(request: Request, slots: Slots, plan: dict[str, Any], point: Point, seed: int) -> Trial:
@@ -183,29 +183,29 @@ def _trial(request: Request, slots: Slots, plan: dict[str, Any], point: Point, s
     steps = plan["steps"][point.folder]
 
     def runs(device: str) -> dict[str, Any]:
-        return settings_of(request, point, seed, folder, steps=steps, device=device, num_workers=slots.num_workers)
+        return run_settings(request, point, seed, folder, steps=steps, device=device, num_workers=slots.num_workers)
 
     return Trial(f"{point.name} seed {seed}", folder, runs)
 
 
 def _check_done(trials: Iterable[Trial]) -> None:
-    """What is done must have been done as the rest will be: another version may have other defaults."""
-    for job in trials:
-        if job.results() is None or not (job.folder / trial.FILE).exists():
+    """Refuse finished trials with other settings than the rest: another version may have other defaults."""
+    for trial in trials:
+        if trial.results() is None or not (trial.folder / FILE).exists():
             continue
-        before, now = trial.read_json(job.folder / trial.FILE), json.loads(json.dumps(job.runs("cpu")))
+        before, now = files.read_json(trial.folder / FILE), json.loads(json.dumps(trial.runs("cpu")))
         for run, settings_now in now.items():
             for key in sorted(settings_now.keys() & before[run].keys() - _WHERE):
                 if before[run][key] != settings_now[key]:
                     raise RequestError(
-                        f"out is {job.folder.parent.parent}, where {job.name} is done with {key} {before[run][key]!r} "
-                        f"({run}), which is {settings_now[key]!r} now; expected one version's settings for all: take "
-                        f"another --out"
+                        f"out is {trial.folder.parent.parent}, where {trial.name} is done with {key} "
+                        f"{before[run][key]!r} ({run}), which is {settings_now[key]!r} now; expected the same "
+                        f"settings for all trials: take another --out"
                     )
 
 
 def _describe(request: Request, slots: Slots) -> str:
-    """What is known before anything is measured."""
+    """The study as far as it is known without measuring."""
     config, num_points = request.config, len(request.points)
     networks = "; ".join(f"{p.backbone} {p.backbone_args or ''}".strip() for p in request.points if p.config is None)
     labels = " and ".join(f"{number:,}" for number in request.labels)
@@ -214,10 +214,10 @@ def _describe(request: Request, slots: Slots) -> str:
     swept = (" or " if config.one_at_a_time else " x ").join(config.sweep)
     lines = [
         f"data      {request.pretrain_data}: {request.num_images:,} images to pre-train on"
-        + (", of which those held out to validate on are seen without labels" if request.sees_validation else ""),
-        f"labelled  {config.data}: {request.num_train:,} images train, {request.num_val:,} validate",
+        + (", including the validation images, without their labels" if request.sees_validation else ""),
+        f"labelled  {config.data}: {request.num_train:,} training and {request.num_val:,} validation images",
         f"sweep     {swept}, and from scratch: {num_points} points, "
-        f"{report.count(config.seeds, 'seed')}, {num_points * config.seeds} trials",
+        f"{results.count(config.seeds, 'seed')}, {num_points * config.seeds} trials",
         f"network   {networks}",
         f"finetune  {labels} labels at {request.finetune_size} px, {most}{request.finetune_steps} steps of up "
         f"to {request.finetune['batch_size']} images, {augmentation}, the same for all; no layer decay from scratch",
@@ -228,7 +228,7 @@ def _describe(request: Request, slots: Slots) -> str:
 
 
 def _describe_plan(request: Request, slots: Slots, plan: dict[str, Any]) -> str:
-    """How the budget is divided."""
+    """The plan: the steps and, with a budget, the expected time of each point."""
     speeds = Speeds(**plan["speeds"]) if plan["speeds"] else None
     images = plan["images"] or 0
     lines = [f"plan      fine-tunings of {request.finetune_steps} steps; for each seed:"]
@@ -237,18 +237,18 @@ def _describe_plan(request: Request, slots: Slots, plan: dict[str, Any]) -> str:
         epochs = steps * point.config.batch_size / request.num_images if point.config else 0
         what = f"{steps:,} steps ({epochs:.1f} epochs) of pre-training" if point.config else "no pre-training"
         if speeds:
-            training = speeds.pretraining(request, point, images) if point.config else 0.0
-            total = speeds.trial(request, point, images)
-            what += f", {report.seconds(training)}; {report.seconds(total)} with fine-tuning and probing"
+            training = speeds.pretraining_seconds(request, point, images) if point.config else 0.0
+            total = speeds.trial_seconds(request, point, images)
+            what += f", {results.duration(training)}; {results.duration(total)} with fine-tuning and probing"
         lines.append(f"  {point.name}: {what}")
     if speeds:
-        total = speeds.study(request, slots, images) + speeds.measuring
+        total = speeds.study_seconds(request, slots, images) + speeds.measuring
         added = request.config.seeds - plan["seeds"]
         lines.append(
-            f"total     {report.seconds(total)}; {report.count(added, 'seed')} more than the budget of "
+            f"total     {results.duration(total)}; {results.count(added, 'seed')} more than the budget of "
             f"{request.config.budget} was for"
             if added
-            else f"total     {report.seconds(total)} of the budget of {request.config.budget} "
+            else f"total     {results.duration(total)} of the budget of {request.config.budget} "
             f"({budget.RESERVE:.0%} of it is kept in reserve)"
         )
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Which of timm's models can be pre-trained: a quick table, and a sweep that trains each of them for one step."""
+"""The survey of timm's models: a table of those that match a pattern, and a check that trains each for one step."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from fastmim.backbone import describe, find
+from fastmim.report.tables import markdown
 
-_TIMEOUT = 600.0  # seconds that one model may take
+_TIMEOUT = 600.0  # seconds for one model
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Row:
     parameters: int = 0
     stride: int = 0
     width: int = 0
-    resizes: bool = False  # whether its weights can go to timm's own size
+    resizes: bool = False  # whether its weights can be resampled to timm's own size
     problem: str = ""
 
 
@@ -58,17 +59,17 @@ def check(
     out: Path = Path("docs/backbones.md"),
     journal: Path | None = None,
 ) -> int:
-    """Train each model that matches for one step, where a crash or a stall costs that model only; write a table.
+    """Train each matching model for one step, so that a crash or a stall costs that model only; write a table.
 
     Args:
         pattern: Shell pattern on timm's names.
-        max_parameters: Larger models are left out.
+        max_parameters: Larger models are skipped.
         img_size: Side of the images in pixels.
-        out: Where the table goes (Markdown).
-        journal: A file that keeps each model's outcome; models that have passed in it are not run again.
+        out: The Markdown file to write.
+        journal: A file that keeps each model's outcome; models that pass in it are not run again.
 
     Returns:
-        0, the exit status: that some models do not pass is what the table is to say.
+        0, the exit status: models that fail are a result, not an error.
 
     Raises:
         RequestError: no name matches.
@@ -86,16 +87,16 @@ def check(
                 if journal is not None:
                     with journal.open("a") as file:
                         file.write(json.dumps(asdict(row)) + "\n")
-    finally:  # a sweep takes hours: one that is stopped has its table too
+    finally:  # a survey takes hours, and leaves its table if it is stopped
         tried = [rows[name] for name in names if name in rows and rows[name].parameters <= max_parameters]
-        out.write_text(markdown(tried, pattern, max_parameters, img_size, num_untried=len(names) - len(rows)))
+        out.write_text(report(tried, pattern, max_parameters, img_size, num_untried=len(names) - len(rows)))
     failed = sum(bool(row.problem) for row in tried)
     print(f"{len(tried) - failed} of {len(tried)} pass: {out}")
     return 0
 
 
-def markdown(rows: list[Row], pattern: str, max_parameters: float, img_size: int, *, num_untried: int = 0) -> str:
-    """The report of a sweep: how many pass, why the others do not, and a table for each family."""
+def report(rows: list[Row], pattern: str, max_parameters: float, img_size: int, *, num_untried: int = 0) -> str:
+    """The report in Markdown: how many models pass, why the others fail, and a table for each family."""
     passed, failed = [row for row in rows if not row.problem], [row for row in rows if row.problem]
     lines = [
         "# Backbones",
@@ -105,8 +106,8 @@ def markdown(rows: list[Row], pattern: str, max_parameters: float, img_size: int
         f"step (two random images, HOG target, float32, CPU).",
         "",
         f"**{len(passed)} of {len(rows)} pass ({len(passed) / max(1, len(rows)):.1%}).** Stride and width are those "
-        f'of the map at {img_size} px. Weights "resized" go on to other image sizes and load in timm at its own; '
-        f'"as is" ones stay at the size they were trained at, since timm cannot resample them.',
+        f'of the map at {img_size} px. Weights marked "resized" can be resampled to other image sizes and load in timm '
+        f'at its own; those marked "as is" keep the size they were trained at, since timm cannot resample them.',
         "",
         *_unfinished(num_untried),
         *_reasons(failed),
@@ -115,29 +116,29 @@ def markdown(rows: list[Row], pattern: str, max_parameters: float, img_size: int
     for row in passed:
         families[row.family].append(row)
     for family, members in sorted(families.items()):
-        lines += [f"## {family}", "", "| name | stride | width | parameters (M) | weights |", "|---|---|---|---|---|"]
-        for row in members:
-            weights = "resized" if row.resizes else "as is"
-            lines.append(f"| {row.name} | {row.stride} | {row.width} | {row.parameters / 1e6:.1f} | {weights} |")
-        lines.append("")
+        cells = [
+            (r.name, f"{r.stride}", f"{r.width}", f"{r.parameters / 1e6:.1f}", "resized" if r.resizes else "as is")
+            for r in members
+        ]
+        header = ("name", "stride", "width", "parameters (M)", "weights")
+        lines += [f"## {family}", "", markdown(header, cells, num_text=5), ""]
     return "\n".join(lines)
 
 
 def _unfinished(num_untried: int) -> Iterator[str]:
     if num_untried:
-        yield f"**Unfinished:** {num_untried} more names, of any size, were not tried yet; the same command goes on."
+        yield f"**Unfinished:** {num_untried} more names, of any size, were not tried yet; the same command resumes."
         yield ""
 
 
 def _reasons(failed: list[Row]) -> Iterator[str]:
     if failed:
-        yield from ("## Not these", "", "| name | parameters (M) | reason |", "|---|---|---|")
-        yield from (f"| {row.name} | {row.parameters / 1e6:.1f} | {row.problem.replace('|', '/')} |" for row in failed)
-        yield ""
+        cells = [(row.name, f"{row.parameters / 1e6:.1f}", row.problem) for row in failed]
+        yield from ("## Not these", "", markdown(("name", "parameters (M)", "reason"), cells, num_text=3), "")
 
 
 def _passed(journal: Path | None, names: Iterable[str]) -> dict[str, Row]:
-    """The models that passed, or were too large, in an earlier sweep's journal."""
+    """The models that passed or were too large in an earlier journal."""
     if journal is None or not journal.exists():
         return {}
     rows = [Row(**json.loads(line)) for line in journal.read_text().splitlines()]
@@ -145,7 +146,7 @@ def _passed(journal: Path | None, names: Iterable[str]) -> dict[str, Row]:
 
 
 class _Worker:
-    """A process that trains one model after another; a model that kills or stalls it costs that model only."""
+    """A worker process that trains one model after another, and is replaced if a model kills or stalls it."""
 
     def __enter__(self) -> _Worker:
         self._start()
@@ -163,7 +164,7 @@ class _Worker:
         theirs.close()
 
     def run(self, name: str, max_parameters: float, img_size: int) -> Row:
-        """One model's row, whatever happens to the process."""
+        """A model's row, whatever happens to the process."""
         problem = f"took more than {_TIMEOUT:.0f} s"
         with suppress(EOFError, ConnectionError):
             self._pipe.send((name, max_parameters, img_size))
@@ -179,13 +180,13 @@ class _Worker:
 
 
 def _serve(pipe: Connection) -> None:
-    with suppress(EOFError, ConnectionError):  # the sweep has ended
+    with suppress(EOFError, ConnectionError):  # the survey has ended
         while True:
             pipe.send(_train_one_step(*pipe.recv()))
 
 
 def _train_one_step(name: str, max_parameters: float, img_size: int) -> Row:
-    """Do with a model what a run does: build it, make a step, write the weights as timm loads them."""
+    """Treat a model as a run does: build it, make a step, export the weights as timm loads them."""
     import timm
     import torch
 
@@ -214,5 +215,5 @@ def _train_one_step(name: str, max_parameters: float, img_size: int) -> Row:
         if shapes != {key: value.shape for key, value in expected.items()}:
             return Row(**facts, problem="its weights do not fit the model that timm makes")
         return Row(**facts, resizes="img_size" not in arguments)
-    except Exception as error:  # whatever a model raises is what the table is to say
+    except Exception as error:  # any error of a model is a result
         return Row(**facts, problem=f"{type(error).__name__}: {' '.join(str(error).split())}"[:300])

@@ -1,4 +1,4 @@
-"""The points of a study: every combination of the swept settings as a pre-training config, and from scratch."""
+"""The points of a study: each combination of the swept settings as a pre-training config, and from scratch."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ SCRATCH = "scratch"
 BASE = "base"
 
 SMALL_SIZE = 64
-"""Images of up to so many pixels are small: they get the small ViT and light augmentation."""
+"""The largest side in pixels of small images, which get the small ViT and light augmentation."""
 
 SMALL: dict[str, Any] = {
     "backbone": "vit_tiny_patch16_224",
     "backbone_args": {"patch_size": 4, "embed_dim": 96, "depth": 4, "num_heads": 3},
     "lr": 2e-3,
 }
-"""The network of a study of small images that names none, and a learning rate that suits it."""
+"""The default network of a study of small images, and a learning rate that suits it."""
 
-# What the study itself decides for every run.
-DECIDED = {
+# Settings that the study decides for every run, and the flags that it takes instead.
+_DECIDED = {
     "data": "--data or --pretrain-data",
     "out": "--out",
     "seed": "--seeds",
@@ -44,39 +44,40 @@ DECIDED = {
     "trackers": "none of them",
     "probe": "--probe",
 }
-_SIDES = {"save_every", "keep_every", "log_every", "picture_every", "probe_every", "max_bad_share", "compile"}
+# Settings that do not change what is learned.
+_UNSWEPT = {"save_every", "keep_every", "log_every", "picture_every", "probe_every", "max_bad_share", "compile"}
 
 
 @dataclass(frozen=True)
 class Point:
-    """One network's beginning: a pre-training, or none."""
+    """A pre-training to compare, or training from scratch."""
 
     name: str
-    """What is swept, such as `target=hog img_size=16`; `scratch` for no pre-training; `base` for the first values,
-    where the others differ from them in one setting."""
+    """Its swept values, such as `target=hog img_size=16`; `scratch` without pre-training; with one_at_a_time `base`
+    for the first value of every setting."""
     folder: str
-    """A name for directories."""
+    """Its directory's name."""
     swept: dict[str, Any]
     config: PretrainConfig | None
-    """The pre-training without length, seed, device and directory; None for scratch."""
+    """The pre-training, except for length, seed, device and directory; None from scratch."""
     backbone: str
     backbone_args: dict[str, Any]
 
     @property
     def sizes(self) -> list[int]:
-        """Image sides in pixels that it is pre-trained at."""
+        """The image sides in pixels of its pre-training."""
         return [size for size, _ in self.config.sizes()] if self.config else []
 
 
 def expand(config: StudyConfig, data: str) -> list[Point]:
-    """All points of a study: one from scratch for each network, then the combinations of the sweep in order.
+    """List the points of a study: from scratch for each network, then the combinations of the sweep in order.
 
     Args:
         config: The study.
-        data: What is pre-trained on.
+        data: The images to pre-train on.
 
     Raises:
-        RequestError: an unknown setting or recipe, a wrong value, two points that are the same.
+        RequestError: a setting or recipe is unknown, a value is wrong, or two points are the same run.
     """
     fixed = _parse_set("set", config.set, PretrainConfig)
     swept = _parse_sweep(config.sweep)
@@ -106,7 +107,7 @@ def expand(config: StudyConfig, data: str) -> list[Point]:
 
 
 def _combine(swept: list[tuple[str, list[Any]]], *, one_at_a_time: bool) -> list[dict[str, Any]]:
-    """Every combination of the values, or the first ones and what differs from them in one setting."""
+    """Every combination of the values, or the first values and those that differ from them in one setting."""
     if one_at_a_time:
         first = {key: values[0] for key, values in swept}
         return [first, *(first | {key: value} for key, values in swept for value in values[1:])]
@@ -122,8 +123,8 @@ def _resolve(given: Mapping[str, Any], *, small: bool) -> PretrainConfig:
         if defaults and "backbone_args" in given:
             defaults = defaults | {"backbone_args": SMALL["backbone_args"] | given["backbone_args"]}
             given = {key: value for key, value in given.items() if key != "backbone_args"}
-    free = {"epochs": None, "steps": 1, "trackers": "none"}  # a recipe's epochs give way to the study's
-    # `overwrite`: what the directory holds is not looked at.
+    free = {"epochs": None, "steps": 1, "trackers": "none"}  # replaces a recipe's epochs
+    # With `overwrite` the directory's contents do not matter.
     out = Path("none")
     return run_directory.resolve(
         PretrainConfig, {**defaults, **given, **free, "out": out}, recipes=RECIPES, overwrite=True
@@ -131,7 +132,7 @@ def _resolve(given: Mapping[str, Any], *, small: bool) -> PretrainConfig:
 
 
 def _are_small(combinations: list[dict[str, Any]]) -> bool:
-    """Whether every size that is named is small; none named is not."""
+    """Whether every image size of the sweep is small."""
     sizes: list[Any] = []
     for combination in combinations:
         stages = combination.get("stages")
@@ -144,7 +145,7 @@ def _are_small(combinations: list[dict[str, Any]]) -> bool:
 
 def _parse_sweep(texts: tuple[str, ...]) -> list[tuple[str, list[Any]]]:
     if not texts:
-        raise RequestError("sweep is not given; expected what to compare: --sweep target=hog,pixels")
+        raise RequestError("sweep is not given; expected settings to compare: --sweep target=hog,pixels")
     swept: list[tuple[str, list[Any]]] = []
     for text in texts:
         key, values = settings.pair("sweep", text)
@@ -168,16 +169,16 @@ def _parse_set(name: str, texts: tuple[str, ...], cls: type[Any]) -> dict[str, A
 
 
 def parse_finetune_set(config: StudyConfig, cls: type[Any]) -> dict[str, Any]:
-    """What `finetune_set` says, checked against the fine-tuning settings `cls`."""
+    """The settings in `finetune_set`, checked against the fine-tuning settings `cls`."""
     return _parse_set("finetune_set", config.finetune_set, cls)
 
 
 def _check_key(name: str, text: str, key: str, cls: type[Any]) -> None:
     known = typing.get_type_hints(cls)
-    if key in DECIDED:
-        raise RequestError(f"{name} is {text!r}; the study decides {key} for all runs: use {DECIDED[key]}")
-    if key not in known or (name == "sweep" and key in _SIDES):
-        usable = [word for word in known if word not in DECIDED and word not in _SIDES]
+    if key in _DECIDED:
+        raise RequestError(f"{name} is {text!r}; the study decides {key} for all runs: use {_DECIDED[key]}")
+    if key not in known or (name == "sweep" and key in _UNSWEPT):
+        usable = [word for word in known if word not in _DECIDED and word not in _UNSWEPT]
         remedy = configs.nearest(key, usable) or f"; expected one of {', '.join(usable)}"
         raise RequestError(f"{name} is {text!r}; unknown setting {key!r}{remedy}")
 
@@ -190,7 +191,7 @@ def _same(config: PretrainConfig | None, other: PretrainConfig) -> bool:
 
 
 def _scratches(points: list[Point]) -> list[Point]:
-    """One for each network among the points."""
+    """A point from scratch for each network among the points."""
     networks = {json.dumps([p.backbone, p.backbone_args], sort_keys=True): p for p in points}
     found: list[Point] = []
     for number, point in enumerate(networks.values()):

@@ -1,8 +1,7 @@
-"""`fastmim bench`: every part in turn, its record, and tables and chart from the records."""
+"""`fastmim bench`: measures the parts in turn, writes a record of each, and makes tables and a chart from them."""
 
 from __future__ import annotations
 
-import json
 import tempfile
 import time
 from pathlib import Path
@@ -11,27 +10,25 @@ import torch
 from rich.console import Console
 
 from fastmim.backbone import describe
-from fastmim.bench import chart, records, tables
-from fastmim.bench.settings import PARTS, BenchConfig, CostConfig
-from fastmim.bench.suite import Parts, Scale, record_name
+from fastmim.bench import chart, tables
+from fastmim.bench.parts import Parts, Scale, record_name
+from fastmim.bench.settings import PARTS, BenchConfig
 from fastmim.errors import RequestError
-from fastmim.system import devices
+from fastmim.report import records
+from fastmim.system import devices, files
 
 THREADS = 1
-"""A CPU's time on one thread means the same however busy the other cores are."""
-
-_WIDTH = 120
-"""Columns of a table where there is no terminal to ask."""
+"""CPU time on one thread depends little on how busy the other cores are."""
 
 
 def bench(config: BenchConfig, *, console: Console | None = None) -> list[Path]:
-    """Measure, write a record for each part, and print tables made from the records.
+    """Measure the parts, write a record of each, and print their tables.
 
     Returns:
-        The records.
+        The records' files.
 
     Raises:
-        RequestError: an unknown backbone, a device that is not there, a directory that cannot be written.
+        RequestError: a backbone is unknown, a device is missing, or the directory is not writable.
     """
     console = console or Console(highlight=False)
     device = str(devices.resolve_device(config.device))
@@ -55,33 +52,19 @@ def bench(config: BenchConfig, *, console: Console | None = None) -> list[Path]:
     return paths
 
 
-def cost(config: CostConfig) -> None:
-    """Print how long a training would take.
-
-    Raises:
-        RequestError: there is no record to tell it from.
-    """
-    from fastmim.bench import cost as costs
-
-    console = Console(highlight=False)
-    for table in costs.estimate(config):
-        console.print(table.rich(), width=None if console.is_terminal else _WIDTH)
-
-
 def _present(paths: list[Path], folder: Path, device: str, console: Console) -> None:
-    """Print the tables of new records; write the tables and the chart of the newest of every part beside them."""
+    """Print the tables of new records; beside them write the tables and the chart of each part's newest record."""
     for new in paths:
-        table = tables.table(json.loads(new.read_text()))
-        console.print(table.rich(), width=None if console.is_terminal else _WIDTH)
+        tables.table(files.read_json(new)).print(console, width=tables.WIDTH)
     names = [record_name(part, device) for part in PARTS]
-    found = [json.loads(path.read_text()) for name in names if (path := records.newest(folder, name))]
+    found = [files.read_json(path) for name in names if (path := records.newest(folder, name))]
     name = "bench" if device == "cpu" else f"bench-{device.partition(':')[0]}"
     (folder / f"{name}.md").write_text("\n".join(tables.table(record).markdown() for record in found))
     written = [*paths, folder / f"{name}.md"]
     try:
         chart.draw(found, folder / f"{name}.png")
         written.append(folder / f"{name}.png")
-    except RequestError as error:  # the numbers are worth more than the picture
+    except RequestError as error:  # the tables are useful without it
         console.print(str(error), soft_wrap=True)
     for file in written:
         console.print(f"wrote {file}", soft_wrap=True)

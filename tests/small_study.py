@@ -1,4 +1,4 @@
-"""Class folders of tiny pictures, and a study of them that takes seconds."""
+"""Class folders of tiny images, and the settings of a study that takes seconds."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ NETWORK: dict[str, Any] = {"patch_size": 4, "embed_dim": 48, "depth": 2, "num_he
 
 
 def draw_classes(root: Path) -> Path:
-    """Upright and lying bars with noise, 16 x 16: train/ with 40 and val/ with 20 pictures of two classes."""
+    """Draw noisy bars, 16 x 16 pixels, of two classes, lying and upright: 40 images in train/ and 20 in val/."""
     generator = np.random.default_rng(0)
     for part, number in (("train", 20), ("val", 10)):
         for name in ("lying", "upright"):
@@ -30,7 +30,7 @@ def draw_classes(root: Path) -> Path:
 
 
 def settings(images: Path, **more: Any) -> dict[str, Any]:
-    """A study of one point and scratch, with one seed."""
+    """The settings of a study of one point and scratch, with one seed."""
     small: dict[str, Any] = {
         "data": str(images),
         "sweep": ["target=hog"],

@@ -1,4 +1,4 @@
-"""What a study is asked for: its settings are read, and whatever is impossible is refused before anything runs."""
+"""The settings of a study, its points, and the preflight check: impossible requests are refused before anything runs."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 import fastmim
-from asking import NETWORK, draw_classes, settings
 from fastmim.errors import RequestError
-from fastmim.studies import settings as asked
+from fastmim.studies import settings as study_settings
 from fastmim.studies.preflight import check
+from small_study import NETWORK, draw_classes, settings
 
 
 @pytest.fixture(scope="module")
@@ -21,27 +21,27 @@ def bars(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def points_of(data: Path, **more: Any) -> dict[str, Any]:
-    return {point.name: point for point in check(asked.build(settings(data, **more))).points}
+    return {point.name: point for point in check(study_settings.build(settings(data, **more))).points}
 
 
 @pytest.mark.parametrize(
     ("text", "seconds"), [("90s", 90), ("30m", 1800), ("2h", 7200), ("1h30m", 5400), ("0.5h 1s", 1801)]
 )
 def test_budgets(text: str, seconds: float) -> None:
-    assert asked.parse_budget(text) == seconds
+    assert study_settings.parse_budget(text) == seconds
 
 
 @pytest.mark.parametrize("text", ["", "2", "soon", "2d", "0s", "-1h", "30m2h"])
-def test_what_is_no_budget(text: str) -> None:
+def test_wrong_budgets(text: str) -> None:
     with pytest.raises(RequestError, match="expected a time such as 90s, 30m, 2h or 1h30m"):
-        asked.parse_budget(text)
+        study_settings.parse_budget(text)
 
 
 def test_labels_are_numbers_or_shares() -> None:
-    assert asked.build({"labels": "10%,1%"}).num_labels(60_000) == (600, 6000)
-    assert asked.build({"labels": "50, 7,7"}).num_labels(60_000) == (7, 50)
+    assert study_settings.build({"labels": "10%,1%"}).num_labels(60_000) == (600, 6000)
+    assert study_settings.build({"labels": "50, 7,7"}).num_labels(60_000) == (7, 50)
     with pytest.raises(RequestError, match="labels is 'few'; expected numbers or shares, such as 600,6000 or 1%,10%"):
-        asked.build({"labels": "few"})
+        study_settings.build({"labels": "few"})
 
 
 def test_points_are_all_combinations_and_scratch(bars: Path) -> None:
@@ -64,7 +64,7 @@ def test_one_at_a_time(bars: Path) -> None:
     assert points["base"].swept == {"target": "hog", "encoder_depth": 1.0}
 
 
-def test_stages_are_parted_by_slashes(bars: Path) -> None:
+def test_stages_are_separated_by_slashes(bars: Path) -> None:
     points = points_of(bars, sweep=["stages=none/8:0.5,16:0.5"])
     assert points["stages=none"].sizes == [16] and points["stages=8:0.5,16:0.5"].sizes == [8, 16]
     assert points_of(bars, sweep={"stages": [None, "8:0.5,16:0.5"]}).keys() == points.keys()
@@ -77,22 +77,22 @@ def test_each_network_has_its_own_scratch(bars: Path) -> None:
 
 
 def test_small_images_get_a_small_network_and_light_augmentation(bars: Path) -> None:
-    request = check(asked.build(settings(bars, backbone=None, backbone_args={}, sweep=["target=hog"])))
+    request = check(study_settings.build(settings(bars, backbone=None, backbone_args={}, sweep=["target=hog"])))
     assert request.points[1].config and request.points[1].config.lr == 2e-3
     assert request.points[1].backbone_args["embed_dim"] == 96
     assert request.finetune["randaugment"] == "none" and request.finetune_size == 16
 
 
-def test_pretraining_does_not_see_the_images_that_are_validated_on(bars: Path) -> None:
-    request = check(asked.build(settings(bars)))
+def test_pretraining_does_not_see_the_validation_images(bars: Path) -> None:
+    request = check(study_settings.build(settings(bars)))
     assert request.num_images == request.num_train == 40 and request.num_val == 20
     assert not request.sees_validation
-    assert check(asked.build(settings(bars / "train"))).sees_validation
+    assert check(study_settings.build(settings(bars / "train"))).sees_validation
 
 
 IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
     ({"data": ""}, "data is not given; expected labelled images"),
-    ({"sweep": []}, "sweep is not given; expected what to compare: --sweep target=hog,pixels"),
+    ({"sweep": []}, "sweep is not given; expected settings to compare: --sweep target=hog,pixels"),
     ({"sweep": ["target"]}, "sweep is 'target'; expected SETTING=VALUE, such as target=hog,pixels"),
     ({"sweep": ["tagret=hog"]}, "unknown setting 'tagret'; did you mean target"),
     ({"sweep": ["seed=1,2"]}, "the study decides seed for all runs: use --seeds"),
@@ -142,7 +142,7 @@ IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("more", "message"), IMPOSSIBLE)
-def test_the_impossible_is_refused(
+def test_impossible_requests_are_refused(
     more: dict[str, Any], message: str, bars: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -151,6 +151,6 @@ def test_the_impossible_is_refused(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_one_length_only() -> None:
+def test_only_one_length_may_be_given() -> None:
     with pytest.raises(RequestError, match="budget and steps are given; expected one of them: drop the others"):
-        asked.StudyConfig(budget="1h", steps=3)
+        study_settings.StudyConfig(budget="1h", steps=3)

@@ -1,4 +1,4 @@
-"""The parts of `fastmim bench`: how much each measures, and its record."""
+"""The parts of `fastmim bench`: what each measures and records, and at which scale."""
 
 from __future__ import annotations
 
@@ -13,21 +13,22 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from fastmim.bench import corpus, data_path, end_to_end, hog, methods, peak, records, steps
+from fastmim.bench import corpus, data_path, end_to_end, flops, hog, methods, steps
 from fastmim.bench.settings import BenchConfig
 from fastmim.data.sources import Source
+from fastmim.report import records
 from fastmim.system import devices
 
 
 @dataclass(frozen=True)
 class Scale:
-    """How much is measured."""
+    """The amount of work to measure."""
 
     device: str
     batch_size: int
     rounds: int
-    num_pictures: int
-    """JPEGs that are cut for the data path."""
+    num_images: int
+    """JPEGs of the corpus."""
     data_batch: int
     hog_batch: int
     run_steps: int
@@ -35,7 +36,7 @@ class Scale:
 
     @classmethod
     def of(cls, config: BenchConfig, device: str) -> Scale:
-        """What the config and the device come to."""
+        """The scale that a config asks for on a device."""
         small = device == "cpu"
         if config.quick:
             return cls(device, config.batch_size or 2, config.rounds or 1, 16, 8, 4, 4)
@@ -43,7 +44,7 @@ class Scale:
             device=device,
             batch_size=config.batch_size or (16 if small else 256),
             rounds=config.rounds or (5 if small else 15),
-            num_pictures=256 if small else 2048,
+            num_images=256 if small else 2048,
             data_batch=data_path.BATCH,
             hog_batch=32 if small else 512,
             run_steps=16 if small else 60,
@@ -51,12 +52,12 @@ class Scale:
 
 
 def record_name(part: str, device: str) -> str:
-    """Reading is the processor's work on any machine."""
+    """The name of a part's record; reading images is the processor's work on any machine."""
     return f"bench-{part}" if device == "cpu" or part == "data" else f"bench-{part}-{device.partition(':')[0]}"
 
 
 class Parts:
-    """The parts, with what they share."""
+    """The parts by name, sharing a corpus and the device's peaks."""
 
     def __init__(self, folder: Path, scale: Scale, names: tuple[str, ...], scratch: Path, console: Console) -> None:
         self._folder, self._scale, self._names = folder, scale, names
@@ -65,7 +66,7 @@ class Parts:
         self._num_photographs = 0
         self._peaks: dict[str, float] = {}
         self.status = console.status("")
-        """What is being measured, on a terminal."""
+        """A spinner that names what is being measured, on a terminal."""
         self.run: dict[str, Callable[[], Path]] = {
             "data": self._data,
             "hog": self._hog,
@@ -76,7 +77,7 @@ class Parts:
 
     @contextmanager
     def timing(self, what: str) -> Iterator[None]:
-        """Show that something runs, and say how long it took."""
+        """Show what is being measured, then print how long it took."""
         start = time.monotonic()
         self.status.update(what.strip())
         yield
@@ -103,7 +104,7 @@ class Parts:
             "A folder and its packs are read with less CPU time than by Pillow and torchvision's transforms.",
             {"pipelines": summary},
             times.raw(),
-            num_images=scale.num_pictures,
+            num_images=scale.num_images,
             num_photographs=self._num_photographs,
             crop_size=data_path.SIZE,
             batch_size=scale.data_batch,
@@ -113,7 +114,7 @@ class Parts:
 
     def _hog(self) -> Path:
         scale = self._scale
-        rounds = scale.rounds * 3  # they are short
+        rounds = scale.rounds * 3  # because they are short
         compiled = scale.device.startswith("cuda")
         summary, times = hog.measure(device=scale.device, batch_size=scale.hog_batch, rounds=rounds, compile=compiled)
         claim = "The HOG target takes a fraction of the time and memory of its one-hot form."
@@ -133,19 +134,19 @@ class Parts:
                     peaks=self._measured_peaks(),
                 )
                 raw[case.name] = times.raw()
-        claim = "A training step makes more images per second than its plain reference form."
+        claim = "A training step processes more images per second than its plain reference form."
         summary = {"peak_tflops": self._peaks, "cases": found}
         return self._write("step", claim, summary, raw, batch_size=scale.batch_size)
 
     def _methods(self) -> Path:
         scale = self._scale
         form = steps.forms(scale.device, self._measured_peaks())[-1]
-        # Half the images: the largest of them are 224 px.
+        # Half the images, because some methods need 224 px.
         batch_size = max(1, scale.batch_size // 2)
         summary, times = methods.measure(
             self._names[0], form, device=scale.device, batch_size=batch_size, rounds=scale.rounds
         )
-        claim = "FastMIM at 128 px costs a fraction of MAE at 224 px and SimMIM at 192 px, an image and an epoch."
+        claim = "FastMIM at 128 px costs a fraction of MAE at 224 px and SimMIM at 192 px, per image and per epoch."
         return self._write(
             "methods",
             claim,
@@ -173,7 +174,7 @@ class Parts:
         )
         return self._write(
             "end-to-end",
-            "A run from the disk waits for data under a tenth of its time.",
+            "A run from the disk spends under a tenth of its time waiting for data.",
             {"tiers": summary},
             raw,
             **settings,
@@ -185,12 +186,12 @@ class Parts:
             with self.timing("  cutting and packing photographs"):
                 folder = self._scratch / "photos"
                 folder.mkdir()
-                self._num_photographs = corpus.cut_corpus(folder, self._scale.num_pictures)
+                self._num_photographs = corpus.cut_corpus(folder, self._scale.num_images)
                 self._tiers = corpus.make_tiers(folder, self._scratch)
         return self._tiers
 
     def _measured_peaks(self) -> dict[str, float]:
         if not self._peaks:
             more = ("fp16",) if self._scale.device.startswith("cuda") else ()
-            self._peaks = {name: peak.matmul_tflops(self._scale.device, name) for name in ("float32", "bf16", *more)}
+            self._peaks = {name: flops.matmul_tflops(self._scale.device, name) for name in ("float32", "bf16", *more)}
         return self._peaks

@@ -1,95 +1,75 @@
-"""What came out of a study: means and spreads, a table, a plot and a record."""
+"""The results of a study: means and deviations, a table, plots and a record."""
 
 from __future__ import annotations
 
 import dataclasses
-import os
-import platform
 import shlex
 import shutil
 import statistics
 from collections.abc import Callable, Sequence
-from datetime import date
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
-from rich.table import Table
 
 from fastmim import config as configs
-from fastmim.errors import RequestError
-from fastmim.studies import differences, plot, trial
+from fastmim.report import records
+from fastmim.report.tables import Table, markdown
+from fastmim.studies import differences, plot
 from fastmim.studies.preflight import Request
 from fastmim.studies.processes import Slots
 from fastmim.studies.settings import StudyConfig
+from fastmim.system import files
 
 Results = dict[str, list[dict[str, Any]]]
-"""By the point's name, for each seed: the numbers of each run, by its name."""
+"""For each point by name and each seed: the results of each run by name."""
 
 TABLE, RECORD, PLOT = "table.md", "record.json", "accuracy_against_cost"
+_WIDTH = 200
+"""Columns of the printed table where there is no terminal: cells folded to 80 columns are hard to read."""
 
 
 def write(
     request: Request, slots: Slots, plan: dict[str, Any], results: Results, *, say: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Print the table and write table.md, the plots and the record into the study's directory; the summary."""
-    config = request.config
+    """Print the table, write table.md, the plots and the record into the study's directory; return the summary."""
+    config, labels = request.config, [str(number) for number in request.labels]
     summary = summarise(request, results)
     header, rows = tabulate(summary)
-    table = Table()
-    for name in header:
-        table.add_column(name, overflow="fold", no_wrap=name == header[0])
-    for row in rows:
-        table.add_row(*row)
-    console = Console(highlight=False)
-    if not console.is_terminal:  # a file has no width, and cells folded to 80 columns are hard to read
-        console.width = 200
-    console.print(table)
-    labels = [str(number) for number in request.labels]
+    Table("", header, rows).print(Console(highlight=False), width=_WIDTH)
     for number in labels:
         say(differences.order(summary, number))
     if any(differences.ties(summary, number) for number in labels):
         more = _command_line(StudyConfig(seeds=2 * config.seeds, out=config.out))
-        say(f"{TABLE} names the others; seeds can be added to tell more apart: {more}")
+        say(f"{TABLE} lists the other pairs; more seeds may order them: {more}")
     title = (
         f"{config.data}, {request.finetune_steps} steps of fine-tuning at {request.finetune_size} px, "
         f"{count(config.seeds, 'seed')}"
     )
-    told_apart = "\n\n".join(differences.describe(summary, number) for number in labels)
-    (config.out / TABLE).write_text(f"{title}\n\n{markdown(header, rows)}\n\n{told_apart}\n\n{LEGEND}\n")
+    ordered = "\n\n".join(differences.describe(summary, number) for number in labels)
+    files.write_text(config.out / TABLE, f"{title}\n\n{markdown(header, rows)}\n\n{ordered}\n\n{LEGEND}\n")
     for suffix in ("png", "svg"):
         plot.draw(summary, config.out / f"{PLOT}.{suffix}", title=title)
     record = _record(request, slots, plan, results, summary)
-    trial.write_json(config.out / RECORD, record)
+    files.write_json(config.out / RECORD, record)
     written = [TABLE, f"{PLOT}.png", f"{PLOT}.svg", RECORD]
     say(f"wrote {', '.join(str(config.out / name) for name in written)}")
     if config.records:
-        path = config.records / f"{record['name']}-{record['date']}.json"
-        try:
-            config.records.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(config.out / RECORD, path)
-            shutil.copyfile(config.out / f"{PLOT}.png", path.with_suffix(".png"))
-        except OSError as error:
-            raise RequestError(
-                f"records is {config.records}: {error.strerror}; expected a folder to write to"
-            ) from None
+        path = records.save(config.records, record)
+        shutil.copyfile(config.out / f"{PLOT}.png", path.with_suffix(".png"))
         say(f"wrote {path}")
     return summary
 
 
 LEGEND = (
-    "Top-1 in % on the validation images, looked at once, after the last step: mean ± standard deviation over the "
-    "seeds; in brackets the gain over the same network from scratch, paired by seed. Device-seconds are those that "
-    "training had the device for (pre-training only), without evaluation and saving; where several runs share a "
-    "processor, they slow each other down. Two points are ordered where the 95 % interval of their difference, paired "
-    "by seed (Student's t), is on one side of zero."
+    "Top-1 in % on the validation images, evaluated once, after the last step: mean ± standard deviation over the "
+    "seeds; in brackets the gain over the same network from scratch, paired by seed. Device-seconds are those of "
+    "pre-training, without evaluating and saving; runs that share a processor slow each other down. Two points are "
+    "ordered if zero is outside the 95 % confidence interval of their difference, paired by seed (Student's t)."
 )
 
 
 def summarise(request: Request, results: Results) -> dict[str, Any]:
-    """For each point: top-1 in % by labels and by probe, gain over scratch, device-seconds and images/s."""
+    """For each point: top-1 in % by number of labels and by probe, gain over scratch, device-seconds and images/s."""
     return {
         point.name: _summarise_point(
             results[point.name],
@@ -128,13 +108,13 @@ def _summarise_point(
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:
-    """Mean, standard deviation (None of a single value) and the values."""
+    """Mean, standard deviation (None for a single value) and the values, rounded to three decimals."""
     deviation = round(statistics.stdev(values), 3) if len(values) > 1 else None
     return {"mean": round(statistics.mean(values), 3), "deviation": deviation, "seeds": [round(v, 3) for v in values]}
 
 
 def tabulate(summary: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows."""
+    """The header and rows of the table."""
     first = next(iter(summary.values()))
     labels = list(first["top1"])
     probe = [f"{first['probe']['method']} probe"] if "probe" in first else []
@@ -142,34 +122,29 @@ def tabulate(summary: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     rows = []
     for name, point in summary.items():
         cost = (
-            [_text(point["pretrain"][key], 0) for key in ("images_per_s", "device_seconds")]
+            [plus_minus(point["pretrain"][key], 0) for key in ("images_per_s", "device_seconds")]
             if "pretrain" in point
             else ["", "0"]
         )
         rows.append([name, *cost, *(_accuracy(point["top1"][n]) for n in labels)])
         if probe:
-            rows[-1].append(_text(point["probe"], 2))
+            rows[-1].append(plus_minus(point["probe"], 2))
     return header, rows
 
 
 def _accuracy(found: dict[str, Any]) -> str:
     gain = f" ({found['gain']['mean']:+.2f})" if "gain" in found else ""
-    return _text(found, 2) + gain
+    return plus_minus(found, 2) + gain
 
 
-def _text(found: dict[str, Any], digits: int) -> str:
+def plus_minus(found: dict[str, Any], digits: int) -> str:
+    """Mean and, for several seeds, standard deviation, from `spread`."""
     deviation = f" ± {found['deviation']:,.{digits}f}" if found["deviation"] is not None else ""
     return f"{found['mean']:,.{digits}f}{deviation}"
 
 
-def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)
-
-
 def describe(results: dict[str, Any] | None) -> str:
-    """A trial's numbers in a line."""
+    """A trial's results in a line."""
     words = []
     for name, run in (results or {}).items():
         if name == "pretrain":
@@ -186,8 +161,8 @@ def count(number: int, word: str) -> str:
     return f"{number:,} {word}{'' if number == 1 else 's'}"
 
 
-def seconds(amount: float) -> str:
-    """A time for the reader."""
+def duration(amount: float) -> str:
+    """A duration as text: `90 s`, `25 min`, `2 h 5 min`."""
     if amount < 100:
         return f"{amount:.0f} s"
     minutes = round(amount / 60)
@@ -198,15 +173,10 @@ def _record(
     request: Request, slots: Slots, plan: dict[str, Any], results: Results, summary: dict[str, Any]
 ) -> dict[str, Any]:
     config = request.config
-    packages = ("fastmim", "torch", "torchvision", "timm", "numpy")
-    return {
-        "name": f"study-{config.out.resolve().name}",
-        "claim": f"Compares {' x '.join(config.sweep)}, and from scratch, by accuracy after fine-tuning.",
-        "date": date.today().isoformat(),
-        "command": command(config, plan),
-        "hardware": _hardware(slots),
-        "versions": {"python": platform.python_version()} | {package: version(package) for package in packages},
-        "config": configs.to_mapping(config)
+    record = records.make(
+        f"study-{config.out.resolve().name}",
+        claim=f"Compares {' x '.join(config.sweep)}, and from scratch, by accuracy after fine-tuning.",
+        config=configs.to_mapping(config)
         | {
             "labels": list(request.labels),
             "finetune_size": request.finetune_size,
@@ -220,13 +190,17 @@ def _record(
             "points": {p.name: configs.to_mapping(p.config) for p in request.points if p.config},
             "plan": plan,
         },
-        "summary": summary,
-        "raw": results,
-    }
+        raw=results,
+        summary=summary,
+        device=slots.devices[0],
+        command=command(config, plan),
+    )
+    record["hardware"] |= {"device": slots.devices[0].partition(":")[0], "side_by_side": len(slots.devices)}
+    return record
 
 
 def command(config: StudyConfig, plan: dict[str, Any]) -> str:
-    """The command lines that ask for this study: the one that it was planned by, then one for more seeds."""
+    """The command line that planned the study, followed by one that added seeds, if any were added."""
     first = _command_line(dataclasses.replace(config, seeds=plan["seeds"]))
     if plan["seeds"] == config.seeds:
         return first
@@ -247,23 +221,3 @@ def _command_line(config: StudyConfig) -> str:
         else:
             words += [word for item in (value if isinstance(value, list) else [value]) for word in (flag, str(item))]
     return shlex.join(words)
-
-
-def _hardware(slots: Slots) -> dict[str, Any]:
-    about: dict[str, Any] = {
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "device": slots.devices[0].partition(":")[0],
-        "side_by_side": len(slots.devices),
-    }
-    if about["device"] == "cuda":
-        about["accelerator"] = torch.cuda.get_device_name(slots.devices[0])
-    return about
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
