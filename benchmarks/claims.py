@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastmim.report import records
-from fastmim.report.tables import markdown
+from fastmim.bench import records
+from fastmim.bench.markdown import markdown
 from fastmim.studies import differences
 from fastmim.studies.differences import Interval
 from fastmim.studies.results import count, plus_minus

@@ -21,12 +21,11 @@ import torch
 from PIL import Image
 
 import wallpapers
-from fastmim.bench import corpus, data_path
+from fastmim.bench import corpus, data_path, records
 from fastmim.bench.data_path import BATCH, SIZE
 from fastmim.data.augment import NUM_RANDOMS, crop_box
 from fastmim.data.decode import Box, decode_box, reduction, snap
 from fastmim.data.sources import Source
-from fastmim.report import records
 
 NAMES = {
     "folder, float batches": "fastmim",

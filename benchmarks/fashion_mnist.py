@@ -22,8 +22,7 @@ from typing import Any
 import torch
 
 import fastmim
-from fastmim.bench import timing
-from fastmim.report import records
+from fastmim.bench import records, timing
 from fastmim.studies.results import spread
 
 DATA = "torchvision://FashionMNIST"

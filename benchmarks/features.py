@@ -19,10 +19,10 @@ import torch
 from PIL import Image
 
 from fastmim import Backbone
+from fastmim.bench import records
 from fastmim.bench.timing import ratios, take_turns
 from fastmim.data.center_crops import load_centers
 from fastmim.data.sources import open_source
-from fastmim.report import records
 from fastmim.system.devices import resolve_bf16, resolve_device
 from fastmim.transfer.features.encoder import Encoder
 from fastmim.transfer.features.extraction import extract

@@ -7,8 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from fastmim.bench import records
 from fastmim.bench.timing import spread
-from fastmim.report import records
 
 ROUNDS = 15
 

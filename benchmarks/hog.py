@@ -24,11 +24,10 @@ import torch.nn.functional as F
 from skimage import data
 from torch import Tensor
 
-from fastmim.bench import hog
+from fastmim.bench import hog, records
 from fastmim.bench.references import PlainHOG
 from fastmim.data.statistics import IMAGENET_MEAN, IMAGENET_STD
 from fastmim.method.targets import HOG
-from fastmim.report import records
 
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "hubble_deep_field", "immunohistochemistry", "retina", "rocket")
 

@@ -21,12 +21,12 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from fastmim.bench import records
 from fastmim.bench.timing import ratios, take_turns
 from fastmim.data import augment
 from fastmim.data.statistics import IMAGENET_MEAN, IMAGENET_STD
 from fastmim.method.mim import MIM
 from fastmim.randomness import image_keys
-from fastmim.report import records
 from fastmim.training import loop, optim
 from fastmim.training.logs import Logs
 from fastmim.training.plan import Plan

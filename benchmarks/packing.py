@@ -23,11 +23,11 @@ import torch
 
 import fastmim
 import wallpapers
+from fastmim.bench import records
 from fastmim.bench.corpus import SHORT_SIDE, cut_corpus, make_tiers
 from fastmim.bench.timing import spread, take_turns
 from fastmim.data.loader import load
 from fastmim.data.sources import Source
-from fastmim.report import records
 
 CODECS = ("jpeg", "raw")
 SIZE, BATCH = 128, 128

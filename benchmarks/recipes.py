@@ -19,13 +19,12 @@ from typing import Any
 import torch
 
 from fastmim import config as configs
-from fastmim.bench import flops
+from fastmim.bench import flops, records
 from fastmim.bench.steps import Form, fastmim_step, synthetic_batch
 from fastmim.bench.timing import Times, ratios, take_turns
 from fastmim.method import build
 from fastmim.method.settings import PretrainConfig
 from fastmim.recipes import RECIPES
-from fastmim.report import records
 
 BASELINES = {"MAE": "mae-vit-b", "SimMIM": "simmim-swin-b"}
 

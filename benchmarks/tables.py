@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fastmim.report import records
-from fastmim.report.tables import markdown
+from fastmim.bench import records
+from fastmim.bench.markdown import markdown
 from fastmim.system import files
 
 ROOT = Path(__file__).parent.parent

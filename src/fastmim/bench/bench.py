@@ -10,11 +10,10 @@ import torch
 from rich.console import Console
 
 from fastmim.backbone import describe
-from fastmim.bench import chart, tables
+from fastmim.bench import chart, records, tables
 from fastmim.bench.parts import Parts, Scale, record_name
 from fastmim.bench.settings import PARTS, BenchConfig
 from fastmim.errors import RequestError
-from fastmim.report import records
 from fastmim.system import devices, files
 
 THREADS = 1

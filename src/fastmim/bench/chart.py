@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from fastmim.bench import tables
+from fastmim.bench.markdown import number
+from fastmim.bench.records import Record
 from fastmim.errors import RequestError
-from fastmim.report.records import Record
-from fastmim.report.tables import number
 
 GREY, BLUE, LIGHT = "#9aa0a6", "#1a5fb4", "#7fb0e6"
 

@@ -8,11 +8,10 @@ from typing import Any
 
 from rich.console import Console
 
-from fastmim.bench import tables
+from fastmim.bench import records, tables
+from fastmim.bench.markdown import Table, number
 from fastmim.bench.settings import CostConfig
 from fastmim.errors import RequestError
-from fastmim.report import records
-from fastmim.report.tables import Table, number
 from fastmim.system import files
 
 

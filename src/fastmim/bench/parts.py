@@ -13,10 +13,9 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from fastmim.bench import corpus, data_path, end_to_end, flops, hog, methods, steps
+from fastmim.bench import corpus, data_path, end_to_end, flops, hog, methods, records, steps
 from fastmim.bench.settings import BenchConfig
 from fastmim.data.sources import Source
-from fastmim.report import records
 from fastmim.system import devices
 
 

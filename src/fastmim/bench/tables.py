@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from fastmim.report.records import Record
-from fastmim.report.tables import Table, number
+from fastmim.bench.markdown import Table, number
+from fastmim.bench.records import Record
 
 WIDTH = 120
 """Columns of a printed table where there is no terminal."""

@@ -12,8 +12,8 @@ from typing import Any
 from rich.console import Console
 
 from fastmim import config as configs
-from fastmim.report import records
-from fastmim.report.tables import Table, markdown
+from fastmim.bench import records
+from fastmim.bench.markdown import Table, markdown
 from fastmim.studies import differences, plot
 from fastmim.studies.preflight import Request
 from fastmim.studies.processes import Slots

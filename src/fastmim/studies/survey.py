@@ -14,7 +14,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from fastmim.backbone import describe, find
-from fastmim.report.tables import markdown
+from fastmim.bench.markdown import markdown
 
 _TIMEOUT = 600.0  # seconds for one model
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from fastmim.bench import records
+from fastmim.bench.markdown import Table, markdown, number
 from fastmim.errors import RequestError
-from fastmim.report import records
-from fastmim.report.tables import Table, markdown, number
 
 TODAY = date.today().isoformat()
 

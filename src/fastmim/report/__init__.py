@@ -1,1 +1,0 @@
-"""Records of measurements and the tables made from them."""
