@@ -1,4 +1,4 @@
-# A fresh machine needs nothing but Python 3.11 or newer: `make demo`, `make test`.
+# A fresh machine needs only Python 3.11 or newer: `make demo`, `make test`.
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
@@ -8,20 +8,20 @@ INSTALLED := .venv/installed
 demo: $(INSTALLED)  ## pre-train a small ViT on the built-in photographs
 	$(BIN)/fastmim pretrain --config examples/demo.yaml --out runs/demo
 
-test: $(INSTALLED)  ## the test suite
+test: $(INSTALLED)  ## run the test suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4
 
-check: $(INSTALLED)  ## style, types, import layers
+check: $(INSTALLED)  ## check style, types and import layers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-format: $(INSTALLED)
+format: $(INSTALLED)  ## fix style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# constraints.txt holds a torch and a torchvision that match; pip alone may pair ones that do not.
+# constraints.txt pins a matching torch and torchvision; pip alone may install a pair that does not match.
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
