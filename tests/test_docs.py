@@ -1,19 +1,26 @@
-"""What README and the package promise: its commands run, its table is the records', its names exist."""
+"""The documents agree with the code: commands run, figures match the records, names exist, modules are small."""
 
 from __future__ import annotations
 
+import ast
+import graphlib
 import importlib.util
 import re
 import shlex
+import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
+import grimp
 import pytest
 import torch
+import yaml
 
 import fastmim
 from fastmim import cli
 
 ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "src/fastmim"
 README = (ROOT / "README.md").read_text()
 COMMANDS = [
     line.split("#")[0].strip().removeprefix(".venv/bin/")
@@ -24,10 +31,11 @@ COMMANDS = [
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("fastmim pretrain") and "--init" not in c])
 def test_readme_commands_run(command: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As a dry run, which resolves settings, data, model and plan; on the test's photographs."""
+    """Each runs as a dry run on test images, which resolves settings, data, model and plan."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "run.yaml").write_text("data: samples\n")
-    stand_ins = dict.fromkeys(("photos/", "packed/", "imagenet/train"), str(photos)) | {"auto": "4"}  # no CUDA here
+    stand_ins = dict.fromkeys(("photos/", "packed/", "imagenet/train"), str(photos))
+    stand_ins["auto"] = "4"  # a micro-batch of `auto` needs CUDA
     words = [stand_ins.get(word, word) for word in shlex.split(command)[1:]]
     with pytest.raises(SystemExit) as exit_:
         cli.main([*words, "--batch-size", "8", "--device", "cpu", *([] if "--dry-run" in words else ["--dry-run"])])
@@ -46,12 +54,12 @@ def test_readme_python_runs(photos: Path, tmp_path: Path, monkeypatch: pytest.Mo
     blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
     small = 'out="runs/photos", steps=1, batch_size=2, device="cpu", trackers="none", picture_every="never"'
     names: dict[str, object] = {"images": torch.randn(2, 3, 128, 128)}
-    for block in sorted(blocks, key=lambda block: "create_model" in block):  # the run first, then its weights
+    for block in sorted(blocks, key=lambda block: "create_model" in block):  # train before loading
         exec(block.replace('out="runs/photos"', small), names)
     assert isinstance(names["backbone"], torch.nn.Module)
 
 
-def test_the_figures_are_those_of_the_records() -> None:
+def test_figures_match_the_records() -> None:
     spec = importlib.util.spec_from_file_location("tables", ROOT / "benchmarks/tables.py")
     assert spec and spec.loader
     tables = importlib.util.module_from_spec(spec)
@@ -67,14 +75,47 @@ def test_public_names() -> None:
         fastmim.nothing  # noqa: B018
 
 
+def test_paths_in_contributing_exist() -> None:
+    """Paths are relative to the repository or, for modules, to the package."""
+    words = re.findall(r"`([^`\s]+(?:/|\.py))`", (ROOT / "CONTRIBUTING.md").read_text())
+    assert not [word for word in words if not ((ROOT / word).exists() or (PACKAGE / word).exists())]
+
+
+def test_citation_has_the_version_of_the_package() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert (citation["version"], citation["license"]) == (project["version"], project["license"])
+
+
 def test_module_sizes() -> None:
-    """Files that can be read at one sitting."""
-    sizes = sorted(len(path.read_text().splitlines()) for path in (ROOT / "src").rglob("*.py"))
+    """Files are short enough to read in one sitting."""
+    sizes = sorted(len(path.read_text().splitlines()) for path in PACKAGE.rglob("*.py"))
     assert sizes[len(sizes) // 2] < 150 and sizes[-1] <= 400
 
 
-def test_every_module_has_its_sentence() -> None:
+def test_function_sizes() -> None:
+    """Only `fit` in training/loop.py, the training loop itself, may exceed 60 lines."""
+    assert set(_functions_over(60)) <= {"training/loop.py: fit"}
+
+
+def _functions_over(num_lines: int) -> Iterator[str]:
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                assert node.end_lineno
+                if node.end_lineno - node.lineno >= num_lines:
+                    yield f"{path.relative_to(PACKAGE).as_posix()}: {node.name}"
+
+
+def test_no_import_circles() -> None:
+    """The layers keep rooms apart; this also holds within a room."""
+    graph = grimp.build_graph("fastmim", cache_dir=None)
+    imports = {module: graph.find_modules_directly_imported_by(module) for module in graph.modules}
+    graphlib.TopologicalSorter(imports).prepare()  # CycleError names the modules of a circle
+
+
+def test_architecture_names_every_module() -> None:
     text = (ROOT / "docs/architecture.md").read_text()
-    for path in (ROOT / "src/fastmim").iterdir():
-        if path.stem not in ("__init__", "__main__", "__pycache__", "py"):
-            assert f"`{path.stem}`" in text, path.stem
+    paths = (path.parent if path.stem == "__init__" else path for path in PACKAGE.rglob("*.py"))
+    modules = {path for path in paths if path != PACKAGE and path.stem != "__main__"}
+    assert not sorted(str(path.relative_to(PACKAGE)) for path in modules if f"`{path.stem}`" not in text)
