@@ -81,6 +81,13 @@ def test_paths_in_contributing_exist() -> None:
     assert not [word for word in words if not ((ROOT / word).exists() or (PACKAGE / word).exists())]
 
 
+def test_contributing_lists_the_layers() -> None:
+    [contract] = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    layers = [room for layer in contract["layers"] for room in layer.split(" | ")]
+    [listed] = re.findall(r"`src/fastmim/`: (.*?)\.", (ROOT / "CONTRIBUTING.md").read_text(), flags=re.DOTALL)
+    assert re.findall(r"`(\w+)`", listed) == layers
+
+
 def test_citation_has_the_version_of_the_package() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
