@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,29 @@ SMALL: dict[str, Any] = {
     "trackers": "none",
     "picture_every": "never",
 }
+
+
+# An untrained backbone's features.
+UNTRAINED: dict[str, Any] = {
+    "weights": "none",
+    "backbone": SMALL["backbone"],
+    "backbone_args": SMALL["backbone_args"],
+    "img_size": 32,
+    "num_workers": 0,
+    "device": "cpu",
+}
+
+
+def command_line(command: str, data: Path, out: Path, settings: dict[str, Any]) -> list[str]:
+    """The words that run a command with these settings in a process of its own."""
+    words = [sys.executable, "-m", "fastmim", command, "--data", str(data), "--out", str(out)]
+    for key, value in settings.items():
+        flag = "--" + key.replace("_", "-")
+        if isinstance(value, dict):
+            words += [word for k, v in value.items() for word in (f"{flag}.{k}", str(v))]
+        else:
+            words += [flag, str(value)]
+    return words
 
 
 @pytest.fixture(scope="session")

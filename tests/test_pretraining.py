@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ import yaml
 from safetensors.torch import load_file
 
 import fastmim
-from conftest import SMALL
+from conftest import SMALL, command_line
 from fastmim import RequestError, RunError
 
 
@@ -42,14 +41,7 @@ def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 def command(out: Path, data: Path, **settings: Any) -> list[str]:
     """The command line of the small run."""
-    words = [sys.executable, "-m", "fastmim", "pretrain", "--data", str(data), "--out", str(out)]
-    for key, value in (SMALL | settings).items():
-        flag = "--" + key.replace("_", "-")
-        if isinstance(value, dict):
-            words += [word for k, v in value.items() for word in (f"{flag}.{k}", str(v))]
-        else:
-            words += [flag, str(value)]
-    return words
+    return command_line("pretrain", data, out, SMALL | settings)
 
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"}
@@ -300,20 +292,3 @@ def test_several_processes_are_refused_not_silently_independent(
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(RequestError, match="WORLD_SIZE is above 1; several processes are not supported yet"):
         pretrain(tmp_path / "run", photos)
-
-
-def test_a_recipe_gives_the_settings_and_flags_override(tmp_path: Path) -> None:
-    from fastmim.method.settings import PretrainConfig
-    from fastmim.recipes import RECIPES
-    from fastmim.training import run_directory
-
-    for name in RECIPES:
-        config = run_directory.resolve(
-            PretrainConfig, {"recipe": name, "out": tmp_path / "x", "steps": 3}, recipes=RECIPES
-        )
-        assert (config.steps, config.epochs, config.recipe, config.img_size) == (
-            3,
-            None,
-            name,
-            RECIPES[name]()["img_size"],
-        )

@@ -14,6 +14,9 @@ from fastmim import config as configs
 from fastmim.errors import RequestError
 from fastmim.method.settings import PretrainConfig
 from fastmim.recipes import FINETUNE_RECIPES, RECIPES, result
+from fastmim.training import run_directory
+from fastmim.training.settings import TrainConfig
+from fastmim.transfer.classify.settings import FinetuneConfig
 
 REDUCED: dict[str, dict[str, Any]] = {
     "vit_base_patch16_224": {"embed_dim": 48, "depth": 2, "num_heads": 3},
@@ -92,3 +95,15 @@ def test_the_command_lists_every_recipe(capsys: pytest.CaptureFixture[str]) -> N
     assert "swin_base_patch4_window7_224, 192 px, 800 epochs, batch 2048" in said
     for name, recipe in (*RECIPES.items(), *FINETUNE_RECIPES.items()):
         assert f"  {name} " in said and result(recipe) in said
+
+
+@pytest.mark.parametrize(("config_class", "recipes"), [(PretrainConfig, RECIPES), (FinetuneConfig, FINETUNE_RECIPES)])
+def test_recipes_give_the_settings_and_flags_override(
+    tmp_path: Path, config_class: type[TrainConfig], recipes: dict[str, Any]
+) -> None:
+    for name, recipe in recipes.items():
+        config = run_directory.resolve(
+            config_class, {"recipe": name, "out": tmp_path / "run", "steps": 3}, recipes=recipes
+        )
+        expected = recipe() | {"recipe": name, "steps": 3, "epochs": None}
+        assert {key: getattr(config, key) for key in expected} == expected

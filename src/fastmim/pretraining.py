@@ -54,7 +54,6 @@ class Pretraining(Task[PretrainConfig]):
 
     config_class = PretrainConfig
     recipes = RECIPES
-    default_epochs = 200.0
     model: MIM
 
     def __init__(self, config: PretrainConfig, console: Console) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,23 +20,16 @@ from fastmim.randomness import image_keys, uniform
 from pictures import encode, photograph
 
 
-@dataclass
 class Numbered(ByPosition):
     """Image n has the value n in every pixel; those in `bad` cannot be read."""
 
-    num: int = 40
-    bad: tuple[int, ...] = ()
-    labelled: bool = False
-    origin: str = "photos/"
-    read_so_far: list[int] = field(default_factory=list)
+    num: int
+    bad: tuple[int, ...]
+    read_so_far: list[int]
 
-    @property
-    def labels(self) -> np.ndarray | None:
-        return np.arange(self.num) * 10 if self.labelled else None
-
-    @property
-    def classes(self) -> list[str] | None:
-        return None
+    def __init__(self, num: int = 40, *, bad: tuple[int, ...] = (), labelled: bool = False) -> None:
+        super().__init__(origin="photos/", labels=np.arange(num) * 10 if labelled else None)
+        self.__dict__.update(num=num, bad=bad, read_so_far=[])  # sources are frozen
 
     def __len__(self) -> int:
         return self.num

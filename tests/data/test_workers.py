@@ -27,16 +27,14 @@ OPTIONS = {"size": 16, "seed": 0, "global_batch": 8, "first_step": 0, "last_step
 class Plain(ByPosition):
     """Twenty grey images."""
 
-    origin, labels, classes = "plain", None, None
+    def __init__(self) -> None:
+        super().__init__(origin="plain")
 
     def __len__(self) -> int:
         return 20
 
     def read(self, index: int) -> np.ndarray:
         return np.zeros((20, 20), np.uint8)
-
-    def name(self, index: int) -> str:
-        return str(index)
 
 
 class Stuck(Plain):

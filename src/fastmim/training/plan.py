@@ -76,16 +76,13 @@ class Plan:
         ]
 
 
-def make_plan(
-    config: TrainConfig, source: Source, *, sizes: Sequence[tuple[int, float]], default_epochs: float
-) -> Plan:
+def make_plan(config: TrainConfig, source: Source, *, sizes: Sequence[tuple[int, float]]) -> Plan:
     """Resolve a config for its training images and this machine.
 
     Args:
         config: The settings of the run.
         source: The training images.
         sizes: (image size, share of the run) of each stage, in order.
-        default_epochs: The length if the config gives none.
 
     Raises:
         RequestError: fewer images than one batch, an unavailable device, or more than one process.
@@ -93,7 +90,7 @@ def make_plan(
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise RequestError("WORLD_SIZE is above 1; several processes are not supported yet: start one process")
     per_epoch = steps_per_epoch(source, config.batch_size)
-    total = config.steps or max(1, round((config.epochs or default_epochs) * per_epoch))
+    total = config.steps or max(1, round((config.epochs or config.DEFAULT_EPOCHS) * per_epoch))
     warmup = schedule.to_steps(
         config.warmup, total_steps=total, steps_per_epoch=per_epoch, batch_size=config.batch_size
     )

@@ -62,7 +62,6 @@ class Task(ABC, Generic[Config]):
 
     config_class: ClassVar[type[Any]]
     recipes: ClassVar[Recipes]
-    default_epochs: ClassVar[float]
 
     model: nn.Module
     """On the plan's device, once built; forward(**prepare(batch)) returns {"loss": ...}."""
@@ -76,7 +75,7 @@ class Task(ABC, Generic[Config]):
         self.config, self.console = config, console
         self.directory = RunDirectory(config.out)
         self.source = self.open_data()
-        self.plan = make_plan(config, self.source, sizes=self.sizes(), default_epochs=self.default_epochs)
+        self.plan = make_plan(config, self.source, sizes=self.sizes())
         say = functools.partial(console.print, soft_wrap=True, markup=False)
         self.bad_images = BadImages(config.out, num_images=self.num_images, max_share=config.max_bad_share, say=say)
 

@@ -33,6 +33,9 @@ class TrainConfig(Settings):
         }
     )
 
+    DEFAULT_EPOCHS: ClassVar[float] = 200.0
+    """The length of a run that gives neither epochs nor steps; see `epochs`."""
+
     data: str = "samples"
     """Images: a directory (any depth), a pack, .tar shards ('shards/{000..127}.tar'), a .txt/.csv list of paths,
     hf://OWNER/NAME, torchvision://NAME, or `samples` (built in)."""

@@ -130,9 +130,8 @@ def test_images_without_paths_are_split_by_their_position(tmp_path: Path, monkey
 class Tensors(ByPosition):
     """Pixels and a class for each image but no paths, like torchvision's datasets."""
 
-    origin = "tensors"
-    classes = ("a", "b")
-    labels = np.arange(60) % 2
+    def __init__(self) -> None:
+        super().__init__(origin="tensors", labels=np.arange(60) % 2, classes=["a", "b"])
 
     def __len__(self) -> int:
         return 60
@@ -141,9 +140,6 @@ class Tensors(ByPosition):
         if index == 7:
             raise BadImage("broken")
         return np.full((8, 9), index, np.uint8)
-
-    def name(self, index: int) -> str:
-        return f"tensors#{index}"
 
 
 # Damage

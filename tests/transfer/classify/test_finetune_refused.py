@@ -11,9 +11,6 @@ import pytest
 
 from conftest import SMALL
 from fastmim import RequestError, RunError
-from fastmim.recipes import FINETUNE_RECIPES
-from fastmim.training import run_directory
-from fastmim.transfer.classify.settings import FinetuneConfig
 from tuning import NETWORK, finetune
 
 
@@ -106,12 +103,3 @@ def test_several_processes_are_refused(tmp_path: Path, labelled: Path, monkeypat
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(RequestError, match="WORLD_SIZE is above 1; several processes are not supported yet"):
         finetune(tmp_path / "run", labelled)
-
-
-def test_recipes_give_the_settings_and_flags_override(tmp_path: Path) -> None:
-    for name in FINETUNE_RECIPES:
-        config = run_directory.resolve(
-            FinetuneConfig, {"recipe": name, "out": tmp_path / "x", "steps": 3}, recipes=FINETUNE_RECIPES
-        )
-        assert (config.steps, config.epochs, config.batch_size, config.img_size) == (3, None, 1024, 224)
-    assert (config.lr, config.layer_decay) == (1e-3, 0.8)

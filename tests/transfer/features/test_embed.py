@@ -8,7 +8,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,9 @@ import pytest
 import torch
 from pyarrow import parquet
 
+import conftest
 import fastmim
-from conftest import SMALL
+from conftest import SMALL, command_line
 from fastmim import Backbone, RequestError, RunError
 from fastmim.data.sources import open_source
 from fastmim.transfer.features import embed as embedding
@@ -27,15 +27,7 @@ from fastmim.transfer.features.encoder import Encoder
 from fastmim.transfer.features.extraction import extract, gather
 from fastmim.transfer.features.feature_file import FeatureWriter
 
-UNTRAINED: dict[str, Any] = {
-    "weights": "none",
-    "backbone": SMALL["backbone"],
-    "backbone_args": SMALL["backbone_args"],
-    "img_size": 32,
-    "num_workers": 0,
-    "device": "cpu",
-    "batch_size": 5,
-}
+UNTRAINED = conftest.UNTRAINED | {"batch_size": 5}
 
 
 @pytest.fixture
@@ -162,24 +154,13 @@ def test_a_kill_while_finishing_loses_nothing(
     assert not (tmp_path / f"killed{suffix}.partial").exists()
 
 
-def command(data: Path, out: Path) -> list[str]:
-    words = [sys.executable, "-m", "fastmim", "embed", "--data", str(data), "--out", str(out)]
-    for key, value in (UNTRAINED | {"batch_size": 1}).items():
-        flag = "--" + key.replace("_", "-")
-        if isinstance(value, dict):
-            words += [word for k, v in value.items() for word in (f"{flag}.{k}", str(v))]
-        else:
-            words += [flag, str(value)]
-    return words
-
-
 def test_sigterm_saves_and_exits_75(tmp_path: Path, photos: Path) -> None:
     listed = tmp_path / "many.csv"
     listed.write_text("".join(f"{photo}\n" for photo in sorted(photos.iterdir()) * 1000))
     out = tmp_path / "features.npy"
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment}
-    with subprocess.Popen(command(listed, out), **pipes) as process:
+    with subprocess.Popen(command_line("embed", listed, out, UNTRAINED | {"batch_size": 1}), **pipes) as process:
         size = 0
         deadline = time.monotonic() + 60
         while size < 20_000 and time.monotonic() < deadline:

@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import fastmim
-from conftest import SMALL
+from conftest import SMALL, UNTRAINED
 from fastmim import Backbone, RequestError, RunError
 from fastmim.data.augment import decode_center, normalise
 from fastmim.data.labelled import open_labelled
@@ -30,15 +30,6 @@ from fastmim.transfer.features.encoder import Encoder, open_encoder
 from fastmim.transfer.features.extraction import extract, gather
 from fastmim.transfer.features.scores import LabelledFeatures
 from fastmim.transfer.features.settings import FeatureConfig
-
-UNTRAINED: dict[str, Any] = {
-    "weights": "none",
-    "backbone": SMALL["backbone"],
-    "backbone_args": SMALL["backbone_args"],
-    "img_size": 32,
-    "num_workers": 0,
-    "device": "cpu",
-}
 
 
 @pytest.fixture(scope="module")

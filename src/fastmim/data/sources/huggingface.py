@@ -22,12 +22,9 @@ _BINARY = {"binary", "large_binary"}
 class Rows(ByPosition):
     """Encoded images in one column of a dataset."""
 
-    origin: str
     dataset: Any
     """That column only, not decoded. Its tables are memory-mapped files, so it is small when pickled."""
     column: str
-    labels: np.ndarray | None
-    classes: list[str] | None
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -39,9 +36,6 @@ class Rows(ByPosition):
         if not cell:
             raise BadImage("the row has no image")
         return bytes(cell)
-
-    def name(self, index: int) -> str:
-        return f"{self.origin}#{index}"
 
 
 def open_huggingface(name: str, options: Mapping[str, str], *, origin: str) -> Rows:
@@ -64,7 +58,8 @@ def open_huggingface(name: str, options: Mapping[str, str], *, origin: str) -> R
     dataset = _load(name, options, origin)
     column = _image_column(dataset.features, options.get("column"), origin)
     labels, classes = _labels(dataset, _label_column(dataset.features, options.get("label"), origin), origin)
-    return Rows(origin, _undecoded(dataset.select_columns([column]), column), column, labels, classes)
+    undecoded = _undecoded(dataset.select_columns([column]), column)
+    return Rows(undecoded, column, origin=origin, labels=labels, classes=classes)
 
 
 def _load(name: str, options: Mapping[str, str], origin: str) -> Any:

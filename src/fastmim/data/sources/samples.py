@@ -23,7 +23,7 @@ _PHOTOGRAPHS = (
 _MIN_SIDE = 192
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Samples(ByPosition):
     """Tiles of photographs, each photograph decoded once per process at first use.
 
@@ -33,9 +33,6 @@ class Samples(ByPosition):
 
     tiles: tuple[tuple[str, int, Box], ...]
     """(photograph, number of the tile in it, box)."""
-    origin: str = "samples"
-    labels: None = None
-    classes: None = None
 
     def __len__(self) -> int:
         return len(self.tiles)
@@ -67,7 +64,7 @@ def open_samples() -> Samples:
                 "reinstall scikit-image from its wheel, or give --data a folder of images"
             ) from None
         tiles += [(photograph, number, box) for number, box in enumerate(boxes)]
-    return Samples(tuple(tiles))
+    return Samples(tuple(tiles), origin="samples")
 
 
 def _folder() -> Path:

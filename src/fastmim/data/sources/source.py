@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -55,10 +56,17 @@ class Source(Protocol):
         """The image's position in the source that a pack or a subset was made from; `index` in any other source."""
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
 class ByPosition:
     """The rest of `Source` for images without paths: pixels in memory, rows of a table, members of tars."""
 
+    origin: str
+    labels: np.ndarray | None = None
+    classes: list[str] | None = None
     root: None = None
+
+    def name(self, index: int) -> str:
+        return f"{self.origin}#{index}"
 
     def key(self, index: int) -> bytes:
         return b"%d" % index

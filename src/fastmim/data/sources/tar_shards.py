@@ -32,7 +32,6 @@ _NUM_THREADS = 8  # indexing waits for the disk or the network at every header
 class Shards(ByPosition):
     """Encoded images in tars."""
 
-    origin: str
     paths: NameTable
     """The shards."""
     stamps: np.ndarray
@@ -45,8 +44,6 @@ class Shards(ByPosition):
     """(N,) int64, the position of each image's first byte in its shard."""
     lengths: np.ndarray
     """(N,) int64, the size of each image in bytes."""
-    labels: np.ndarray | None = None
-    classes: list[str] | None = None
 
     def __len__(self) -> int:
         return len(self.shard)
@@ -111,7 +108,8 @@ def open_shards(paths: Sequence[Path], *, origin: str, cache_dir: Path) -> Shard
         distinct, labels = np.unique(index.labels, return_inverse=True)
         classes = [str(number) for number in distinct.tolist()]
     table = NameTable.build(names)
-    return Shards(origin, table, stamps, index.members, index.shard, index.offsets, index.lengths, labels, classes)
+    places = index.members, index.shard, index.offsets, index.lengths
+    return Shards(table, stamps, *places, origin=origin, labels=labels, classes=classes)
 
 
 @dataclass(frozen=True, eq=False)

@@ -36,11 +36,8 @@ _TIMEOUT_S = 30.0
 class Arrays(ByPosition):
     """Decoded images of one size, in memory."""
 
-    origin: str
     images: np.ndarray
     """uint8 (N, H, W) or (N, H, W, 3)."""
-    labels: np.ndarray | None
-    classes: list[str] | None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -48,18 +45,12 @@ class Arrays(ByPosition):
     def read(self, index: int) -> np.ndarray:
         return self.images[index]
 
-    def name(self, index: int) -> str:
-        return f"{self.origin}#{index}"
-
 
 @dataclass(frozen=True, eq=False)
 class Pictures(ByPosition):
     """A torchvision dataset that opens its own files."""
 
-    origin: str
     dataset: Any
-    labels: np.ndarray | None
-    classes: list[str] | None
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -69,9 +60,6 @@ class Pictures(ByPosition):
             return np.asarray(to_rgb(self.dataset[index][0]))
         except Exception as error:  # Pillow's plugins meet damage with any exception
             raise BadImage(one_line(error)) from None
-
-    def name(self, index: int) -> str:
-        return f"{self.origin}#{index}"
 
 
 def open_torchvision(name: str, options: Mapping[str, str], *, origin: str, cache_dir: Path) -> Source:
@@ -99,7 +87,7 @@ def open_torchvision(name: str, options: Mapping[str, str], *, origin: str, cach
             images, labels = (_read_idx(path) for path in found)
             if labels.shape != images.shape[:1] or images.ndim != 3:
                 raise RequestError(f"{found[0]} and {found[1]} do not belong together; fetch both again")
-            return Arrays(origin, images, labels.astype(np.int64), list(dataset.classes))
+            return Arrays(images, origin=origin, labels=labels.astype(np.int64), classes=list(dataset.classes))
     return _as_source(_build(name, dataset, root, arguments), origin)
 
 
@@ -193,7 +181,9 @@ def _as_source(dataset: Any, origin: str) -> Source:
     if not isinstance(first, Image.Image):
         raise RequestError(f"--data {origin}: the dataset gives {type(first).__name__}, not images")
     images = _image_array(getattr(dataset, "data", None), np.asarray(first), len(dataset))
-    return Pictures(origin, dataset, labels, classes) if images is None else Arrays(origin, images, labels, classes)
+    if images is None:
+        return Pictures(dataset, origin=origin, labels=labels, classes=classes)
+    return Arrays(images, origin=origin, labels=labels, classes=classes)
 
 
 def _labels(dataset: Any) -> np.ndarray | None:

@@ -62,7 +62,6 @@ class Finetuning(Task[FinetuneConfig]):
 
     config_class = FinetuneConfig
     recipes = FINETUNE_RECIPES
-    default_epochs = 100.0
     model: Finetuner
 
     def open_data(self) -> Source:

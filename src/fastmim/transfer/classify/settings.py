@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from fastmim.config import check_positive
 from fastmim.errors import RequestError
@@ -45,6 +45,8 @@ class FinetuneConfig(TrainConfig):
 
     img_size: int = 224
     """Side of the training crops in pixels; the weights are resampled to it."""
+
+    DEFAULT_EPOCHS: ClassVar[float] = 100.0
 
     epochs: float | None = None
     """Passes over the training images. [default: 100, unless --steps is given]"""
