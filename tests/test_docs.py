@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ast
 import graphlib
+import importlib
 import importlib.util
 import re
 import shlex
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import grimp
 import pytest
@@ -121,8 +123,51 @@ def test_no_import_circles() -> None:
     graphlib.TopologicalSorter(imports).prepare()  # CycleError names the modules of a circle
 
 
-def test_architecture_names_every_module() -> None:
-    text = (ROOT / "docs/architecture.md").read_text()
-    paths = (path.parent if path.stem == "__init__" else path for path in PACKAGE.rglob("*.py"))
-    modules = {path for path in paths if path != PACKAGE and path.stem != "__main__"}
-    assert not sorted(str(path.relative_to(PACKAGE)) for path in modules if f"`{path.stem}`" not in text)
+ARCHITECTURE = ROOT / "docs/architecture.md"
+BEGIN, END = "<!-- modules: python tests/test_docs.py -->", "<!-- end of modules -->"
+
+
+def module_list() -> str:
+    """A heading for each package and a line for each module: the first sentence of its docstring."""
+    lines: list[str] = []
+    folders = [PACKAGE, *sorted(path.parent for path in PACKAGE.rglob("*/__init__.py"))]
+    for folder in folders:
+        sentence = _sentence(folder / "__init__.py")
+        name = ".".join(folder.relative_to(PACKAGE.parent).parts)
+        lines += ["", f"### `{name}`", "", sentence, ""]
+        modules = sorted(path for path in folder.glob("*.py") if path.stem != "__init__")
+        lines += [f"- `{path.stem}`: {_sentence(path)}" for path in modules]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _sentence(path: Path) -> str:
+    docstring = ast.get_docstring(ast.parse(path.read_text()))
+    assert docstring, path
+    return " ".join(docstring.split("\n\n")[0].split())
+
+
+def updated(text: str) -> str:
+    """The architecture page with the present list of modules."""
+    before, rest = text.split(BEGIN)
+    return f"{before}{BEGIN}\n{module_list()}\n{END}{rest.split(END)[1]}"
+
+
+def test_architecture_lists_every_module() -> None:
+    assert updated(ARCHITECTURE.read_text()) == ARCHITECTURE.read_text()
+
+
+def test_the_walk_in_architecture_names_what_exists() -> None:
+    """Each dotted name, such as `training.run.launch`, can be imported."""
+    walk = ARCHITECTURE.read_text().split(BEGIN)[0]
+    names = re.findall(
+        r"`((?:backbone|cli|data|method|pretraining|training|transfer|weights)\.(?!safetensors)[\w.]+)`", walk
+    )
+    assert len(names) >= 15
+    for name in names:
+        found: Any = fastmim
+        for part in name.split("."):
+            found = getattr(found, part, None) or importlib.import_module(f"{found.__name__}.{part}")
+
+
+if __name__ == "__main__":
+    ARCHITECTURE.write_text(updated(ARCHITECTURE.read_text()))

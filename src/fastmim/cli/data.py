@@ -1,4 +1,4 @@
-"""`pack`."""
+"""The `pack` command."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`study`, `bench` and `cost`."""
+"""The commands `study`, `bench` and `cost`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`pretrain`, `recipes`, `backbones` and `visualise`."""
+"""The commands `pretrain`, `recipes`, `backbones` and `visualise`."""
 
 from __future__ import annotations
 

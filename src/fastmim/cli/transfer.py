@@ -1,4 +1,4 @@
-"""`finetune`, `probe` and `embed`."""
+"""The commands `finetune`, `probe` and `embed`."""
 
 from __future__ import annotations
 

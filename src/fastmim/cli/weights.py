@@ -1,4 +1,4 @@
-"""`export` and `convert`."""
+"""The commands `export` and `convert`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Builds the MIM of a config, or of a checkpoint."""
+"""The MIM of a config, or of a checkpoint."""
 
 from __future__ import annotations
 

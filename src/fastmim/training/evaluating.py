@@ -1,4 +1,4 @@
-"""Evaluation of a model in the midst of its training."""
+"""Evaluation mode for a model that is being trained."""
 
 from __future__ import annotations
 

@@ -1,0 +1,1 @@
+"""The use of pre-trained weights: fine-tuning, and frozen features."""
