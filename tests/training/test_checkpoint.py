@@ -16,6 +16,7 @@ from torch import nn
 from torch.optim import AdamW
 
 from fastmim.errors import RunError
+from fastmim.system import files
 from fastmim.training import checkpoint, optim
 
 
@@ -143,7 +144,7 @@ def test_no_pickle_is_ever_loaded(tmp_path: Path) -> None:
     manifest = json.loads((path / "manifest.json").read_text())
     manifest["files"]["model.safetensors"] = {
         "bytes": (path / "model.safetensors").stat().st_size,
-        "crc32": checkpoint._crc32(path / "model.safetensors"),
+        "crc32": files.crc32(path / "model.safetensors"),
     }
     (path / "manifest.json").write_text(json.dumps(manifest))
     found = checkpoint.newest(tmp_path)

@@ -97,7 +97,7 @@ class GrowingFiles:
         if done and images.name(done - 1) != self.committed["last_name"]:
             raise RequestError(
                 f"data is {images.origin}, whose image {done} is {images.name(done - 1)}; expected "
-                f"{self.committed['last_name']}, as when this began: give it the same images, or start anew with "
+                f"{self.committed['last_name']}, as when this began: give it the same images, or start over with "
                 f"--overwrite"
             )
         if done:

@@ -30,7 +30,7 @@ from fastmim.training.settings import TrainConfig
 
 Batch = dict[str, Any]
 Periodic = tuple[int, Callable[[int], dict[str, float]]]
-"""(every, function): function(step) is called after every so many steps and after the last; its numbers are logged."""
+"""(every, function): function(step) runs every `every` steps and after the last; its metrics are logged."""
 
 PATIENCE = 10
 """Non-finite steps in a row after which a run stops."""
@@ -54,7 +54,7 @@ class Trainable(Protocol):
         """Facts for the manifests of checkpoints."""
 
     def periodic(self, logs: Logs) -> Sequence[Periodic]:
-        """What happens every so many steps."""
+        """Return what happens at intervals during training."""
 
 
 def fit(

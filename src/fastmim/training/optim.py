@@ -21,7 +21,8 @@ def build(model: nn.Module, *, weight_decay: float, betas: tuple[float, float]) 
     not decayed.
     """
     spared: set[str] = getattr(model, "no_weight_decay", set)()
-    return adamw(param_groups_weight_decay(model, weight_decay, no_weight_decay_list=spared), betas=betas)
+    undecayed_first = param_groups_weight_decay(model, weight_decay, no_weight_decay_list=spared)
+    return adamw(undecayed_first[::-1], betas=betas)
 
 
 def adamw(groups: list[dict[str, Any]], *, betas: tuple[float, float]) -> AdamW:

@@ -81,7 +81,7 @@ class Task(ABC, Generic[Config]):
 
     @abstractmethod
     def open_data(self) -> Source:
-        """Open the data; the training images."""
+        """Open the data and return the training images."""
 
     @abstractmethod
     def sizes(self) -> Sequence[tuple[int, float]]:
@@ -97,7 +97,7 @@ class Task(ABC, Generic[Config]):
 
     @abstractmethod
     def describe(self) -> list[str]:
-        """What will happen, as lines for the console."""
+        """Describe the run, as lines for the console."""
 
     @abstractmethod
     def prepare(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -113,7 +113,7 @@ class Task(ABC, Generic[Config]):
 
     @abstractmethod
     def periodic(self, logs: Logs) -> list[Periodic]:
-        """What happens every so many steps during training."""
+        """Return what happens at intervals during training: pictures, evaluations."""
 
     @abstractmethod
     def finish(self, step: int) -> Result:

@@ -77,7 +77,7 @@ class RunDirectory:
     def read_metrics(self) -> list[dict[str, Any]]:
         """Read the lines of metrics.jsonl in order; no lines if there is no such file.
 
-        A last line that was cut short by a kill is left out.
+        A last line that a kill truncated is left out.
         """
         lines = []
         for line in self.metrics.read_text().splitlines() if self.metrics.exists() else ():

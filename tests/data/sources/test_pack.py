@@ -176,7 +176,7 @@ def test_a_flipped_byte_is_found_by_verify(copy: Path) -> None:
         file.write(bytes([byte ^ 4]))
     assert len(open_source(str(copy))) == 30
     with pytest.raises(
-        RunError, match=r"is damaged in block 0 \(images 0 to 29, \S+00.jpg to \S+29.jpg\): copy it anew"
+        RunError, match=r"is damaged in block 0 \(images 0 to 29, \S+00.jpg to \S+29.jpg\): copy it again"
     ):
         verify(copy)
 

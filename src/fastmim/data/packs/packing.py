@@ -131,7 +131,7 @@ def verify(pack: str | os.PathLike[str]) -> int:
         damage = find_damage(folder, origin=str(pack), show=show)
     if damage:
         listed = "; ".join(damage[:5]) + (f"; and {len(damage) - 5} more" if len(damage) > 5 else "")
-        raise RunError(f"{pack} is damaged in {listed}: copy it anew, or make it again with --overwrite")
+        raise RunError(f"{pack} is damaged in {listed}: copy it again, or make it again with --overwrite")
     return len(packed)
 
 

@@ -42,7 +42,7 @@ class PackWriter:
             if differences := self.files.differences("request", request):
                 raise RequestError(
                     f"out is {out}, whose unfinished part in {self.files.folder} was begun differently "
-                    f"({differences}): take another directory, or start anew with --overwrite"
+                    f"({differences}): take another directory, or start over with --overwrite"
                 )
             committed = self.files.committed
             self.replace = committed.get("replace", overwrite)

@@ -48,7 +48,7 @@ class FeatureWriter:
         if differences := self.files.differences("settings", settings):
             raise RequestError(
                 f"out is {out}, whose unfinished part has other settings ({differences}): take another "
-                f"--out, or start anew with --overwrite"
+                f"--out, or start over with --overwrite"
             )
         committed = self.files.committed
         self.num_read = self.num_saved = committed.get("num_read", 0)
