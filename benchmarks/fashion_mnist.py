@@ -23,18 +23,13 @@ import torch
 
 import fastmim
 from fastmim.bench import records, timing
+from fastmim.studies.preflight import LIGHT
 from fastmim.studies.results import spread
 
 DATA = "torchvision://FashionMNIST"
 NETWORK: dict[str, Any] = {"patch_size": 4, "embed_dim": 96, "depth": 4, "num_heads": 3}
 COMMON: dict[str, Any] = {"img_size": 28, "trackers": "none", "log_every": 50}
-AUGMENTATION: dict[str, Any] = {
-    "crop_scale": (0.5, 1.0),
-    "randaugment": "none",
-    "mixup": 0.0,
-    "cutmix": 0.0,
-    "reprob": 0.0,
-}
+AUGMENTATION = {name: value for name, value in LIGHT.items() if name not in ("lr", "warmup")}
 SCRATCH = "scratch"
 
 

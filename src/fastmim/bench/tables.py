@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from fastmim.bench.markdown import Table, number
 from fastmim.bench.records import Record
 
 WIDTH = 120
 """Columns of a printed table where there is no terminal."""
+
+Columns = dict[str, Callable[[Any], str]]
+"""The function that makes a column's cell from a row's numbers, by the column's name."""
+
+_MEMORY: Columns = {"MiB": lambda n: number(n["memory_mib"])}
+_FASTER: Columns = {"times faster": lambda n: spread(n["times_faster"])}
 
 
 def table(record: Record) -> Table:
@@ -46,52 +53,48 @@ def where(record: Record) -> str:
     return f"{name}, torch {record['versions']['torch']}, {record['date']}"
 
 
-def _rates(record: Record, numbers: Mapping[str, float]) -> tuple[str, ...]:
-    return (number(rate(numbers)), *([number(numbers["images_per_s"])] if on_cpu(record) else []))
+def _rates(record: Record) -> Columns:
+    return {clock(record): lambda n: number(rate(n)), "images/s": lambda n: number(n["images_per_s"])}
 
 
-def _rate_names(record: Record) -> tuple[str, ...]:
-    return (clock(record), *(["images/s"] if on_cpu(record) else []))
+def _table(title: str, first: str, found: Mapping[str, Any], columns: Columns, note: str) -> Table:
+    """A table with a row for each name: the name, then a cell from each column."""
+    rows = [(name, *(cell(numbers) for cell in columns.values())) for name, numbers in found.items()]
+    return Table(title, (first, *columns), rows, note)
 
 
 def _data(record: Record) -> Table:
     config = record["config"]
-    return Table(
+    return _table(
         "Reading images",
-        ("pipeline", "images/CPU-s", "images/s", "times faster"),
-        [
-            (name, *(number(n[key]) for key in ("images_per_cpu_s", "images_per_s")), spread(n["times_faster"]))
-            for name, n in record["summary"]["pipelines"].items()
-        ],
+        "pipeline",
+        record["summary"]["pipelines"],
+        _rates(record) | _FASTER,
         f"{config['num_images']} JPEGs of {config['mean_bytes']['folder'] / 1000:.0f} KB, crops of "
         f"{config['crop_size']} px, no worker processes; ratios from CPU time. {where(record)}.",
     )
 
 
 def _hog(record: Record) -> Table:
-    return Table(
+    return _table(
         "HOG target",
-        ("form", *_rate_names(record), "MiB", "times faster"),
-        [
-            (name, *_rates(record, n), number(n["memory_mib"]), spread(n["times_faster"]))
-            for name, n in record["summary"]["forms"].items()
-        ],
+        "form",
+        record["summary"]["forms"],
+        _rates(record) | _MEMORY | _FASTER,
         f"Batches of {record['config']['batch_size']} at {record['config']['img_size']} px. {where(record)}.",
     )
 
 
 def _step(record: Record) -> Table:
-    rows = []
+    columns = _rates(record) | _MEMORY | {"of peak": lambda n: f"{n['share_of_peak']:.0%}"} | _FASTER
+    rows: list[tuple[str, ...]] = []
     for case, found in record["summary"]["cases"].items():
-        rows.append((case, *("" for _ in range(4 + on_cpu(record)))))
-        for form, n in found["forms"].items():
-            share = f"{n['share_of_peak']:.0%}"
-            memory = number(n["memory_mib"])
-            rows.append((f"  {form}", *_rates(record, n), memory, share, spread(n["times_faster"])))
+        rows.append((case, *("" for _ in columns)))
+        rows += [(f"  {form}", *(cell(n) for cell in columns.values())) for form, n in found["forms"].items()]
     peaks = ", ".join(f"{name} {value:.3g}" for name, value in record["summary"]["peak_tflops"].items())
     return Table(
         "Training step",
-        ("step", *_rate_names(record), "MiB", "of peak", "times faster"),
+        ("step", *columns),
         rows,
         f"Batches of {record['config']['batch_size']}; MiB: activations and gradients; of peak: the model's "
         f"throughput over a large matrix product's (TFLOP/s: {peaks}); ratios from {_ratio_clock(record)}. "
@@ -101,33 +104,30 @@ def _step(record: Record) -> Table:
 
 def _methods(record: Record) -> Table:
     unit = "core-hours" if on_cpu(record) else "device-hours"
-    return Table(
+    return _table(
         f"Methods on {record['summary']['backbone']}",
-        ("method", *_rate_names(record), "GFLOP forward", "MiB", f"{unit} an epoch", "times FastMIM's"),
-        [
-            (
-                name,
-                *_rates(record, n),
-                number(n["gflop_forward"]),
-                number(n["memory_mib"]),
-                number(n["device_hours_per_epoch"]),
-                spread(n["times_slower"]),
-            )
-            for name, n in record["summary"]["methods"].items()
-        ],
+        "method",
+        record["summary"]["methods"],
+        _rates(record)
+        | {"GFLOP forward": lambda n: number(n["gflop_forward"])}
+        | _MEMORY
+        | {f"{unit} an epoch": lambda n: number(n["device_hours_per_epoch"])}
+        | {"times FastMIM's": lambda n: spread(n["times_slower"])},
         f"All by fastmim in {record['config']['form'].removeprefix('fastmim ')}; an epoch is "
         f"{record['config']['epoch']:,} images; ratios from {_ratio_clock(record)}. {where(record)}.",
     )
 
 
 def _end_to_end(record: Record) -> Table:
-    return Table(
+    return _table(
         "End to end",
-        ("source", "images/s", "waiting for data", "share of memory's rate"),
-        [
-            (name, number(n["images_per_s"]), f"{n['data_wait_share']:.0%}", spread(n["of_memory"]))
-            for name, n in record["summary"]["tiers"].items()
-        ],
+        "source",
+        record["summary"]["tiers"],
+        {
+            "images/s": lambda n: number(n["images_per_s"]),
+            "waiting for data": lambda n: f"{n['data_wait_share']:.0%}",
+            "share of memory's rate": lambda n: spread(n["of_memory"]),
+        },
         f"{record['config']['backbone']} {record['config']['backbone_args'] or ''} at 128 px, "
         f"data workers: {record['config']['num_workers']}; by wall-clock time. {where(record)}.",
     )

@@ -13,14 +13,7 @@ from fastmim.errors import DONE
 
 
 @app.command
-def export(
-    run: Path,
-    *,
-    to: str,
-    out: Path,
-    img_size: int | None = None,
-    overwrite: Overwrite = False,
-) -> int:
+def export(run: Path, *, to: str, out: Path, img_size: int | None = None, overwrite: Overwrite = False) -> int:
     """Write a run's backbone for other libraries, load it again and compare.
 
     Parameters

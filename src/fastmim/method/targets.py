@@ -40,7 +40,7 @@ class HOG(nn.Module):
     its unsigned orientation, floor(atan2(gx, gy) / pi * num_bins) mod num_bins. Each cell sums its pixels, and
     its histogram is scaled to L2 norm 1. There is no Gaussian window and no gradient; float32 always.
 
-    The result equals this formula up to rounding, but no bin is computed (benchmarks/hog.py measures the gain):
+    The result equals this formula up to rounding, but no bin is computed (gain: `fastmim bench --only hog`):
     an orientation falls in bin k or above exactly where gy/gx <= cot(k * pi / num_bins), so magnitudes are summed
     on that side of each of the num_bins - 1 lines, and a histogram is the differences of neighbouring sums. This
     needs no one-hot tensor of the image's size, and the compiler fuses the rest.
