@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import resource
+import shutil
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -152,3 +154,103 @@ def test_no_pickle_is_ever_loaded(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="is not a safetensors file"):
         checkpoint.load(found, trained()[0])
     assert not marker.exists()
+
+
+def damage(path: Path) -> None:
+    (path / "model.safetensors").write_bytes(bytes((path / "model.safetensors").stat().st_size))
+
+
+def names(root: Path) -> list[str]:
+    return sorted(path.name for path in root.iterdir())
+
+
+def test_a_checkpoint_below_damaged_ones_stays(tmp_path: Path) -> None:
+    """A run that fell back saves below the numbers of the damaged checkpoints, which are set aside."""
+    for step in (80, 120):
+        damage(save(tmp_path, step))
+    for step in (11, 12, 13):
+        save(tmp_path, step)
+        assert checkpoint.newest(tmp_path).step == step  # type: ignore[union-attr]
+    assert names(tmp_path) == [".damaged_step_000000080", ".damaged_step_000000120", "step_000000012", "step_000000013"]
+    damage(save(tmp_path, 14))
+    save(tmp_path, 15)
+    assert "step_000000013" in names(tmp_path), "of two valid ones, neither is removed for a damaged one between them"
+
+
+def test_foreign_names_files_and_links_are_left_alone(tmp_path: Path) -> None:
+    root, elsewhere = tmp_path / "checkpoints", tmp_path / "other disk"
+    first = save(root, 1)
+    for copy in ("step_best", "step_old", "step_000000001.bak", "step_1"):
+        shutil.copytree(first, root / copy)
+    first.rename(elsewhere)
+    first.symlink_to(elsewhere)
+    (root / "step_000000002").write_text("a file with the name of a checkpoint")
+    (root / ".tmp_step_000000009").write_text("a file with the name of an unfinished one")
+    (root / "notes.txt").write_text("mine")
+    for step in range(2, 8):
+        save(root, step, keep_every=5)
+    kept = {"step_best", "step_old", "step_000000001.bak", "step_1", "step_000000001", "notes.txt"}
+    assert set(names(root)) == kept | {f"step_00000000{step}" for step in (5, 6, 7)} | {".damaged_step_000000002"}
+    assert (elsewhere / "manifest.json").exists() and checkpoint.newest(root).step == 7  # type: ignore[union-attr]
+
+
+def test_a_linked_checkpoint_can_be_resumed(tmp_path: Path) -> None:
+    path = save(tmp_path / "checkpoints", 3)
+    path.rename(tmp_path / "other disk")
+    path.symlink_to(tmp_path / "other disk")
+    assert checkpoint.newest(tmp_path / "checkpoints").step == 3  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        "[]",
+        "null",
+        '"text"',
+        "[" * 100_000,
+        '{"format": 1, "step": 2, "files": {}}',
+        '{"format": 1, "step": 2, "files": []}',
+        '{"format": 1, "step": 2, "files": {"model.safetensors": 1, "optim.safetensors": 2}}',
+        '{"format": 1, "step": "2", "files": {"model.safetensors": {}, "optim.safetensors": {}}}',
+        '{"format": 1, "step": true, "files": {"model.safetensors": {}, "optim.safetensors": {}}}',
+        '{"format": 1, "step": 2, "files": {"../../secret": {"bytes": 0, "crc32": 0}}}',
+    ],
+)
+def test_an_odd_manifest_is_damage(tmp_path: Path, manifest: str) -> None:
+    save(tmp_path, 1)
+    (save(tmp_path, 2) / "manifest.json").write_text(manifest)
+    assert checkpoint.newest(tmp_path).step == 1  # type: ignore[union-attr]
+
+
+def test_a_manifest_of_another_step_is_damage(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    save(tmp_path, 2).rename(tmp_path / "step_000000009")
+    assert checkpoint.newest(tmp_path).step == 1  # type: ignore[union-attr]
+
+
+def test_a_checkpoint_that_does_not_read_back_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path, 1)
+    rename = Path.rename
+
+    def rename_and_lose(path: Path, target: Path) -> Path:
+        moved = rename(path, target)
+        if path.name.startswith(".tmp_step"):
+            damage(moved)  # a disk that says that it has written
+        return moved
+
+    monkeypatch.setattr(Path, "rename", rename_and_lose)
+    with pytest.raises(RunError, match=r"could not save step 2 .*it does not read back.*checkpoint of step 1 in"):
+        save(tmp_path, 2)
+
+
+def test_an_old_checkpoint_that_cannot_be_removed_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path, 1)
+    save(tmp_path, 2)
+
+    def refuse(path: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(shutil, "rmtree", refuse)
+    with pytest.warns(UserWarning, match="could not remove an old checkpoint from .*Permission denied"):
+        save(tmp_path, 3)
+    assert checkpoint.newest(tmp_path).step == 3  # type: ignore[union-attr]

@@ -8,14 +8,16 @@ as one that was never interrupted. Layout of `checkpoints/step_000012000/`:
     manifest.json       format, step, the run's facts, parameter-group scalars, bytes and CRC32 of each file
 
 A checkpoint is written to `.tmp_step_N`, the manifest last, flushed to the disk and then renamed. A kill at any moment
-leaves every directory named `step_N` complete.
+leaves every directory named `step_N` complete. Anything else in `checkpoints/`, such as copies under other names or
+links to checkpoints on another disk, is never removed.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import shutil
-from collections.abc import Iterator
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +32,9 @@ from fastmim.system import files
 from fastmim.training import optim
 
 FORMAT = 1
-KEPT = 2
+NUM_KEPT = 2
+_FILES = ("model.safetensors", "optim.safetensors")
+_NAME = re.compile(r"step_\d{9,}")
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,9 @@ def save(
     about: dict[str, Any],
     keep_every: int | None = None,
 ) -> Path:
-    """Write a checkpoint, then prune: keep the last two and every multiple of `keep_every`.
+    """Write a checkpoint and read it back, then prune: keep the two newest valid ones and multiples of `keep_every`.
+
+    Damaged checkpoints are renamed to `.damaged_step_N`.
 
     Args:
         root: The run's `checkpoints` directory.
@@ -65,13 +71,17 @@ def save(
     if _read(final):  # saved already, for instance by a regular save right before a signal
         return final
     try:
-        shutil.rmtree(final, ignore_errors=True)  # damaged, and skipped when the run resumed
+        root.mkdir(parents=True, exist_ok=True)
         for leftover in root.glob(".tmp_step_*"):
-            shutil.rmtree(leftover)
-        partial.mkdir(parents=True)
+            _remove(leftover)
+        if final.is_symlink() or final.exists():
+            _set_aside(final)
+        partial.mkdir()
         _write(partial, step, model, optimizer, about)
         partial.rename(final)
         files.fsync(root)
+        if _read(final) is None:
+            raise OSError("it does not read back as it was written")
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         intact = newest(root)
@@ -83,7 +93,10 @@ def save(
         raise RunError(
             f"could not save step {step} to {final}: {error}; {keeping}; free space and run the same command to resume"
         ) from error
-    _prune(root, keep_every)
+    try:
+        _prune(root, final, keep_every)
+    except OSError as error:
+        warnings.warn(f"could not remove an old checkpoint from {root}: {error}", stacklevel=2)
     return final
 
 
@@ -93,7 +106,7 @@ def _write(directory: Path, step: int, model: nn.Module, optimizer: AdamW, about
         for name, state in optim.named_state(model, optimizer).items()
         for key, value in state.items()
     }
-    contents = {"model.safetensors": model.state_dict(), "optim.safetensors": moments}
+    contents = dict(zip(_FILES, (model.state_dict(), moments), strict=True))
     for name, tensors in contents.items():
         save_file({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, directory / name)
         files.fsync(directory / name)
@@ -109,17 +122,23 @@ def _write(directory: Path, step: int, model: nn.Module, optimizer: AdamW, about
 
 def newest(root: Path) -> Checkpoint | None:
     """Return the newest checkpoint whose sizes and checksums match; skip damaged ones."""
-    return next((checkpoint for path in _all(root) if (checkpoint := _read(path))), None)
+    return next((checkpoint for path in _named(root) if (checkpoint := _read(path))), None)
 
 
 def _read(path: Path) -> Checkpoint | None:
+    """Return the checkpoint in a directory, or None if its manifest is not one of ours or its files do not match it."""
     try:
         manifest = json.loads((path / "manifest.json").read_text())
-        listed = manifest["files"].items()
-        whole = all((path / n).stat().st_size == f["bytes"] and files.crc32(path / n) == f["crc32"] for n, f in listed)
-        return Checkpoint(path, manifest["step"], manifest) if whole and manifest["format"] == FORMAT else None
-    except (OSError, ValueError, KeyError):
+        step, listed = manifest["step"], manifest["files"]
+        ours = manifest["format"] == FORMAT and type(step) is int and step == _step(path)
+        valid = ours and listed.keys() == set(_FILES) and all(_matches(path / name, listed[name]) for name in _FILES)
+        return Checkpoint(path, step, manifest) if valid else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):  # whatever the JSON may hold
         return None
+
+
+def _matches(path: Path, facts: dict[str, int]) -> bool:
+    return path.stat().st_size == facts["bytes"] and files.crc32(path) == facts["crc32"]
 
 
 def load(checkpoint: Checkpoint, model: nn.Module, optimizer: AdamW | None = None) -> None:
@@ -146,12 +165,41 @@ def _tensors(path: Path) -> dict[str, Tensor]:
         ) from None
 
 
-def _all(root: Path) -> Iterator[Path]:
-    """Checkpoint directories, newest first."""
-    return iter(sorted(root.glob("step_*"), reverse=True)) if root.is_dir() else iter(())
+def _named(root: Path) -> list[Path]:
+    """Checkpoint directories by their names, newest first; links to directories are followed."""
+    paths = root.glob("step_*") if root.is_dir() else ()
+    return sorted((path for path in paths if _NAME.fullmatch(path.name) and path.is_dir()), key=_step, reverse=True)
 
 
-def _prune(root: Path, keep_every: int | None) -> None:
-    for path in list(_all(root))[KEPT:]:
-        if keep_every is None or int(path.name.removeprefix("step_")) % keep_every:
-            shutil.rmtree(path)
+def _step(path: Path) -> int:
+    return int(path.name.removeprefix("step_"))
+
+
+def _prune(root: Path, saved: Path, keep_every: int | None) -> None:
+    """Remove what need not stay beside the checkpoint just saved, which has been read back."""
+    num_valid = 1
+    for path in _named(root):
+        if path == saved or path.is_symlink():
+            continue
+        if num_valid >= NUM_KEPT and _step(path) < _step(saved):
+            if keep_every is None or _step(path) % keep_every:
+                shutil.rmtree(path)
+        elif _read(path):
+            num_valid += 1
+        else:
+            _set_aside(path)
+
+
+def _set_aside(path: Path) -> None:
+    """Rename what is no valid checkpoint but has the name of one."""
+    aside = path.with_name(f".damaged_{path.name}")
+    _remove(aside)
+    path.rename(aside)
+
+
+def _remove(path: Path) -> None:
+    """Remove a directory, a file or a link if it exists; never what a link points to."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
