@@ -13,9 +13,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import EpsImagePlugin, Image, UnidentifiedImageError
 
-from fastmim.data.decode import BadImage, Box, decode_box, image_extensions, jpeg_orientation
+from fastmim.data.decode import (
+    BadImage,
+    Box,
+    decode_box,
+    decode_whole,
+    image_extensions,
+    jpeg_orientation,
+    only_images,
+)
 from pictures import encode, photograph, psnr
 
 BOX = Box(top=20, left=150, height=300, width=260)
@@ -257,6 +265,39 @@ def test_corrupted_files_give_the_reason(kind: str) -> None:
     with pytest.raises(BadImage, match=reason) as caught:
         crop(data)
     assert "\n" not in str(caught.value)
+
+
+def field(record: int, dataset: int, content: bytes) -> bytes:
+    """A field of an IPTC file."""
+    return bytes((0x1C, record, dataset)) + len(content).to_bytes(2, "big") + content
+
+
+def eps_in_iptc() -> bytes:
+    """An IPTC file whose picture is PostScript, which Pillow gives to Ghostscript."""
+    size = [field(3, tag, (9).to_bytes(4, "big")) for tag in (20, 30)]
+    header = field(3, 60, b"\x01\x00") + b"".join(size) + field(3, 120, b"\x00\x00\x00\x05")
+    return header + field(8, 10, b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n%%EOF\n")
+
+
+def test_no_picture_reaches_ghostscript(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither in a file nor inside another format, nor where a dataset opens its own files."""
+    ran: list[object] = []
+
+    def ghostscript(*args: object, **kwargs: object) -> Image.Image:
+        ran.append(args)
+        return Image.new("RGB", (9, 9))
+
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *args, **kwargs: ghostscript().im)
+    Image.open(io.BytesIO(eps_in_iptc())).load()
+    assert ran, "Pillow itself would have started it"
+    ran.clear()
+    before = Image.ID[:]
+    for decode in (crop, decode_whole):
+        with pytest.raises(BadImage, match="not an image: begins with b'.x1c"):
+            decode(eps_in_iptc())
+    with only_images(), pytest.raises(UnidentifiedImageError):
+        Image.open(io.BytesIO(eps_in_iptc()))
+    assert not ran and before == Image.ID and ".iim" not in image_extensions()
 
 
 @pytest.mark.parametrize("array", [np.zeros((4, 4)), np.zeros((4, 4, 2), np.uint8), np.zeros(4, np.uint8)])

@@ -23,9 +23,13 @@ from torch import Tensor
 MAX_PIXELS = 178_956_970
 """The largest image that is decoded, in pixels: the limit at which Pillow itself refuses. 0.5 GB as RGB."""
 
-# Formats of Pillow that are not images: documents, video, data containers, and those that Pillow only
-# identifies or hands to another program (EPS runs Ghostscript).
-_NOT_IMAGES = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "PDF", "WMF"}
+# An allow-list, so that a new plugin is not trusted unseen. Left out are documents, video, data containers, formats
+# that Pillow only identifies, EPS, which runs Ghostscript, and IPTC, which opens the file inside it in any format.
+_FORMATS = {
+    "AVIF", "BLP", "BMP", "CUR", "DCX", "DDS", "DIB", "FITS", "FLI", "FTEX", "GBR", "GIF", "ICNS", "ICO", "IM", "IMT",
+    "JPEG", "JPEG2000", "MCIDAS", "MSP", "PCD", "PCX", "PIXAR", "PNG", "PPM", "PSD", "QOI", "SGI", "SPIDER", "SUN",
+    "TGA", "TIFF", "WEBP", "XBM", "XPM", "XVTHUMB",
+}  # fmt: skip
 
 # EXIF orientation -> (transpose, then flip rows, then flip columns) that turns the stored frame upright.
 _UPRIGHT = {
@@ -63,7 +67,7 @@ class Box(NamedTuple):
 def image_formats() -> tuple[str, ...]:
     """The names of the Pillow formats that count as images."""
     Image.init()
-    return tuple(name for name in Image.ID if name in Image.OPEN and name not in _NOT_IMAGES)
+    return tuple(name for name in Image.ID if name in Image.OPEN and name in _FORMATS)
 
 
 @cache
@@ -113,7 +117,7 @@ def decode_box(
     else:
         image, orientation = _open_with_pillow(data, max_pixels)
         box = _stored_box(choose_box, image.height, image.width, orientation)
-        with _pillow_limit(max_pixels):  # Pillow checks crops too
+        with only_images(max_pixels):  # Pillow checks crops too
             region = image.crop((box.left, box.top, box.left + box.width, box.top + box.height))
         crop = _resample(np.array(region), size, size)
     return _turn_upright(crop.expand(3, size, size), orientation)
@@ -291,7 +295,7 @@ def _turn_upright(image: Tensor, orientation: int) -> Tensor:
 def _open_with_pillow(data: bytes, max_pixels: int) -> tuple[Image.Image, int]:
     """Decode an image to "L" or "RGB" in the frame of the file, and read its orientation."""
     try:
-        with _pillow_limit(max_pixels):
+        with only_images(max_pixels):
             image = Image.open(io.BytesIO(data), formats=image_formats())
             image.load()
             orientation = _pillow_orientation(image)
@@ -307,17 +311,20 @@ def _open_with_pillow(data: bytes, max_pixels: int) -> tuple[Image.Image, int]:
 
 
 @contextmanager
-def _pillow_limit(max_pixels: int) -> Iterator[None]:
-    """Make Pillow refuse more than `max_pixels`, also inside containers, and silence its warnings."""
-    before = Image.MAX_IMAGE_PIXELS
-    Image.MAX_IMAGE_PIXELS = max_pixels
+def only_images(max_pixels: int = MAX_PIXELS) -> Iterator[None]:
+    """Restrict Pillow to `image_formats` and to images of at most `max_pixels`, inside containers too, and silence it.
+
+    This changes Pillow's global state while the block runs.
+    """
+    formats, before = list(image_formats()), (Image.ID[:], Image.MAX_IMAGE_PIXELS)
+    Image.ID[:], Image.MAX_IMAGE_PIXELS = formats, max_pixels
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             yield
     finally:
-        Image.MAX_IMAGE_PIXELS = before
+        Image.ID[:], Image.MAX_IMAGE_PIXELS = before
 
 
 def _pillow_orientation(image: Image.Image) -> int:

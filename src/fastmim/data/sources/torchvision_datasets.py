@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from fastmim.data.decode import BadImage, one_line, to_rgb
+from fastmim.data.decode import BadImage, one_line, only_images, to_rgb
 from fastmim.data.sources.files import Files
 from fastmim.data.sources.index import NameTable
 from fastmim.data.sources.source import ByPosition, NoSuchSplit, Source
@@ -57,7 +57,8 @@ class Pictures(ByPosition):
 
     def read(self, index: int) -> np.ndarray:
         try:
-            return np.asarray(to_rgb(self.dataset[index][0]))
+            with only_images():
+                return np.asarray(to_rgb(self.dataset[index][0]))
         except Exception as error:  # Pillow's plugins meet damage with any exception
             raise BadImage(one_line(error)) from None
 
