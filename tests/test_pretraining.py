@@ -150,6 +150,19 @@ def test_the_same_directory_alone_resumes(tmp_path: Path, photos: Path) -> None:
     assert equal(tensors(out), tensors(whole.out))
 
 
+def test_a_run_inside_its_data_resumes(tmp_path: Path, photos: Path) -> None:
+    """Its own pictures are no training images, so the data is the same when it resumes."""
+    data = tmp_path / "data"
+    shutil.copytree(photos, data)
+    settings = {"picture_every": "4 steps", "steps": 8}
+    whole = pretrain(tmp_path / "whole", photos, **settings)
+    out = pretrain(data / "runs" / "x", data, **settings).out
+    shutil.rmtree(out / "checkpoints/step_000000008")
+    with pytest.warns(UserWarning, match="passed over the run directory runs/x, whose pictures are no training images"):
+        assert pretrain(out, data, **settings).finished
+    assert equal(tensors(out), tensors(whole.out))
+
+
 def test_order_and_randomness_do_not_depend_on_workers_or_micro_batches(tmp_path: Path, photos: Path) -> None:
     one, two = (pretrain(tmp_path / str(n), photos, num_workers=n, steps=4).out for n in (0, 2))
     assert equal(tensors(one), tensors(two))

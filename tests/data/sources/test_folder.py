@@ -227,3 +227,20 @@ def test_a_folder_that_cannot_be_listed_is_named(root: Path, cache: Path, monkey
     monkeypatch.setattr(os, "scandir", refuse)
     with pytest.raises(RequestError, match=r"cannot list the folder .*photos/a: Permission denied"):
         open_source(str(root), cache_dir=cache)
+
+
+@pytest.mark.filterwarnings("default")
+def test_run_directories_are_passed_over(root: Path, cache: Path) -> None:
+    touch(root, "1.jpg", "a/2.jpg", "runs/x/config.yaml", "runs/x/metrics.jsonl", "runs/x/samples/step_1.png")
+    touch(root, "study/config.yaml", "study/plan.json", "study/plot.png", "b/config.yaml", "b/3.jpg")
+    with pytest.warns(UserWarning, match="passed over 2 run directories, such as runs/x, whose pictures are no train"):
+        assert open_names(root, cache) == ["1.jpg", "a/2.jpg", "b/3.jpg"]
+    settle(root)
+    for _ in range(2):  # by a scan, and from its cache
+        with pytest.warns(UserWarning, match="passed over 2 run directories"):
+            assert len(open_names(root, cache)) == 3
+
+
+def test_a_run_directory_that_is_asked_for_is_read(root: Path, cache: Path) -> None:
+    touch(root, "config.yaml", "metrics.jsonl", "samples/step_1.png")
+    assert open_names(root, cache) == ["samples/step_1.png"]

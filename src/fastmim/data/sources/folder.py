@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import os
 import time
+import warnings
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,9 @@ from fastmim.data.sources.files import Files
 from fastmim.data.sources.index import NameTable
 from fastmim.errors import RequestError
 
-_FORMAT = 1
+_FORMAT = 2
+# A folder that holds the first of these and another is a run's or a study's.
+_CONFIG, _RUN_FILES = b"config.yaml", {b"metrics.jsonl", b"checkpoints", b"plan.json"}
 _COMMON_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif")
 
 
@@ -34,6 +37,8 @@ class _Index:
     """All folders that were walked, relative to the root."""
     times: np.ndarray
     """(number of folders,) int64, their modification times in ns."""
+    runs: NameTable
+    """Run directories, relative to the root; nothing in them counts."""
 
 
 def scan(directory: Path, *, origin: str, cache_dir: Path) -> Files:
@@ -41,7 +46,8 @@ def scan(directory: Path, *, origin: str, cache_dir: Path) -> Files:
 
     Images are the files, at any depth, whose extension belongs to one of Pillow's image formats; hidden
     files and folders are skipped. Links to files and folders are followed, and each folder is visited
-    once. If all images lie in subfolders, those of the first level are the classes.
+    once. Run directories below the root are passed over with a warning, so that a run's pictures never become its
+    training images. If all images lie in subfolders, those of the first level are the classes.
 
     Raises:
         RequestError: A folder cannot be listed, or no images were found.
@@ -55,6 +61,12 @@ def scan(directory: Path, *, origin: str, cache_dir: Path) -> Files:
         if not len(index.paths):
             raise RequestError(_nothing_found(origin, others))
         indices.save(index, cached, changed=index.times.max(), started=started)
+    if num_runs := len(index.runs):
+        some = f"{num_runs} run directories, such as" if num_runs > 1 else "the run directory"
+        warnings.warn(
+            f"--data {origin}: passed over {some} {os.fsdecode(index.runs[0])}, whose pictures are no training images",
+            stacklevel=3,
+        )
     classes = [os.fsdecode(name) for name in index.classes] or None
     return Files(origin, str(directory.absolute()), index.paths, index.labels if classes else None, classes)
 
@@ -67,6 +79,7 @@ def _walk(root: bytes, origin: str) -> tuple[_Index, Counter[str]]:
     visited: set[tuple[int, int]] = set()
     # Links wait until all real folders are done, so that a folder reached both ways goes by its real name.
     folders: list[bytes] = [b""]
+    runs: list[bytes] = []
     links: list[bytes] = []
     while folders or links:
         folder = folders.pop() if folders else heapq.heappop(links)
@@ -79,6 +92,9 @@ def _walk(root: bytes, origin: str) -> tuple[_Index, Counter[str]]:
             shown = Path(origin, os.fsdecode(folder))
             raise RequestError(f"cannot list the folder {shown}: {error.strerror}") from None
         visited.add((status.st_dev, status.st_ino))
+        if listing.is_run and folder:
+            runs.append(folder)
+            continue
         times[folder] = status.st_mtime_ns
         prefix = folder + b"/" if folder else b""
         folders += [prefix + name for name in listing.folders]
@@ -87,7 +103,7 @@ def _walk(root: bytes, origin: str) -> tuple[_Index, Counter[str]]:
         if listing.images:
             found.append((folder, sorted(listing.images)))
         others += listing.others
-    return _index(sorted(found), times), others
+    return _index(sorted(found), times, sorted(runs)), others
 
 
 class _Listing(NamedTuple):
@@ -97,25 +113,31 @@ class _Listing(NamedTuple):
     """To folders."""
     others: Counter[str]
     """Files that are not images, by extension."""
+    is_run: bool
 
 
 def _list(path: bytes) -> _Listing:
     """Sort the entries of one folder by kind."""
     endings = frozenset(map(os.fsencode, image_extensions()))
-    images, folders, links, others = _Listing([], [], [], Counter())
+    images: list[bytes] = []
+    folders: list[bytes] = []
+    links: list[bytes] = []
+    others: Counter[str] = Counter()
+    names: set[bytes] = set()
     with os.scandir(path) as entries:
         for entry in entries:
             name = entry.name
             ending = name[name.rfind(b".") :].lower() if b"." in name else b""
             if name.startswith(b"."):
                 continue
+            names.add(name)
             if _is_folder(entry):
                 (links if entry.is_symlink() else folders).append(name)
             elif ending in endings and (entry.is_symlink() or entry.is_file()):
                 images.append(name)
             else:
                 others[os.fsdecode(ending)] += 1
-    return _Listing(images, folders, links, others)
+    return _Listing(images, folders, links, others, is_run=_CONFIG in names and bool(_RUN_FILES & names))
 
 
 def _is_folder(entry: os.DirEntry[bytes]) -> bool:
@@ -125,7 +147,7 @@ def _is_folder(entry: os.DirEntry[bytes]) -> bool:
         return False
 
 
-def _index(found: list[tuple[bytes, list[bytes]]], times: dict[bytes, int]) -> _Index:
+def _index(found: list[tuple[bytes, list[bytes]]], times: dict[bytes, int], runs: list[bytes]) -> _Index:
     """Build the index from each folder's images; it has classes if no image lies directly in the root."""
     paths = [folder + b"/" + name if folder else name for folder, names in found for name in names]
     in_classes = bool(found) and found[0][0] != b""
@@ -139,6 +161,7 @@ def _index(found: list[tuple[bytes, list[bytes]]], times: dict[bytes, int]) -> _
         labels=np.repeat(np.array([number[top] for top in tops], dtype=np.int64), sizes),
         folders=NameTable.build(list(times)),
         times=np.array(list(times.values()), dtype=np.int64),
+        runs=NameTable.build(runs),
     )
 
 
