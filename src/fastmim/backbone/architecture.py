@@ -194,7 +194,8 @@ class Architecture:
     def arguments(self, model: nn.Module) -> dict[str, Any]:
         """The arguments with which timm makes `model` again, at its present size."""
         now = get_model_args(model)
-        return {**self.args, **{key: now[key] for key in now.keys() - {"global_pool", "in_chans"}}, **self.chans}
+        names = sorted(now.keys() - {"global_pool", "in_chans"})
+        return {**self.args, **{name: now[name] for name in names}, **self.chans}
 
     def fit(self, img_size: int, encoder_depth: float = 1.0) -> Fit:
         """Fit the model to images of this size; RequestError if it cannot take the size or the depth."""

@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import Dataset
 
 from fastmim.data.augment import decode_center
-from fastmim.data.decode import MAX_PIXELS, BadImage, reason
+from fastmim.data.decode import MAX_PIXELS, UNREADABLE, reason
 from fastmim.data.loader import read_ahead
 from fastmim.data.sources import Source
 
@@ -36,7 +36,7 @@ class _Centers(Dataset[dict[str, Any]]):
             try:
                 data = self.source.read(index)
                 crop = decode_center(data, self.size, crop_pct=self.crop_pct, max_pixels=self.max_pixels)
-            except (BadImage, OSError) as error:
+            except UNREADABLE as error:
                 bad.append((self.source.name(index), reason(error)))
             else:
                 images[len(read)] = crop

@@ -49,9 +49,17 @@ class BadImage(ValueError):  # noqa: N818 - describes an image, not the program
     """One image cannot be used; the message is the reason in one line."""
 
 
-def reason(error: BadImage | OSError) -> str:
+UNREADABLE = (OSError, ValueError, MemoryError, RuntimeError)
+"""Whatever reading and decoding one image may raise; it makes that image unreadable and does not end the run."""
+
+
+def reason(error: Exception) -> str:
     """Why an image is skipped, in one line."""
-    return str(error) if isinstance(error, BadImage) else error.strerror or type(error).__name__
+    if isinstance(error, BadImage):
+        return str(error)
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return f"{type(error).__name__}{f': {one_line(error)}' if str(error) else ''}"
 
 
 class Box(NamedTuple):

@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from fastmim.data.augment import CROP_STREAM, NUM_RANDOMS, decode_crop
-from fastmim.data.decode import MAX_PIXELS, BadImage, reason
+from fastmim.data.decode import MAX_PIXELS, UNREADABLE, reason
 from fastmim.data.sources import Source
 from fastmim.data.workers import obey_parent_only, signals_blocked
 from fastmim.errors import RequestError, RunError
@@ -138,7 +138,7 @@ class _Crops(Dataset[dict[str, Any]]):
                     )
                     out.copy_(crop)
                     return index
-                except (BadImage, OSError) as error:
+                except UNREADABLE as error:
                     bad[index] = reason(error)
             index = (index + 1) % len(self.source)
         return None

@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
 from fastmim.data import augment
-from fastmim.data.decode import BadImage
+from fastmim.data.decode import UNREADABLE
 from fastmim.data.sources import Source
 from fastmim.data.statistics import IMAGENET_MEAN, IMAGENET_STD
 from fastmim.errors import RunError
@@ -72,7 +72,7 @@ def draw(model: MIM, source: Source, *, num_images: int, seed: int, caption: str
     spread = torch.linspace(0, len(source) - 1, min(num_images, len(source))).round().long().tolist()
     crops: dict[int, Tensor] = {}
     for index in spread:
-        with suppress(BadImage, OSError):
+        with suppress(*UNREADABLE):
             crops[index] = augment.decode_center(source.read(index), model.backbone.img_size)
     if not crops:
         raise RunError(f"none of {len(spread)} images of {source.origin} can be read; expected images: check the files")

@@ -1,14 +1,19 @@
-"""Files that appear whole or not at all; their checksums; flushing them to the disk."""
+"""Files that appear whole or not at all; checksums; flushing to the disk; reading files of unknown origin."""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import stat
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+MAX_BYTES = 1 << 30
+"""The largest file of unknown origin that is read, in bytes."""
 
 _CHUNK = 1 << 22
 
@@ -45,6 +50,32 @@ def write_json(path: Path, content: Any, *, indent: int | None = 1) -> None:
 def read_json(path: Path) -> Any:
     """Read a JSON file."""
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def open_regular(path: str | bytes | Path) -> int:
+    """Open a regular file for reading, and never wait for a pipe or a device; return its file descriptor.
+
+    Raises:
+        OSError: there is no such file, or it is not a regular file.
+    """
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+    descriptor = os.open(path, flags)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a regular file")
+    return descriptor
+
+
+def read_regular(path: str | Path) -> bytes:
+    """Read a regular file of at most `MAX_BYTES`.
+
+    Raises:
+        OSError: as `open_regular`, or it is larger.
+    """
+    with os.fdopen(open_regular(path), "rb") as file:
+        if os.fstat(file.fileno()).st_size > MAX_BYTES:
+            raise OSError(errno.EFBIG, f"larger than {MAX_BYTES >> 20} MiB")
+        return file.read()
 
 
 def crc32(path: Path) -> int:

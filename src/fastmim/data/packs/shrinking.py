@@ -11,7 +11,7 @@ import simplejpeg
 import torch
 from torch.utils.data import Dataset
 
-from fastmim.data.decode import BadImage, decode_whole, jpeg_header, jpeg_orientation, one_line
+from fastmim.data.decode import UNREADABLE, BadImage, decode_whole, jpeg_header, jpeg_orientation, one_line, reason
 from fastmim.data.loader import read_ahead
 from fastmim.data.sources import Source
 
@@ -67,10 +67,8 @@ class _ShrunkImages(Dataset[dict[str, Any]]):
         for position in positions:
             try:
                 content, shape = make_small(self.source.read(position), codec=self.codec, short_side=self.short_side)
-            except BadImage as error:
-                bad.append((self.source.name(position), str(error)))
-            except OSError as error:
-                bad.append((self.source.name(position), error.strerror or type(error).__name__))
+            except UNREADABLE as error:
+                bad.append((self.source.name(position), reason(error)))
             else:
                 contents.append(content)
                 rows.append((position, len(content), *shape))

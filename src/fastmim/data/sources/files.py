@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from fastmim.data.sources.index import NameTable
+from fastmim.system.files import read_regular
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +27,7 @@ class Files:
         return len(self.paths)
 
     def read(self, index: int) -> bytes:
-        return Path(self.name(index)).read_bytes()
+        return read_regular(self.name(index))
 
     def name(self, index: int) -> str:
         return str(Path(self.root, os.fsdecode(self.paths[index])))

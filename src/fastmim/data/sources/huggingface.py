@@ -12,6 +12,7 @@ import numpy as np
 from fastmim.data.decode import BadImage, one_line
 from fastmim.data.sources.source import ByPosition, NoSuchSplit
 from fastmim.errors import RequestError, RunError
+from fastmim.system.files import read_regular
 
 OPTIONS = ("split", "column", "label", "config", "revision")
 _LABELS = ("label", "labels")
@@ -32,7 +33,7 @@ class Rows(ByPosition):
     def read(self, index: int) -> bytes:
         cell = self.dataset[index][self.column]
         if isinstance(cell, dict):  # {"bytes": ..., "path": ...}, either of which may be missing
-            cell = cell["bytes"] or (Path(cell["path"]).read_bytes() if cell["path"] else None)
+            cell = cell["bytes"] or (read_regular(cell["path"]) if cell["path"] else None)
         if not cell:
             raise BadImage("the row has no image")
         return bytes(cell)

@@ -40,7 +40,7 @@ class Source(Protocol):
         """An encoded file, or uint8 (H, W), (H, W, 1) or (H, W, 3).
 
         Raises:
-            OSError, BadImage: It cannot be read.
+            BadImage, OSError: It cannot be read (`decode.UNREADABLE` has what callers catch).
         """
 
     def name(self, index: int) -> str:

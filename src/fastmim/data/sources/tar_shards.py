@@ -22,6 +22,7 @@ from fastmim.data.sources.index import NameTable
 from fastmim.data.sources.source import ByPosition
 from fastmim.data.sources.tar_headers import TRUNCATED, Member, TarDamage, members
 from fastmim.errors import RequestError
+from fastmim.system.files import open_regular
 
 _FORMAT = 1
 _MAX_OPEN = 128  # shards that a process keeps open
@@ -61,7 +62,7 @@ class _Opened:
     """A file descriptor that closes with its last reference. Processes may share it: `pread` keeps no position."""
 
     def __init__(self, path: bytes) -> None:
-        self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self.fd = open_regular(path)
 
     def __del__(self) -> None:
         with suppress(AttributeError, OSError):

@@ -1,0 +1,103 @@
+"""Pipes, devices and huge files with the names of images are unreadable images; nothing waits for them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import fastmim
+from fastmim.data.center_crops import load_centers
+from fastmim.data.loader import load
+from fastmim.data.sources import Source, open_source
+from fastmim.data.sources.source import ByPosition
+from fastmim.errors import RequestError
+from fastmim.system import files
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs POSIX special files")
+
+REASONS = {
+    "pipe.jpg": "not a regular file",
+    "device.jpg": "not a regular file",
+    "huge.jpg": "larger than 1024 MiB",
+    "gone.jpg": "No such file or directory",
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, photos: Path) -> Path:
+    data = tmp_path / "data"
+    shutil.copytree(photos, data)
+    os.mkfifo(tmp_path / "pipe")
+    (data / "pipe.jpg").symlink_to(tmp_path / "pipe")
+    (data / "device.jpg").symlink_to("/dev/zero")
+    (data / "gone.jpg").symlink_to(tmp_path / "nothing")
+    with (data / "huge.jpg").open("wb") as file:
+        file.truncate(files.MAX_BYTES + 1)
+    return data
+
+
+def found_bad(source: Source) -> dict[str, str]:
+    """What an evaluation pass and a training epoch report; both must agree."""
+    evaluated = [bad for batch in load_centers(source, size=16, batch_size=8) for bad in batch["bad"]]
+    options = {"size": 16, "seed": 0, "global_batch": len(source), "first_step": 0, "last_step": 1}
+    trained = [bad for batch in load(source, **options) for bad in batch["bad"]]  # type: ignore[arg-type]
+    assert sorted(evaluated) == sorted(trained)
+    return {Path(name).name: reason for name, reason in evaluated}
+
+
+def test_special_files_in_a_folder_are_skipped(folder: Path, tmp_path: Path) -> None:
+    assert found_bad(open_source(str(folder), cache_dir=tmp_path / "cache")) == REASONS
+    packed = fastmim.pack(folder, tmp_path / "packed", num_workers=0, max_bad_share=0.5)
+    assert packed.num_images == 24
+    listed = (tmp_path / "packed/bad_images.txt").read_text().splitlines()
+    assert {Path(line.split("\t")[0]).name: line.split("\t")[1] for line in listed} == REASONS
+
+
+def test_special_files_in_a_list_are_skipped(folder: Path, tmp_path: Path) -> None:
+    listed = tmp_path / "list.txt"
+    good = [str(path) for path in sorted(folder.glob("0*.jpg"))]
+    listed.write_text("\n".join([*good, "/dev/null", str(folder / "pipe.jpg"), "nul\0.jpg", str(tmp_path)]) + "\n")
+    bad = found_bad(open_source(str(listed)))
+    assert bad["pipe.jpg"] == bad["null"] == "not a regular file"
+    assert bad["nul\0.jpg"] == "ValueError: embedded null byte"
+    assert bad[tmp_path.name] in ("Is a directory", "not a regular file")
+
+
+def test_a_pipe_is_no_shard(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "photos.tar")
+    with pytest.raises(RequestError, match=r"cannot read the shard .*photos.tar: not a regular file"):
+        open_source(str(tmp_path / "photos.tar"), cache_dir=tmp_path / "cache")
+
+
+class Moody(ByPosition):
+    """Images 0 to 3 fail in other ways than an image usually does."""
+
+    def __init__(self) -> None:
+        super().__init__(origin="moody")
+
+    def __len__(self) -> int:
+        return 12
+
+    def read(self, index: int) -> np.ndarray:
+        errors = [
+            MemoryError(),
+            ValueError("odd"),
+            RecursionError("maximum recursion depth exceeded"),
+            RuntimeError("no"),
+        ]
+        if index < len(errors):
+            raise errors[index]
+        return np.full((20, 20), index, np.uint8)
+
+
+def test_whatever_one_image_raises_makes_it_unreadable() -> None:
+    assert found_bad(Moody()) == {
+        "moody#0": "MemoryError",
+        "moody#1": "ValueError: odd",
+        "moody#2": "RecursionError: maximum recursion depth exceeded",
+        "moody#3": "RuntimeError: no",
+    }
