@@ -180,3 +180,34 @@ def test_weights_files_have_the_default_permissions(tmp_path: Path) -> None:
     saved(tmp_path / "w.safetensors", args=TINY, img_size=32)
     (tmp_path / "new").touch()
     assert (tmp_path / "w.safetensors").stat().st_mode == (tmp_path / "new").stat().st_mode
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"architecture": "hf-hub:evil/model"}, "metadata has architecture 'hf-hub:evil/model'; expected that of a timm"),
+        ({"architecture": "local-dir:/tmp"}, "has architecture 'local-dir:/tmp'"),
+        ({"arguments": {"pretrained": True}}, "has argument 'pretrained'"),
+        ({"arguments": {"pretrained_cfg_overlay": {"url": "http://127.0.0.1:9/x"}}}, "has argument 'pretrained_cfg_overlay'"),
+        ({"arguments": {"checkpoint_path": "/etc/hostname"}}, "has argument 'checkpoint_path'"),
+        ({"arguments": []}, r"has arguments \[\]"),
+        ({"arguments": {"no_such": 1}}, "does not hold the vit_tiny_patch16_224 that it says"),
+        ({"img_size": "32"}, "has img_size '32'"),
+        ({"untrained": None}, "has untrained None"),
+    ],
+)  # fmt: skip
+def test_metadata_that_is_not_ours_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    """Nothing is fetched or opened because a file says so, and nothing ends in a traceback."""
+    saved(tmp_path / "whole.safetensors", args=TINY, img_size=32)
+    tensors, facts = weights.read(tmp_path / "whole.safetensors")
+    weights.write(tmp_path / "w.safetensors", tensors, facts | changes)
+    with pytest.raises(RequestError, match=message) as error:
+        fastmim.load_backbone(tmp_path / "w.safetensors")
+    assert "\n" not in str(error.value)
+
+
+def test_metadata_that_is_no_json_or_is_missing_is_refused(tmp_path: Path) -> None:
+    for metadata, message in (({"img_size": "{"}, "has no JSON"), ({"architecture": "resnet18"}, "has no 'arguments'")):
+        save_file({"a": torch.zeros(1)}, tmp_path / "w.safetensors", {"format": "fastmim-weights-1"} | metadata)
+        with pytest.raises(RequestError, match=message):
+            weights.read(tmp_path / "w.safetensors")

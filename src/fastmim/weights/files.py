@@ -17,7 +17,7 @@ from timm.models import get_model_input_config
 from torch import Tensor, nn
 
 from fastmim.backbone import Backbone, resolve
-from fastmim.backbone.architecture import Architecture
+from fastmim.backbone.architecture import Architecture, first_line
 from fastmim.errors import RequestError
 from fastmim.system.files import replacing
 from fastmim.training import checkpoint
@@ -27,6 +27,9 @@ FILE = "weights.safetensors"
 _TEXTS = ("format", "fastmim", "architecture")
 _SET = {"img_size", "num_classes", "in_chans"}  # timm arguments that fastmim sets itself
 _DERIVED = {"window_size", "global_pool", "fc_norm"}  # timm arguments that follow from the image size or the classifier
+_FETCHING = {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"}
+"""Arguments with which timm would open a file or a network connection, which no weights file may ask for."""
+_TYPES = {"arguments": dict, "img_size": int, "num_blocks": int, "trained_blocks": int, "untrained": list}
 _PREFIX = "backbone.model."  # of the timm model's tensors in a pre-training checkpoint
 
 
@@ -99,7 +102,31 @@ def read(source: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             f"weights is {path} of format {metadata.get('format')!r}; expected {FORMAT!r}, as written by fastmim: "
             f"bring a foreign checkpoint in with `fastmim convert`"
         )
-    return tensors, {k: v if k in _TEXTS else json.loads(v) for k, v in metadata.items()}
+    return tensors, _facts(path, metadata)
+
+
+def _facts(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
+    """Decode the metadata; RequestError unless it describes one of timm's models and asks timm to fetch nothing."""
+    wrong = ""
+    try:
+        facts: dict[str, Any] = {k: v if k in _TEXTS else json.loads(v) for k, v in metadata.items()}
+        bad = [name for name, kind in _TYPES.items() if not isinstance(facts[name], kind)]
+        if bad:
+            wrong = f"{bad[0]} {facts[bad[0]]!r}"
+        elif _untagged(facts["architecture"]) not in timm.list_models():
+            wrong = f"architecture {facts['architecture']!r}"
+        elif fetching := sorted(_FETCHING & facts["arguments"].keys()):
+            wrong = f"argument {fetching[0]!r}"
+    except KeyError as error:
+        wrong = f"no {error}"
+    except (ValueError, RecursionError) as error:
+        wrong = f"no JSON ({first_line(error)})"
+    if wrong:
+        raise RequestError(
+            f"weights is {path}, whose metadata has {wrong[:100]}; expected that of a timm model, as written by "
+            f"fastmim: take a file that fastmim wrote"
+        )
+    return facts
 
 
 def load_backbone(
@@ -151,10 +178,16 @@ def build(
         RequestError: the model cannot take the size.
     """
     headless = {} if classifier else {"num_classes": 0}
-    model = timm.create_model(facts["architecture"], **(facts["arguments"] | headless))
-    own = model.state_dict()
-    # Further tensors in the file are the classifier; a missing tensor is an error.
-    model.load_state_dict({name: tensor for name, tensor in tensors.items() if name in own})
+    try:
+        model = timm.create_model(facts["architecture"], **(facts["arguments"] | headless), pretrained=False)
+        own = model.state_dict()
+        # Further tensors in the file are the classifier; a missing tensor is an error.
+        model.load_state_dict({name: tensor for name, tensor in tensors.items() if name in own})
+    except Exception as error:  # timm refuses arguments in every way there is
+        raise RequestError(
+            f"weights is {source}, which does not hold the {facts['architecture']} that it says ({first_line(error)}); "
+            f"expected a file written by fastmim"
+        ) from error
     present = input_size(model, facts)
     if img_size in (None, present):
         return model
