@@ -13,7 +13,7 @@ import fastmim
 from fastmim.data.center_crops import load_centers
 from fastmim.data.loader import load
 from fastmim.data.sources import Source, open_source
-from fastmim.data.sources.source import ByPosition
+from fastmim.data.sources.torchvision_datasets import Arrays
 from fastmim.errors import RequestError
 from fastmim.system import files
 
@@ -73,29 +73,20 @@ def test_a_pipe_is_no_shard(tmp_path: Path) -> None:
         open_source(str(tmp_path / "photos.tar"), cache_dir=tmp_path / "cache")
 
 
-class Moody(ByPosition):
+ERRORS = [MemoryError(), ValueError("odd"), RecursionError("maximum recursion depth exceeded"), RuntimeError("no")]
+
+
+class Moody(Arrays):
     """Images 0 to 3 fail in other ways than an image usually does."""
 
-    def __init__(self) -> None:
-        super().__init__(origin="moody")
-
-    def __len__(self) -> int:
-        return 12
-
     def read(self, index: int) -> np.ndarray:
-        errors = [
-            MemoryError(),
-            ValueError("odd"),
-            RecursionError("maximum recursion depth exceeded"),
-            RuntimeError("no"),
-        ]
-        if index < len(errors):
-            raise errors[index]
-        return np.full((20, 20), index, np.uint8)
+        if index < len(ERRORS):
+            raise ERRORS[index]
+        return super().read(index)
 
 
 def test_whatever_one_image_raises_makes_it_unreadable() -> None:
-    assert found_bad(Moody()) == {
+    assert found_bad(Moody(np.zeros((12, 20, 20), np.uint8), origin="moody")) == {
         "moody#0": "MemoryError",
         "moody#1": "ValueError: odd",
         "moody#2": "RecursionError: maximum recursion depth exceeded",
