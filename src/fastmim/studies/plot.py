@@ -20,7 +20,7 @@ def draw(summary: dict[str, Any], path: Path, *, title: str) -> None:
     """
     import matplotlib
     from matplotlib.figure import Figure
-    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     labels = list(next(iter(summary.values()))["top1"])
     # With a fixed salt the same numbers give the same file.
@@ -45,7 +45,7 @@ def draw(summary: dict[str, Any], path: Path, *, title: str) -> None:
                 )
             panel.set_xscale("log")
             panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            panel.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+            panel.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}" if x >= 1 else f"{x:g}"))
             panel.xaxis.set_minor_formatter(NullFormatter())
             panel.set_title(f"{int(number):,} labels", fontsize=11)
             panel.set_xlabel("device-seconds, pre-training and fine-tuning")
