@@ -34,7 +34,8 @@ class Killed(BaseException):
 def write(out: Path, images: Named, *, kill_at: int = 7) -> GrowingFiles:
     """Append the number of each image, committing each but the one at which the kill comes."""
     files = GrowingFiles(out, ("numbers", "words"))
-    done = files.committed.get("num_read", 0)
+    files.recover()
+    done = files.num_saved
 
     def steps() -> Iterator[int]:
         for number in range(done + 1, 7):
@@ -44,10 +45,8 @@ def write(out: Path, images: Named, *, kill_at: int = 7) -> GrowingFiles:
             files.append("words", memoryview(b"image "))
             yield number
 
-    def commit(num_read: int, last_name: str) -> None:
-        files.commit({"settings": {"size": (8, 8)}, "num_read": num_read, "last_name": last_name})
-
-    files.grow(images, steps(), commit, done=done, seconds=-1.0, console=Console())
+    facts = {"settings": {"size": (8, 8)}}
+    files.grow(images, steps(), lambda: facts, seconds=-1.0, console=Console())
     return files
 
 
@@ -61,7 +60,7 @@ def test_a_pass_resumes_at_the_last_commit(tmp_path: Path, capsys: pytest.Captur
         (folder / stale).write_text("{")
     files = write(tmp_path / "out", Named())
     assert "resuming at image 3 of 6" in capsys.readouterr().out
-    assert files.lengths == {"numbers": 6, "words": 36} == files.committed["bytes"]
+    assert files.lengths == {"numbers": 6, "words": 36} and files.num_saved == 6
     assert (folder / "numbers").read_bytes() == b"123456" and (folder / "words").read_bytes() == b"image " * 6
     assert sorted(path.name for path in folder.iterdir()) == ["numbers", "progress.json", "words"]
     assert GrowingFiles(tmp_path / "out", (), overwrite=True).committed == {} and not list(folder.iterdir())
@@ -72,7 +71,7 @@ def test_other_images_and_other_settings(tmp_path: Path) -> None:
         write(tmp_path / "out", Named(), kill_at=4)
     with pytest.raises(RequestError, match=r"data is photos, whose image 3 is x2; expected .2, as when this began"):
         write(tmp_path / "out", Named("x"))
-    files = GrowingFiles(tmp_path / "out", ())
+    files = GrowingFiles(tmp_path / "out", ("numbers", "words"))
     assert files.differences("settings", {"size": (8, 8)}) == ""
     assert files.differences("settings", {"size": (8, 9), "seed": 1}) == "seed None -> 1; size [8, 8] -> [8, 9]"
     assert GrowingFiles(tmp_path / "other", ()).differences("settings", {"seed": 1}) == ""

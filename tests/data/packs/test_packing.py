@@ -29,6 +29,7 @@ from fastmim.data.packs.writer import PackWriter
 from fastmim.data.sources import open_source
 from fastmim.data.sources.pack import ROW
 from fastmim.errors import RequestError, RunError
+from fastmim.system import growing
 from fastmim.system.growing import GrowingFiles
 from pictures import encode, photograph, psnr
 
@@ -211,14 +212,155 @@ def test_a_full_disk_is_one_line_and_resumable(
     assert_same(tmp_path / "packed", whole)
 
 
-def test_a_full_device(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if not Path("/dev/full").exists():
-        pytest.skip("no /dev/full here")
-    (tmp_path / "packed.partial").mkdir()
-    (tmp_path / "packed.partial/images.bin").symlink_to("/dev/full")
-    monkeypatch.setattr(os, "truncate", lambda *_: None)
-    with pytest.raises(RunError, match="No space left on device; the first 0 of 100 images are safe"):
+def test_nothing_is_safe_before_the_first_commit(
+    folder: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, *_: Any, **__: Any) -> None:
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(growing, "write_json", refuse)
+        with pytest.raises(RunError, match="Disk quota exceeded; the first 0 of 100 images are safe: free space or"):
+            pack(folder, tmp_path / "packed")
+    assert pack(folder, tmp_path / "packed").finished
+    assert_same(tmp_path / "packed", whole)
+
+
+def stop_after(monkeypatch: pytest.MonkeyPatch, num_batches: int, folder: Path, out: Path) -> Path:
+    """Leave an unfinished pack behind; all of it is committed."""
+    append, calls = PackWriter.append, []
+
+    def counting(self: PackWriter, *arguments: Any) -> None:
+        append(self, *arguments)
+        calls.append(1)
+        if len(calls) == num_batches:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PackWriter, "append", counting)
+        pack(folder, out)
+    return growing.partial_folder(out)
+
+
+@pytest.mark.parametrize("num_batches", [2, 7])
+def test_an_unfinished_pack_that_lost_data_is_never_completed(
+    folder: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_batches: int
+) -> None:
+    """Files are cut, filled with zeros, removed and linked, after 32 of 100 images and after all of them."""
+    monkeypatch.setattr(writer, "BLOCK_BYTES", 200_000)
+    out = tmp_path / "packed"
+    with monkeypatch.context() as patch:
+        patch.setattr(PackWriter, "finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        if num_batches == 7:
+            with pytest.raises(KeyboardInterrupt):
+                pack(folder, out)
+        else:
+            stop_after(monkeypatch, num_batches, folder, out)
+    unfinished = growing.partial_folder(out)
+    for name in ("images.bin", "names.bin", "rows.bin"):
+        path, content = unfinished / name, (unfinished / name).read_bytes()
+        half = len(content) // 2
+        for left in (b"", content[:1], content[:half], content[:-1], content[:half] + bytes(len(content) - half)):
+            path.write_bytes(left)
+            what = "differs from its checksum" if len(left) == len(content) else f"has {len(left):,} bytes, fewer than"
+            with pytest.raises(RunError, match=rf"{name} {what}.*; expected what .* start over with --overwrite"):
+                pack(folder, out)
+            assert path.read_bytes() == left
+        path.unlink()
+        with pytest.raises(RunError, match=rf"{name} has 0 bytes, fewer than"):
+            pack(folder, out)
+        (tmp_path / "elsewhere").write_bytes(content + b"more")
+        path.symlink_to(tmp_path / "elsewhere")
+        with pytest.raises(RequestError, match=r"out is .*packed: .*symbolic links; expected a directory that can be"):
+            pack(folder, out)
+        assert (tmp_path / "elsewhere").read_bytes() == content + b"more"
+        path.unlink()
+        path.write_bytes(content + b"written after the last commit")
+    assert pack(folder, out).finished and packing.verify(out) == 100
+    assert (out / "images.bin").read_bytes() == (whole / "images.bin").read_bytes()
+
+
+def test_rows_damaged_while_packing_do_not_enter_the_pack(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finish = PackWriter.finish
+
+    def damage(self: PackWriter, about: Any) -> None:
+        rows = self.files.folder / "rows.bin"
+        rows.write_bytes(bytes(rows.stat().st_size))
+        finish(self, about)
+
+    monkeypatch.setattr(PackWriter, "finish", damage)
+    with pytest.raises(RunError, match=r"rows.bin differs from its checksum"):
         pack(folder, tmp_path / "packed")
+    assert not (tmp_path / "packed").exists()
+
+
+def test_a_damaged_record_of_progress_is_one_line(
+    folder: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "packed"
+    path = stop_after(monkeypatch, 2, folder, out) / "progress.json"
+    good = json.loads(path.read_text())
+    facts, huge = good["facts"], 10**5000
+    (tmp_path / "precious").write_text("precious")
+    broken: list[Any] = [[], {}, None, 7, "x", good | {"version": 1}, good | {"num_read": "x"}, good | {"bytes": []}]
+    broken += [good | {"bytes": good["bytes"] | {"../precious": 0}}, good | {"bytes": {"images.bin": 0}}]
+    broken += [good | {"crc32": good["crc32"] | {"rows.bin": 1.5}}, good | {"num_read": huge}, good | {"last_name": 1}]
+    broken += [good | {"facts": facts | fields} for fields in ({"num_images": -1}, {"num_images": True}, {"blocks": 1})]
+    broken += [good | {"facts": facts | fields} for fields in ({"open_block": None}, {"blocks": [7]}, {"request": 1})]
+    old = {"request": {}, "next": 32, "num_images": 32, "last_name": "x", "blocks": [], "bytes": good["bytes"]}
+    limit = sys.get_int_max_str_digits()
+    sys.set_int_max_str_digits(0)
+    texts = ["", "{", "[" * 100_000, "\0", *map(json.dumps, [*broken, old])]
+    sys.set_int_max_str_digits(limit)
+    for text in texts:
+        path.write_text(text)
+        with pytest.raises(RunError, match=r"progress.json is damaged.*: start over with --overwrite") as error:
+            pack(folder, out)
+        assert "\n" not in str(error.value)
+    path.write_text(json.dumps(good | {"num_read": 1000}))
+    with pytest.raises(RequestError, match="whose image 1000 is missing; expected .*031.png, as when this began"):
+        pack(folder, out)
+    assert (tmp_path / "precious").read_text() == "precious"
+    assert pack(folder, out, overwrite=True).finished
+    assert_same(out, whole)
+
+
+def test_the_same_command_again_finds_it_finished(
+    folder: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """After kills in the last moments, and of a finished pack; leftovers of its making are removed."""
+    out = tmp_path / "packed"
+    pack(folder, out, short_side=16)
+    with monkeypatch.context() as patch:
+        patch.setattr(writer, "clean", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            pack(folder, out, overwrite=True)
+    (out / "bad_images.1.tmp").write_text("")
+    assert {"rows.bin", "progress.json", "replaced"} < {path.name for path in out.iterdir()}
+    again = pack(folder, out)
+    assert again.finished and again.num_images == 100
+    assert "is finished already: 100 images; nothing to do" in capsys.readouterr().out.replace("\n", " ")
+    assert_same(out, whole)
+    assert [path.name for path in tmp_path.iterdir()] == ["packed"]
+    (out / "names.bin").write_bytes(b"")
+    with pytest.raises(RequestError, match="a pack already; expected a new directory"):
+        pack(folder, out)
+    assert [path.name for path in tmp_path.iterdir()] == ["packed"]
+
+
+def test_a_pack_behind_a_link_is_replaced_and_its_target_is_kept(folder: Path, whole: Path, tmp_path: Path) -> None:
+    out, disk = tmp_path / "packed", tmp_path / "disk"
+    pack(folder, disk, short_side=16)
+    out.symlink_to(disk)
+    (tmp_path / "packed.replaced").mkdir()
+    (tmp_path / "packed.replaced/thesis").write_text("")
+    assert pack(folder, out, overwrite=True).finished
+    assert not out.is_symlink() and len(open_source(str(disk))) == 100
+    assert_same(out, whole)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["disk", "packed", "packed.replaced"]
+    assert (tmp_path / "packed.replaced/thesis").exists()
 
 
 def test_bad_images_are_left_out_and_listed(folder: Path, tmp_path: Path) -> None:
@@ -299,7 +441,9 @@ def test_unusable_output_paths_are_refused(folder: Path, tmp_path: Path) -> None
     with pytest.raises(RequestError, match=r"out is .*file/packed: Not a directory; expected a path that can be"):
         pack(folder, tmp_path / "file/packed")
     (tmp_path / "packed.partial/progress.json").mkdir(parents=True)
-    with pytest.raises(RequestError, match=r"out is .*packed: Is a directory; expected a directory that can be made"):
+    with pytest.raises(
+        RequestError, match=r"out is .*packed: not a regular file; expected a directory that can be made"
+    ):
         pack(folder, tmp_path / "packed")
 
 

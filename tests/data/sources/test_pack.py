@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import shutil
 from pathlib import Path
@@ -26,6 +27,7 @@ from fastmim.errors import RequestError, RunError
 from pictures import encode, photograph
 
 CODECS = ["jpeg", "raw"]
+FILES = ["images.bin", "index.npy", "names.bin"]
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +162,7 @@ def test_the_message_for_a_truncated_pack_names_the_block(copy: Path) -> None:
         verify(copy)
 
 
-@pytest.mark.parametrize("name", ["images.bin", "index.npy", "names.bin"])
+@pytest.mark.parametrize("name", FILES)
 def test_a_missing_file_is_named(name: str, copy: Path) -> None:
     (copy / name).unlink()
     with pytest.raises(RequestError, match=rf"packed/{name} of the pack cannot be read: No such file"):
@@ -203,7 +205,7 @@ def test_a_flipped_byte_in_the_index_is_found_by_verify_and_survived(copy: Path)
         ({"format": "other"}, 'manifest.json does not belong to a pack; expected "format": "fastmim-pack"'),
         ({"codec": "webp", "classes": 3}, "manifest.json has invalid values for classes"),
         ({"codec": "webp"}, "manifest.json has invalid values for codec"),
-        ({"num_images": 31}, r"index.npy holds .* \(30,\); expected .* \(31,\)"),
+        ({"num_images": 31}, r"index.npy cannot be read \(holds .* \(30,\); expected .* \(31,\)"),
     ],
 )
 def test_an_invalid_manifest(fields: dict[str, Any], message: str, copy: Path) -> None:
@@ -227,16 +229,106 @@ def replace_index(pack: Path, rows: np.ndarray) -> None:
 def test_labels_that_are_not_integers(copy: Path) -> None:
     rows = np.load(copy / INDEX, allow_pickle=False)
     replace_index(copy, rows.astype([(n, "<f8" if n == "label" else ROW[n]) for n in ROW.names or ()]))
-    with pytest.raises(RequestError, match="index.npy has labels of type float64; expected int64"):
+    with pytest.raises(RequestError, match=r"index.npy cannot be read \(holds .*'label', '<f8'.*: copy the pack"):
         open_source(str(copy))
 
 
 def test_an_invalid_index(copy: Path) -> None:
     replace_index(copy, np.arange(30))
-    with pytest.raises(RequestError, match=r"index.npy holds int64 \(30,\); expected"):
+    with pytest.raises(RequestError, match=r"index.npy cannot be read \(holds int64 \(30,\); expected"):
         open_source(str(copy))
     (copy / INDEX).write_bytes(b"x" * (copy / INDEX).stat().st_size)
     with pytest.raises(RequestError, match="index.npy cannot be read"):
+        open_source(str(copy))
+
+
+BLOCK = {"num_images": 30, "end": 1, "crc32": 0}
+
+
+@pytest.mark.parametrize(
+    ("fields", "wrong"),
+    [
+        *[({"num_images": number}, "num_images") for number in (True, 30.0, 10**18, 10**40, -1)],
+        *[({"files": files}, "files") for files in ({}, {"a\0": {"bytes": 0}}, dict.fromkeys(FILES, "x"))],
+        *[({"files": {name: {"bytes": size, "crc32": 0} for name in FILES}}, "files") for size in (1.5, "1", None, -1)],
+        *[({"blocks": [block]}, "blocks") for block in (7, [], BLOCK, BLOCK | {"end": -1}, BLOCK | {"crc32": "x"})],
+        ({"blocks": []}, "blocks"),
+        ({"classes": [1, "b"]}, "classes"),
+        ({"root": 1}, "root"),
+        ({"classes": ["a"]}, "labels"),
+        ({"classes": None, "labelled": 1}, "labelled"),
+    ],
+)
+def test_values_that_lie(fields: dict[str, Any], wrong: str, copy: Path) -> None:
+    change(copy, **fields)
+    for read in (open_source, verify):
+        with pytest.raises(RequestError, match=f"packed.*({wrong}|holds no images|30,)") as error:
+            read(str(copy))
+        assert "\n" not in str(error.value) and len(str(error.value)) < 1000
+
+
+def test_files_that_are_listed_beyond_the_known_ones_are_not_looked_at(copy: Path) -> None:
+    files = json.loads((copy / "manifest.json").read_text())["files"]
+    change(copy, files=files | {"../../secret": 7, "a\0": {"bytes": 0}})
+    assert verify(copy) == 30
+
+
+@pytest.mark.parametrize("labels", [(0, 2), (-1, 1), (0, 10**18)])
+def test_labels_out_of_range(labels: tuple[int, int], copy: Path) -> None:
+    rows = np.load(copy / INDEX, allow_pickle=False)
+    rows["label"][:2] = labels
+    replace_index(copy, rows)
+    with pytest.raises(RequestError, match=rf"index.npy has labels from {min(labels)} to .*; expected 0 to 1: copy"):
+        open_source(str(copy))
+    change(copy, classes=None)
+    if max(labels) < 10**6 and min(labels) >= 0:
+        assert len(open_source(str(copy))) == 30
+    else:
+        with pytest.raises(RequestError, match="expected 0 to 1048575"):
+            open_source(str(copy))
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_rows_that_lie_make_bad_images(codec: str, packs: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(packs / codec, tmp_path / "packed")
+    rows, huge = np.load(copy / INDEX, allow_pickle=False), 2**63 - 1
+    for number, fields in enumerate(
+        [{"offset": -5}, {"offset": huge}, {"length": -1}, {"length": 2**31 - 1}, {"offset": huge, "length": 2**31 - 1}]
+    ):
+        for field, value in fields.items():
+            rows[field][number] = value
+    rows["name_end"][5:8] = (-7, huge, 3)
+    rows["height"][9], rows["width"][9] = -1, 2**31 - 1
+    replace_index(copy, rows)
+    packed = open_source(str(copy))
+    for number in range(5):
+        with pytest.raises(BadImage, match="its row in index.npy is damaged"):
+            packed.read(number)
+    assert all(isinstance(packed.name(number), str) for number in range(30))
+    if codec == "raw":
+        with pytest.raises(BadImage, match="its row in index.npy is damaged"):
+            packed.read(9)
+
+
+def test_empty_files(copy: Path) -> None:
+    files = json.loads((copy / "manifest.json").read_text())["files"]
+    for name in ("images.bin", "names.bin"):
+        (copy / name).write_bytes(b"")
+        files[name]["bytes"] = 0
+    change(copy, files=files, blocks=[{"num_images": 30, "end": 0, "crc32": 0}])
+    packed = open_source(str(copy))
+    assert isinstance(packed.name(3), str)
+    with pytest.raises(BadImage, match="its row in index.npy is damaged"):
+        packed.read(3)
+    with pytest.raises(RunError, match="is damaged in names.bin"):
+        verify(copy)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_pipe_is_no_file_of_a_pack(name: str, copy: Path) -> None:
+    (copy / name).unlink()
+    os.mkfifo(copy / name)
+    with pytest.raises(RequestError, match=f"packed/{name} of the pack cannot be read: not a regular file"):
         open_source(str(copy))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import errno
+import json
 import os
 import shutil
 import signal
@@ -22,7 +23,9 @@ import fastmim
 from conftest import SMALL, command_line
 from fastmim import Backbone, RequestError, RunError
 from fastmim.data.sources import open_source
+from fastmim.system import growing
 from fastmim.transfer.features import embed as embedding
+from fastmim.transfer.features import feature_file
 from fastmim.transfer.features.encoder import Encoder
 from fastmim.transfer.features.extraction import extract, gather
 from fastmim.transfer.features.feature_file import FeatureWriter
@@ -69,7 +72,12 @@ def test_numpy_and_its_index(tmp_path: Path, folder: Path) -> None:
     assert rows == [["path", "label"], *([path, label] for path, label in zip(paths, labels, strict=True))]
     [bad] = out.with_suffix(".bad_images.txt").read_text().splitlines()
     assert "03.jpg\t" in bad
-    assert sorted(p.name for p in out.parent.iterdir()) == ["features.bad_images.txt", "features.csv", "features.npy"]
+    assert sorted(p.name for p in out.parent.iterdir()) == [
+        "features.bad_images.txt",
+        "features.csv",
+        "features.npy",
+        "features.settings.json",
+    ]
 
 
 def test_parquet(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,24 +107,22 @@ def test_killed_and_resumed_equals_uninterrupted(
 ) -> None:
     whole, out = tmp_path / f"whole{suffix}", tmp_path / f"killed{suffix}"
     embed(folder, whole, max_bad_share=0.1)
-    append, commit = FeatureWriter.append, FeatureWriter.commit
-    calls = {"append": 0}
+    append, calls = FeatureWriter.append, []
 
     def append_and_die(self: FeatureWriter, *args: Any, **kwargs: Any) -> None:
         append(self, *args, **kwargs)
-        calls["append"] += 1
-        if calls["append"] == 3:  # rows that no commit has confirmed are on the disk
+        calls.append(1)
+        if len(calls) == 3:  # rows that no commit has confirmed are on the disk
             raise Killed
-        if calls["append"] == 2:
-            commit(self, self.num_read, open_source(str(folder)).name(self.num_read - 1))
 
     with monkeypatch.context() as patch:
+        patch.setattr(embedding, "COMMIT_SECONDS", 0)
         patch.setattr(FeatureWriter, "append", append_and_die)
         with pytest.raises(Killed):
             embed(folder, out, max_bad_share=0.1)
     assert not out.exists()
     unfinished = tmp_path / f"killed{suffix}.partial"
-    assert (unfinished / "features.npy").stat().st_size > 128 + 10 * 48 * 4
+    assert (unfinished / "features.bin").stat().st_size > 10 * 48 * 4
     embed(folder, out, max_bad_share=0.1)
     assert "resuming at image 10 of 24" in capsys.readouterr().out
     assert out.read_bytes() == whole.read_bytes() and not unfinished.exists()
@@ -141,12 +147,12 @@ def test_a_kill_while_finishing_loses_nothing(
                 raise Killed
         return replace(self, target)
 
-    def die(path: Path) -> None:
+    def die(*_: Any, **__: Any) -> None:
         raise Killed
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", replace_and_die)
-        patch.setattr(shutil, "rmtree", die)
+        patch.setattr(feature_file, "clear", die)
         with pytest.raises(Killed):
             embed(folder, out, max_bad_share=0.1)
     embed(folder, out, max_bad_share=0.1)
@@ -165,7 +171,7 @@ def test_sigterm_saves_and_exits_75(tmp_path: Path, photos: Path) -> None:
         deadline = time.monotonic() + 60
         while size < 20_000 and time.monotonic() < deadline:
             time.sleep(0.05)
-            found = tmp_path / "features.npy.partial" / "features.npy"
+            found = tmp_path / "features.npy.partial" / "features.bin"
             size = found.stat().st_size if found.exists() else 0
         process.send_signal(signal.SIGTERM)
         _, errors = process.communicate(timeout=60)
@@ -182,17 +188,17 @@ def test_too_many_bad_images_stop_the_embedding(tmp_path: Path, folder: Path) ->
 
 def test_a_full_disk_keeps_what_was_saved(tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(embedding, "COMMIT_SECONDS", 0)
-    commit, calls = FeatureWriter.commit, []
+    write, calls = growing.write_json, []
 
-    def fill(self: FeatureWriter, num_read: int, last_name: str) -> None:
-        calls.append(num_read)
+    def fill(*args: Any, **kwargs: Any) -> None:
+        calls.append(1)
         if len(calls) == 3:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        commit(self, num_read, last_name)
+        write(*args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(FeatureWriter, "commit", fill)
-        with pytest.raises(RunError, match="No space left on device; what was saved up to image 10 is intact: free"):
+        patch.setattr(growing, "write_json", fill)
+        with pytest.raises(RunError, match="No space left on device; the first 10 of 24 images are safe: free space"):
             embed(photos, tmp_path / "x.npy")
     assert embed(photos, tmp_path / "x.npy").finished
     embed(photos, tmp_path / "y.npy")
@@ -201,18 +207,69 @@ def test_a_full_disk_keeps_what_was_saved(tmp_path: Path, photos: Path, monkeypa
 
 def stop_early(monkeypatch: pytest.MonkeyPatch, photos: Path, out: Path) -> None:
     """Leave an unfinished embedding behind, ten images in."""
-    commit = FeatureWriter.commit
+    append = FeatureWriter.append
 
-    def commit_and_die(self: FeatureWriter, num_read: int, last_name: str) -> None:
-        commit(self, num_read, last_name)
-        if num_read == 10:
+    def append_and_die(self: FeatureWriter, *args: Any, **kwargs: Any) -> None:
+        if self.num_read == 10:
             raise Killed
+        append(self, *args, **kwargs)
 
     with monkeypatch.context() as patch:
         patch.setattr(embedding, "COMMIT_SECONDS", 0)
-        patch.setattr(FeatureWriter, "commit", commit_and_die)
+        patch.setattr(FeatureWriter, "append", append_and_die)
         with pytest.raises(Killed):
             embed(photos, out)
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".parquet"])
+def test_an_unfinished_embedding_that_lost_data_is_never_completed(
+    tmp_path: Path, photos: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / f"x{suffix}"
+    stop_early(monkeypatch, photos, out)
+    unfinished = growing.partial_folder(out)
+    for name in ("features.bin", "index.csv"):
+        path = unfinished / name
+        content = path.read_bytes()[: json.loads((unfinished / "progress.json").read_text())["bytes"][name]]
+        half = len(content) // 2
+        for left in (b"", content[:1], content[:half], content[:-1], content[:half] + bytes(len(content) - half)):
+            path.write_bytes(left)
+            with pytest.raises(
+                RunError, match=rf"{name} (has|differs).*; expected what .* start over with --overwrite"
+            ):
+                embed(photos, out)
+        path.write_bytes(content + b"written after the last commit")
+    good = (unfinished / "progress.json").read_text()
+    for text in ("", "[]", "{}", "7", json.dumps(json.loads(good) | {"facts": {"num_rows": 11}})):
+        (unfinished / "progress.json").write_text(text)
+        with pytest.raises(RunError, match=r"progress.json is damaged.*: start over with --overwrite"):
+            embed(photos, out)
+    (unfinished / "progress.json").write_text(good)
+    assert embed(photos, out).finished
+    embed(photos, tmp_path / f"y{suffix}")
+    assert out.read_bytes() == (tmp_path / f"y{suffix}").read_bytes()
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".parquet"])
+def test_the_same_command_again_finds_it_finished(
+    tmp_path: Path, photos: Path, suffix: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / f"x{suffix}"
+    embed(photos, out)
+    before = sorted(tmp_path.iterdir())
+    growing.partial_folder(out).mkdir()
+    (growing.partial_folder(out) / "features.bin").write_bytes(b"")  # killed while removing it
+    again = embed(photos, out)
+    assert again.finished and (again.num_images, again.num_rows) == (24, 24)
+    assert "is finished already: 24 x 48; nothing to do" in capsys.readouterr().out.replace("\n", " ")
+    assert sorted(tmp_path.iterdir()) == before
+    for settings in ({"seed": 1}, {"img_size": 64, "dry_run": True}):
+        with pytest.raises(RequestError, match=r"which exists; expected a new file: take another, or add --overwrite"):
+            embed(photos, out, **settings)
+    out.write_bytes(b"")
+    with pytest.raises(RequestError, match=r"which exists; expected a new file"):
+        embed(photos, out)
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_an_unfinished_part_of_something_else_is_refused(
@@ -228,7 +285,7 @@ def test_an_unfinished_part_of_something_else_is_refused(
         embed(data, out)
     assert embed(data, out, overwrite=True).finished
     with pytest.raises(RequestError, match=r"x\.npy, which exists; expected a new file: take another, or add --over"):
-        embed(data, out)
+        embed(data, out, seed=1)
     assert embed(data, out, overwrite=True, seed=1).finished
 
 
@@ -254,7 +311,7 @@ def test_wrong_requests_are_refused(tmp_path: Path, photos: Path, settings: dict
 
 def test_an_unreadable_unfinished_part_is_refused(tmp_path: Path, photos: Path) -> None:
     (tmp_path / "x.npy.partial/progress.json").mkdir(parents=True)
-    with pytest.raises(RequestError, match=r"out is .*x.npy: Is a directory; expected a file that can be written"):
+    with pytest.raises(RequestError, match=r"out is .*x.npy: not a regular file; expected a file that can be written"):
         embed(photos, tmp_path / "x.npy")
 
 

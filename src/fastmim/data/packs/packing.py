@@ -17,12 +17,11 @@ from fastmim import config as configs
 from fastmim.data.bad_images import BadImages
 from fastmim.data.packs.settings import PackConfig
 from fastmim.data.packs.shrinking import QUALITY, SUBSAMPLING, load_small
-from fastmim.data.packs.writer import PackWriter
+from fastmim.data.packs.writer import PackWriter, clean
 from fastmim.data.sources import Source, open_source
-from fastmim.data.sources.pack import IMAGES, find_damage, is_packed
+from fastmim.data.sources.pack import IMAGES, find_damage, is_packed, open_packed, read_manifest
 from fastmim.errors import RequestError, RunError
-from fastmim.system import devices, locking
-from fastmim.system.growing import partial_folder
+from fastmim.system import devices, growing
 from fastmim.system.progress import progress
 
 COMMIT_SECONDS = 10.0
@@ -82,7 +81,10 @@ def pack(
         console.print(_describe(config, source), soft_wrap=True, markup=False)
         return Packing(config.out, 0, 0, len(source))
     say = functools.partial(console.print, soft_wrap=True, markup=False)
-    with locking.hold(partial_folder(config.out), say, out=config.out):
+    with growing.hold(config.out, say):
+        if not overwrite and (finished := _finished(config, source)):
+            say(f"{config.out} is finished already: {finished.num_images:,} images; nothing to do")
+            return finished
         request = {key: getattr(config, key) for key in ("codec", "short_side")}
         request |= {"data": source.origin, "num_images": len(source)}
         writer = PackWriter(config.out, request=request, overwrite=overwrite)
@@ -92,10 +94,10 @@ def pack(
 def _write(config: PackConfig, source: Source, writer: PackWriter, console: Console) -> Packing:
     """Write the remaining images, and make the pack when it is complete."""
     try:
-        if writer.num_read < len(source):
-            steps, done = _append(config, source, writer), writer.num_read
-            writer.files.grow(source, steps, writer.commit, done=done, seconds=COMMIT_SECONDS, console=console)
-        result = Packing(writer.out, writer.num_images, writer.num_read, len(source))
+        if writer.files.num_saved != len(source):
+            steps = _append(config, source, writer)
+            writer.files.grow(source, steps, writer.facts, seconds=COMMIT_SECONDS, console=console)
+        result = Packing(writer.out, writer.num_images, writer.files.num_saved, len(source))
         if result.finished:
             if not writer.num_images:
                 raise RunError(
@@ -104,13 +106,26 @@ def _write(config: PackConfig, source: Source, writer: PackWriter, console: Cons
                 )
             writer.finish(_about(config, source))
     except OSError as error:
-        raise RunError(
-            f"could not write {writer.files.folder}: {error.strerror}; the first {writer.num_read:,} of "
-            f"{len(source):,} images are safe: free space and run the same command to resume"
-        ) from error
+        raise writer.files.failure(error, len(source)) from error
     if result.finished:
         _print_summary(result, console)
     return result
+
+
+def _finished(config: PackConfig, source: Source) -> Packing | None:
+    """The pack in `out`, if it is whole and what this request makes; leftovers of its making are removed."""
+    out = config.out
+    if out is None or not is_packed(out):
+        return None
+    try:
+        manifest = read_manifest(out, origin=str(out))
+        if any(manifest.get(key) != value for key, value in _about(config, source).items() if key != "versions"):
+            return None
+        num_images = len(open_packed(out, origin=str(out)))
+        clean(out)
+    except (RequestError, OSError):
+        return None
+    return Packing(out, num_images, len(source), len(source))
 
 
 def verify(pack: str | os.PathLike[str]) -> int:
@@ -142,7 +157,7 @@ def _append(config: PackConfig, source: Source, writer: PackWriter) -> Iterator[
         source,
         codec=config.codec,
         short_side=config.short_side,
-        first=writer.num_read,
+        first=writer.files.num_saved,
         num_workers=_num_workers(config),
     )
     for batch in stream:

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import io
 import json
-import os
 import shutil
 import zlib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fastmim.data.sources.pack import FORMAT, IMAGES, INDEX, MANIFEST, NAMES, ROW, VERSION, is_packed
+from fastmim.data.sources.pack import FORMAT, IMAGES, INDEX, MANIFEST, NAMES, ROW, VERSION, blocks_fit, is_packed
 from fastmim.errors import RequestError
 from fastmim.system import locking
-from fastmim.system.files import crc32, fsync, write_text
-from fastmim.system.growing import PROGRESS, GrowingFiles
+from fastmim.system.files import fsync, write_text
+from fastmim.system.growing import PROGRESS, GrowingFiles, is_count
 
 BLOCK_BYTES = 1 << 26
 """A block, the unit of the checksums, ends with the batch of images that brings it to this length."""
 _ROWS = "rows.bin"
+_REPLACED = "replaced"
+"""The pack that the new one replaces, within the new one until that is complete."""
 
 
 class PackWriter:
@@ -33,6 +36,7 @@ class PackWriter:
 
     Raises:
         RequestError: `out` exists or cannot be written, or its unfinished part was begun with another request.
+        RunError: The unfinished part is damaged.
     """
 
     def __init__(self, out: Path, *, request: Mapping[str, Any], overwrite: bool = False) -> None:
@@ -47,11 +51,22 @@ class PackWriter:
             committed = self.files.committed
             self.replace = committed.get("replace", overwrite)
             self._check_out()
+            self._blocks: list[dict[str, int]] = committed.get("blocks", [])
+            self._open_block = committed.get("open_block", {"num_images": 0, "end": 0, "crc32": 0})
+            self.num_images = committed.get("num_images", 0)
+            lengths = self.files.lengths
+            if (
+                not is_count(self.num_images)
+                or lengths[_ROWS] != self.num_images * ROW.itemsize
+                or not isinstance(self._blocks, list)
+                or not blocks_fit([*self._blocks, self._open_block], self.num_images, lengths[IMAGES])
+            ):
+                raise self.files.damage(PROGRESS, "is damaged")
+            self.files.recover()
         except OSError as error:
-            raise RequestError(f"out is {out}: {error.strerror}; expected a directory that can be made") from None
-        self.num_read, self.num_images = committed.get("next", 0), committed.get("num_images", 0)
-        self._blocks: list[dict[str, int]] = committed.get("blocks", [])
-        self._open_block = committed.get("open_block", {"num_images": 0, "end": 0, "crc32": 0})
+            raise RequestError(
+                f"out is {out}: {error.strerror or error}; expected a directory that can be made"
+            ) from None
 
     def _check_out(self) -> None:
         if not self.out.exists() or (self.out.is_dir() and not any(self.out.iterdir())):
@@ -97,25 +112,15 @@ class PackWriter:
             self._blocks.append(self._open_block)
         self._open_block = {"num_images": 0, "end": self.files.lengths[IMAGES], "crc32": 0}
 
-    def commit(self, num_read: int, last_name: str) -> None:
-        """Make everything so far survive a kill.
-
-        Args:
-            num_read: Images of the source that have been read, unreadable ones included.
-            last_name: The name of the last of them, which a later call checks.
-        """
-        self.num_read = num_read
-        self.files.commit(
-            {
-                "request": self.request,
-                "replace": self.replace,
-                "next": num_read,
-                "num_images": self.num_images,
-                "last_name": last_name,
-                "blocks": self._blocks,
-                "open_block": self._open_block,
-            }
-        )
+    def facts(self) -> dict[str, Any]:
+        """What a commit records."""
+        return {
+            "request": self.request,
+            "replace": self.replace,
+            "num_images": self.num_images,
+            "blocks": self._blocks,
+            "open_block": self._open_block,
+        }
 
     def finish(self, about: Mapping[str, Any]) -> None:
         """Turn everything committed into the pack; can be repeated after a kill.
@@ -124,26 +129,35 @@ class PackWriter:
             about: Further fields of the manifest: codec, root, classes, labelled, versions ...
         """
         self._close_block()
-        folder = self.files.folder
-        header = {"descr": np.lib.format.dtype_to_descr(ROW), "fortran_order": False, "shape": (self.num_images,)}
-        with (folder / _ROWS).open("rb") as rows, (folder / INDEX).open("wb") as index:
-            np.lib.format.write_array_header_1_0(index, header)
-            shutil.copyfileobj(rows, index)
-            index.flush()
-            os.fsync(index.fileno())
-        files: dict[str, dict[str, int]] = {IMAGES: {"bytes": self.files.lengths[IMAGES]}}
-        for name in (INDEX, NAMES):
-            files[name] = {"bytes": (folder / name).stat().st_size, "crc32": crc32(folder / name)}
+        files, folder, header = self.files, self.files.folder, io.BytesIO()
+        descr = np.lib.format.dtype_to_descr(ROW)
+        np.lib.format.write_array_header_1_0(
+            header, {"descr": descr, "fortran_order": False, "shape": (self.num_images,)}
+        )
+        checksum = files.copy(_ROWS, INDEX, header=header.getvalue())
+        sizes: dict[str, dict[str, int]] = {
+            IMAGES: {"bytes": files.lengths[IMAGES]},
+            INDEX: {"bytes": (folder / INDEX).stat().st_size, "crc32": checksum},
+            NAMES: {"bytes": files.lengths[NAMES], "crc32": files.checksums[NAMES]},
+        }
         manifest = {"format": FORMAT, "version": VERSION, "num_images": self.num_images, **about}
-        manifest |= {"files": files, "blocks": self._blocks}
+        manifest |= {"files": sizes, "blocks": self._blocks}
         write_text(folder / MANIFEST, json.dumps(manifest, indent=1) + "\n")
-        replaced = folder.with_suffix(".replaced")
-        shutil.rmtree(replaced, ignore_errors=True)
         if self.out.exists():
-            self.out.rename(replaced)
+            self.out.rename(folder / _REPLACED)
         (folder / locking.FILE).unlink(missing_ok=True)
         folder.rename(self.out)
         fsync(folder.parent)
-        for name in (_ROWS, PROGRESS):  # kept until now for the case of a kill
-            (self.out / name).unlink()
-        shutil.rmtree(replaced, ignore_errors=True)
+        clean(self.out)
+
+
+def clean(pack: Path) -> None:
+    """Remove from a finished pack what was kept until it was complete, for the case of a kill."""
+    replaced = pack / _REPLACED
+    if replaced.is_dir() and not replaced.is_symlink():
+        shutil.rmtree(replaced)
+    for name in (_REPLACED, _ROWS, PROGRESS):
+        with suppress(IsADirectoryError, FileNotFoundError):
+            (pack / name).unlink()
+    for path in pack.glob("*.tmp"):
+        path.unlink()

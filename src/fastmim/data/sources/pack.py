@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import mmap
 import os
 import zlib
@@ -15,7 +16,8 @@ import numpy as np
 
 from fastmim.data.decode import BadImage
 from fastmim.errors import RequestError
-from fastmim.system.files import crc32, read_json
+from fastmim.system.files import crc32, open_regular, read_regular
+from fastmim.system.growing import is_count
 
 FORMAT, VERSION = "fastmim-pack", 1
 CODECS = ("jpeg", "raw")
@@ -33,6 +35,8 @@ ROW = np.dtype(
     ]
 )
 _CHUNK = 1 << 24
+_MAX_CLASSES = 1 << 20
+"""More classes than any dataset has: the limit for labels without names."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,12 +60,14 @@ class Packed:
 
     def read(self, index: int) -> bytes | np.ndarray:
         offset, _, _, _, length, height, width, channels = self._rows[index].item()
-        if self.codec == "jpeg":
-            return self._bytes[offset : offset + length]
-        try:
+        raw = self.codec == "raw"
+        if not (0 <= offset <= offset + length <= len(self._bytes)) or (
+            raw and not (min(height, width, channels) > 0 and height * width * channels == length)
+        ):
+            raise BadImage(f"its row in {INDEX} is damaged: see fastmim pack --verify {self.folder}")
+        if raw:
             return self._pixels[offset : offset + length].reshape(height, width, channels)
-        except ValueError:
-            raise BadImage(f"its row in {INDEX} is damaged: see fastmim pack --verify {self.folder}") from None
+        return self._bytes[offset : offset + length]
 
     def name(self, index: int) -> str:
         name = os.fsdecode(self._stored_name(index))
@@ -85,10 +91,10 @@ class Packed:
 
     @cached_property
     def _rows(self) -> np.ndarray:
-        return np.asarray(np.load(self.folder / INDEX, mmap_mode="r", allow_pickle=False))
+        return _open_index(self.folder, self.num_images)
 
     @cached_property
-    def _bytes(self) -> mmap.mmap:
+    def _bytes(self) -> mmap.mmap | bytes:
         return _map(self.folder / IMAGES)
 
     @cached_property
@@ -96,7 +102,7 @@ class Packed:
         return np.frombuffer(self._bytes, dtype=np.uint8)
 
     @cached_property
-    def _names(self) -> mmap.mmap:
+    def _names(self) -> mmap.mmap | bytes:
         return _map(self.folder / NAMES)
 
 
@@ -112,24 +118,24 @@ def open_packed(folder: Path, *, origin: str) -> Packed:
         RequestError: The pack is damaged, has a newer format, or holds no images.
     """
     manifest = read_manifest(folder, origin=origin)
-    for name, file in manifest["files"].items():
-        try:
-            size = (folder / name).stat().st_size
-        except OSError as error:
-            raise RequestError(f"{origin}/{name} of the pack cannot be read: {error.strerror}; {_REMEDY}") from None
-        if size != file["bytes"]:
+    for name in (IMAGES, INDEX, NAMES):
+        size, expected = _size(folder / name, origin=origin), manifest["files"][name]["bytes"]
+        if size != expected:
             first = _truncated_block(manifest, size) if name == IMAGES else ""
-            raise RequestError(f"{origin}/{name} has {size:,} bytes; expected {file['bytes']:,}{first}: {_REMEDY}")
+            raise RequestError(f"{origin}/{name} has {size:,} bytes; expected {expected:,}{first}: {_REMEDY}")
     try:
-        rows = np.load(folder / INDEX, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        rows = _open_index(folder, manifest["num_images"])
+    except Exception as error:  # whatever NumPy raises for the header of a stranger's file
         raise RequestError(f"{origin}/{INDEX} cannot be read ({' '.join(str(error).split())}): {_REMEDY}") from None
-    if rows.dtype.names and "label" in rows.dtype.names and rows.dtype["label"].kind not in "iu":
-        raise RequestError(f"{origin}/{INDEX} has labels of type {rows.dtype['label']}; expected int64: {_REMEDY}")
-    if rows.dtype != ROW or rows.shape != (manifest["num_images"],):
-        raise RequestError(
-            f"{origin}/{INDEX} holds {rows.dtype} {rows.shape}; expected {ROW} ({manifest['num_images']},): {_REMEDY}"
-        )
+    if not blocks_fit(manifest["blocks"], len(rows), manifest["files"][IMAGES]["bytes"]):
+        raise RequestError(f"{origin}/{MANIFEST} has invalid values for blocks: {_REMEDY}")
+    if manifest["labelled"]:
+        num_classes = len(manifest["classes"]) if manifest["classes"] else _MAX_CLASSES
+        low, high = int(rows["label"].min()), int(rows["label"].max())
+        if low < 0 or high >= num_classes:
+            raise RequestError(
+                f"{origin}/{INDEX} has labels from {low} to {high}; expected 0 to {num_classes - 1}: {_REMEDY}"
+            )
     about = {name: manifest[name] for name in ("codec", "num_images", "root", "classes", "labelled")}
     return Packed(origin=origin, folder=folder.absolute(), **about)
 
@@ -146,6 +152,40 @@ _FIELDS = {
 }
 
 
+def _size(path: Path, *, origin: str) -> int:
+    try:
+        os.close(open_regular(path))
+        return path.stat().st_size
+    except OSError as error:
+        raise RequestError(f"{origin}/{path.name} of the pack cannot be read: {error.strerror}; {_REMEDY}") from None
+
+
+def _open_index(folder: Path, num_images: int) -> np.ndarray:
+    """Map the rows; ValueError if the file holds anything else."""
+    with os.fdopen(open_regular(folder / INDEX), "rb") as file:
+        if (version := np.lib.format.read_magic(file)) != (1, 0):
+            raise ValueError(f"version {version} of the .npy format; expected 1.0")
+        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+        if dtype != ROW or shape != (num_images,):
+            raise ValueError(f"holds {dtype} {shape}; expected {ROW} ({num_images},)")
+        start, size = file.tell(), os.fstat(file.fileno()).st_size
+    if size != start + num_images * ROW.itemsize:
+        raise ValueError(f"has {size:,} bytes; expected {start + num_images * ROW.itemsize:,}")
+    return np.asarray(np.memmap(folder / INDEX, dtype=ROW, mode="r", offset=start, shape=(num_images,)))
+
+
+def blocks_fit(blocks: list[Any], num_images: int, num_bytes: int) -> bool:
+    """Whether blocks (`num_images`, `end`, `crc32`) follow each other and cover exactly so many images and bytes."""
+    end = images = 0
+    for block in blocks:
+        if not isinstance(block, dict) or not all(is_count(block.get(key)) for key in ("num_images", "end", "crc32")):
+            return False
+        if block["end"] < end:
+            return False
+        end, images = block["end"], images + block["num_images"]
+    return (images, end) == (num_images, num_bytes)
+
+
 def read_manifest(folder: Path, *, origin: str) -> dict[str, Any]:
     """Read the manifest of a pack.
 
@@ -153,8 +193,8 @@ def read_manifest(folder: Path, *, origin: str) -> dict[str, Any]:
         RequestError: It is damaged, has a newer format, or lists no images.
     """
     try:
-        manifest = read_json(folder / MANIFEST)
-    except (OSError, ValueError) as error:
+        manifest = json.loads(read_regular(folder / MANIFEST))
+    except (OSError, ValueError, RecursionError) as error:
         raise RequestError(f"{origin}/{MANIFEST} cannot be read ({' '.join(str(error).split())}): {_REMEDY}") from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise RequestError(f'{origin}/{MANIFEST} does not belong to a pack; expected "format": "{FORMAT}": {_REMEDY}')
@@ -164,13 +204,25 @@ def read_manifest(folder: Path, *, origin: str) -> dict[str, Any]:
             f"{origin} is a pack of format version {version}; expected {VERSION} or less: update fastmim"
         )
     wrong = [name for name, kind in _FIELDS.items() if not isinstance(manifest.get(name, ...), kind)]
-    if not wrong and manifest["codec"] not in CODECS:
-        wrong = ["codec"]
+    if not wrong:
+        wrong = [name for name, valid in _contents(manifest).items() if not valid]
     if wrong:
         raise RequestError(f"{origin}/{MANIFEST} has invalid values for {', '.join(wrong)}: {_REMEDY}")
     if manifest["num_images"] < 1:
         raise RequestError(f"the pack {origin} holds no images; expected at least one: {_REMEDY}")
     return manifest
+
+
+def _contents(manifest: dict[str, Any]) -> dict[str, bool]:
+    """Whether the fields hold what they should, beyond their types. Other names in `files` are not looked at."""
+    files = [manifest["files"].get(name) for name in (IMAGES, INDEX, NAMES)]
+    return {
+        "codec": manifest["codec"] in CODECS,
+        "num_images": is_count(manifest["num_images"]),
+        "classes": all(isinstance(name, str) for name in manifest["classes"] or []),
+        "files": all(isinstance(file, dict) and is_count(file.get("bytes")) for file in files)
+        and all(is_count(file.get("crc32")) for file in files[1:]),
+    }
 
 
 def find_damage(folder: Path, *, origin: str, show: Callable[[int], None] = lambda num_bytes: None) -> list[str]:
@@ -212,6 +264,8 @@ def _truncated_block(manifest: dict[str, Any], size: int) -> str:
     return "" if number is None else f", truncated in block {number} of {len(blocks)}"
 
 
-def _map(path: Path) -> mmap.mmap:
+def _map(path: Path) -> mmap.mmap | bytes:
     with path.open("rb") as file:
+        if not os.fstat(file.fileno()).st_size:  # which cannot be mapped
+            return b""
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)

@@ -14,12 +14,11 @@ from rich.console import Console
 from fastmim import config as configs
 from fastmim.data.bad_images import BadImages
 from fastmim.data.sources import Source, open_source
-from fastmim.errors import RequestError, RunError
-from fastmim.system import devices, locking
-from fastmim.system.growing import partial_folder
+from fastmim.errors import RequestError
+from fastmim.system import devices, growing
 from fastmim.transfer.features.encoder import Encoder, open_encoder
 from fastmim.transfer.features.extraction import extract
-from fastmim.transfer.features.feature_file import FeatureWriter
+from fastmim.transfer.features.feature_file import FeatureWriter, clear, holds
 from fastmim.transfer.features.settings import EmbedConfig
 
 COMMIT_SECONDS = 30.0
@@ -49,8 +48,9 @@ def embed(*, overwrite: bool = False, dry_run: bool = False, **settings: Any) ->
 
     A .parquet file has the columns path, label (the class's name, or null) and embedding (fixed-size list of
     float32); its metadata records which weights were used. A .npy file holds a float32 array (rows, D), and a
-    .csv file of the same name the path and label of each row. Rows are in the source's order. An unreadable image
-    has no row; it is listed in a file of the same name ending in .bad_images.txt.
+    .csv file of the same name the path and label of each row, and one ending in .settings.json what the metadata
+    would. Rows are in the source's order. An unreadable image has no row; it is listed in a file of the same name
+    ending in .bad_images.txt.
 
     Until `out` is complete, everything is in `<out>.partial`. After a kill the same call resumes, having lost
     30 seconds of work at most, and writes the same file as an uninterrupted call.
@@ -72,7 +72,6 @@ def embed(*, overwrite: bool = False, dry_run: bool = False, **settings: Any) ->
         raise RequestError(
             f"out is {config.out}, but pyarrow is not installed; run: pip install 'fastmim[embed]', or take a .npy"
         )
-    _check_out(config.out, overwrite)
     source = open_source(config.data)
     encoder, facts = open_encoder(config)
     console.print(
@@ -81,13 +80,17 @@ def embed(*, overwrite: bool = False, dry_run: bool = False, **settings: Any) ->
         f"data      {config.data}: {len(source):,} images",
         soft_wrap=True,
     )
+    asked = {key: value for key, value in configs.to_mapping(config).items() if key not in config.RESUMABLE}
+    asked |= {"img_size": encoder.backbone.img_size, "num_images": len(source)} | facts
+    _finished(config.out, encoder.width, asked, overwrite)
     if dry_run:
         return Embedded(config.out, len(source), 0, 0, encoder.width)
     say = functools.partial(console.print, soft_wrap=True, markup=False)
-    with locking.hold(partial_folder(config.out), say, out=config.out):
-        _check_out(config.out, overwrite)  # another process may have made it while this one waited
-        asked = {key: value for key, value in configs.to_mapping(config).items() if key not in config.RESUMABLE}
-        asked |= {"img_size": encoder.backbone.img_size, "num_images": len(source)} | facts
+    with growing.hold(config.out, say):
+        if (num_rows := _finished(config.out, encoder.width, asked, overwrite)) is not None:
+            clear(growing.partial_folder(config.out))
+            say(f"{config.out} is finished already: {num_rows:,} x {encoder.width}; nothing to do")
+            return Embedded(config.out, len(source), len(source), num_rows, encoder.width)
         writer = FeatureWriter(config.out, width=encoder.width, settings=asked, overwrite=overwrite)
         return _write(config, encoder, source, writer, console)
 
@@ -95,17 +98,14 @@ def embed(*, overwrite: bool = False, dry_run: bool = False, **settings: Any) ->
 def _write(config: EmbedConfig, encoder: Encoder, source: Source, writer: FeatureWriter, console: Console) -> Embedded:
     """Encode the remaining images, and make the file when it is complete."""
     try:
-        if writer.num_read < len(source):
-            steps, done = _append(config, encoder, source, writer), writer.num_read
-            writer.files.grow(source, steps, writer.commit, done=done, seconds=COMMIT_SECONDS, console=console)
+        if writer.num_read != len(source):
+            steps = _append(config, encoder, source, writer)
+            writer.files.grow(source, steps, writer.facts, seconds=COMMIT_SECONDS, console=console)
         result = Embedded(config.out, len(source), writer.num_read, writer.num_rows, encoder.width)
         if result.finished:
             writer.finish()
     except OSError as error:
-        raise RunError(
-            f"could not write {writer.files.folder}: {error.strerror}; what was saved up to image "
-            f"{writer.num_saved:,} is intact: free space and run the same command to resume"
-        ) from error
+        raise writer.files.failure(error, len(source)) from error
     if result.finished:
         left_out = len(source) - writer.num_rows
         note = f"; {left_out:,} unreadable, listed in {writer.bad_images}" if left_out else ""
@@ -113,12 +113,13 @@ def _write(config: EmbedConfig, encoder: Encoder, source: Source, writer: Featur
     return result
 
 
-def _check_out(out: Path, overwrite: bool) -> None:
-    """Refuse to replace a file, unless `overwrite` is set or an interrupted call has yet to complete it."""
-    folder = partial_folder(out)
-    begun = folder.exists() and any(path.name != locking.FILE for path in folder.iterdir())
-    if out.exists() and not begun and not overwrite:
+def _finished(out: Path, width: int, settings: dict[str, Any], overwrite: bool) -> int | None:
+    """The number of rows of `out` if it is what is asked for; refuse to replace anything else without `overwrite`."""
+    if overwrite or not out.exists() or (growing.partial_folder(out) / growing.PROGRESS).exists():
+        return None
+    if (num_rows := holds(out, width=width, settings=settings)) is None:
         raise RequestError(f"out is {out}, which exists; expected a new file: take another, or add --overwrite")
+    return num_rows
 
 
 def _append(config: EmbedConfig, encoder: Encoder, source: Source, writer: FeatureWriter) -> Iterator[int]:

@@ -1,7 +1,7 @@
 """The output file of `embed` while it is being made: it grows in `<out>.partial`, then appears as a whole.
 
-The folder holds `features.npy` (the rows so far), `index.csv` (their paths and labels), `bad_images.txt` and
-`progress.json` (see `GrowingFiles`).
+The folder holds `features.bin` (the rows so far), `index.csv` (their paths and labels), `bad_images.txt` and
+`progress.json` (see `GrowingFiles`). The files of the result are made from them, and they are removed at the end.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-import shutil
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -18,10 +18,12 @@ from typing import Any
 import numpy as np
 
 from fastmim.errors import RequestError
-from fastmim.system.files import fsync
-from fastmim.system.growing import GrowingFiles
+from fastmim.system import locking
+from fastmim.system.files import fsync, open_regular, read_regular, write_json
+from fastmim.system.growing import PROGRESS, GrowingFiles, is_count
 
-_FEATURES, _INDEX, _BAD = "features.npy", "index.csv", "bad_images.txt"
+_FEATURES, _INDEX, _BAD = "features.bin", "index.csv", "bad_images.txt"
+_HEADER = b"path,label\r\n"
 _ROWS_AT_ONCE = 16384
 
 
@@ -36,6 +38,7 @@ class FeatureWriter:
 
     Raises:
         RequestError: the files cannot be written, or were begun with other settings.
+        RunError: what an earlier call has written is damaged.
     """
 
     def __init__(self, out: Path, *, width: int, settings: Mapping[str, Any], overwrite: bool = False) -> None:
@@ -50,9 +53,16 @@ class FeatureWriter:
                 f"out is {out}, whose unfinished part has other settings ({differences}): take another "
                 f"--out, or start over with --overwrite"
             )
-        committed = self.files.committed
-        self.num_read = self.num_saved = committed.get("num_read", 0)
-        self.num_rows = committed.get("num_rows", 0)
+        self.num_read = self.files.num_saved
+        self.num_rows = self.files.committed.get("num_rows", 0)
+        if not is_count(self.num_rows) or self.files.lengths[_FEATURES] != self.num_rows * width * 4:
+            raise self.files.damage(PROGRESS, "is damaged")
+        try:
+            self.files.recover()
+        except OSError as error:
+            raise RequestError(
+                f"out is {out}: {error.strerror or error}; expected a file that can be written"
+            ) from None
 
     def append(self, features: np.ndarray, names: Sequence[str], labels: Sequence[str], *, num_read: int) -> None:
         """Add b rows.
@@ -64,8 +74,7 @@ class FeatureWriter:
             num_read: The images read for these rows, unreadable ones included.
         """
         if not self.num_read:
-            self.files.append(_FEATURES, self._header())
-            self.files.append(_INDEX, b"path,label\r\n")
+            self.files.append(_INDEX, _HEADER)
         self.files.append(_FEATURES, np.ascontiguousarray(features, dtype="<f4").tobytes())
         text = io.StringIO()
         csv.writer(text).writerows(zip(names, labels, strict=True))
@@ -73,33 +82,33 @@ class FeatureWriter:
         self.num_read += num_read
         self.num_rows += len(features)
 
-    def commit(self, num_read: int, last_name: str) -> None:
-        """Make all rows so far survive a kill; a later call checks the name of the image read last."""
-        self.files.commit(
-            {"settings": self.settings, "num_read": num_read, "num_rows": self.num_rows, "last_name": last_name}
-        )
-        self.num_saved = num_read
+    def facts(self) -> dict[str, Any]:
+        """What a commit records."""
+        return {"settings": self.settings, "num_rows": self.num_rows}
 
     def finish(self) -> None:
         """Turn everything committed into `out`; can be repeated after a kill."""
-        folder, moves = self.files.folder, {_BAD: self.bad_images}
+        folder = self.files.folder
+        moves = {_BAD: self.bad_images}
         if self.out.suffix == ".npy":
-            moves |= {_INDEX: self.out.with_suffix(".csv"), _FEATURES: self.out}
-            if (folder / _FEATURES).exists():
-                with (folder / _FEATURES).open("r+b") as file:
-                    file.write(self._header())
-                fsync(folder / _FEATURES)
-        elif (folder / _FEATURES).exists():
+            moves |= {"paths.csv": self.out.with_suffix(".csv"), "settings.json": _settings_file(self.out)}
+            moves |= {"features.npy": self.out}  # `out` comes last: once it exists, everything does
+            self.files.copy(_INDEX, "paths.csv")
+            self.files.copy(_FEATURES, "features.npy", header=self._header())
+            write_json(folder / "settings.json", self.settings)
+        else:
             moves |= {"rows.parquet": self.out}
+            (folder / "rows.parquet").unlink(missing_ok=True)
             self._write_parquet(folder / "rows.parquet")
             fsync(folder / "rows.parquet")
-        for name, final in moves.items():  # `out` comes last: once it exists, everything does
-            if (folder / name).exists():
+        for name, final in moves.items():
+            if name != _BAD or (folder / name).exists():
                 (folder / name).replace(final)
-        shutil.rmtree(folder)
+        fsync(self.out.absolute().parent)
+        clear(folder)
 
     def _header(self) -> bytes:
-        """The .npy header for the rows so far; its length is fixed, so it can be rewritten in place."""
+        """The .npy header for the rows so far."""
         header = io.BytesIO()
         shape = (self.num_rows, self.width)
         np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": shape})
@@ -114,20 +123,49 @@ class FeatureWriter:
             [("path", pa.string()), ("label", pa.string()), ("embedding", embedding)],
             metadata={"fastmim": json.dumps(self.settings)},
         )
-        start = len(self._header())
         with path.open("wb") as file, parquet.ParquetWriter(file, schema, use_dictionary=["label"]) as writer:
-            for names, labels, features in self._rows(start):
+            for names, labels, features in self._rows():
                 lists = pa.FixedSizeListArray.from_arrays(pa.array(features.ravel()), self.width)
                 columns = [pa.array(names), pa.array(labels, pa.string()), lists]
                 writer.write_table(pa.Table.from_arrays(columns, schema=schema))
 
-    def _rows(self, start: int) -> Iterator[tuple[list[str], list[str | None], np.ndarray]]:
+    def _rows(self) -> Iterator[tuple[list[str], list[str | None], np.ndarray]]:
         """Read the rows back in chunks: paths, labels, (b, D)."""
         folder = self.files.folder
         with (folder / _FEATURES).open("rb") as features, (folder / _INDEX).open(newline="", encoding="utf-8") as index:
-            features.seek(start)
             rows = csv.reader(index)
             next(rows)
             while chunk := list(islice(rows, _ROWS_AT_ONCE)):
                 numbers = np.fromfile(features, dtype="<f4", count=len(chunk) * self.width)
                 yield [row[0] for row in chunk], [row[1] or None for row in chunk], numbers.reshape(-1, self.width)
+
+
+def clear(folder: Path) -> None:
+    """Empty the folder of a finished output: what would resume it goes first."""
+    (folder / PROGRESS).unlink(missing_ok=True)
+    locking.clear(folder)
+
+
+def holds(out: Path, *, width: int, settings: Mapping[str, Any]) -> int | None:
+    """The number of rows of a finished output that was made with these settings; None if it was not."""
+    try:
+        os.close(open_regular(out))
+        if out.suffix == ".npy":
+            found = json.loads(read_regular(_settings_file(out)))
+            features = np.lib.format.open_memmap(out, mode="r")
+            shape, stored = features.shape, features.dtype
+        else:
+            from pyarrow import parquet
+
+            file = parquet.ParquetFile(out)
+            found = json.loads((file.schema_arrow.metadata or {})[b"fastmim"])
+            shape, stored = (file.metadata.num_rows, width), np.dtype("<f4")
+    except Exception:  # any file may be there, and the libraries raise what they like
+        return None
+    same = found == json.loads(json.dumps(settings)) and stored == np.dtype("<f4")
+    return int(shape[0]) if same and len(shape) == 2 and shape[1] == width else None
+
+
+def _settings_file(out: Path) -> Path:
+    """The settings beside a .npy file; a .parquet file holds them."""
+    return out.with_suffix(".settings.json")
