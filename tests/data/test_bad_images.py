@@ -27,9 +27,27 @@ def test_the_list_is_sorted_and_without_repeats(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["bad_images.txt"]
 
 
-def test_awkward_names_stay_on_one_line(tmp_path: Path) -> None:
-    BadImages(tmp_path, num_images=10_000).update([("a\tb\n\udce9.jpg", "two\nlines")], 256)
-    assert (tmp_path / "bad_images.txt").read_text(encoding="utf-8") == "a b \\udce9.jpg\ttwo lines\n"
+# A file name that would retitle the terminal's window, in colours of rich.
+HOSTILE = "\x1b]0;owned\x07 [red]a\tb\n\udce9\u202e\x9b.jpg"
+ESCAPED = r"\x1b]0;owned\x07 [red]a\tb\n\udce9\u202e\x9b.jpg"
+
+
+def test_awkward_names_stay_on_one_line_and_do_nothing_to_a_terminal(tmp_path: Path) -> None:
+    said: list[str] = []
+    bad = BadImages(tmp_path, num_images=10, max_share=0.1, say=said.append)
+    with pytest.raises(RunError) as caught:
+        bad.update([(HOSTILE, "two\nlines"), ("Å 写真.jpg", "truncated")], 10)
+    listed = (tmp_path / "bad_images.txt").read_text(encoding="utf-8")
+    assert listed == f"{ESCAPED}\ttwo\\nlines\nÅ 写真.jpg\ttruncated\n"
+    assert f"{ESCAPED} (two\\nlines)" in said[0] and f"{ESCAPED} (two\\nlines)" in str(caught.value)
+    assert said[0].isprintable() and str(caught.value).isprintable()
+
+
+def test_a_list_that_is_not_utf_8_is_kept_readable(tmp_path: Path) -> None:
+    (tmp_path / "bad_images.txt").write_bytes(b"caf\xe9.jpg\ttruncated\n")
+    BadImages(tmp_path, num_images=10_000).update(named(3), 256)
+    listed = (tmp_path / "bad_images.txt").read_text(encoding="utf-8")
+    assert listed == "caf\\xe9.jpg\ttruncated\nphotos/0003.jpg\ttruncated\n"
 
 
 def test_lines_from_before_a_resume_are_kept_but_not_counted(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from fastmim.errors import RunError
 from fastmim.system.files import write_text
+from fastmim.system.text import printable
 
 _MIN_SEEN = 1000
 
@@ -15,8 +16,9 @@ _MIN_SEEN = 1000
 class BadImages:
     """Collects what the loader reports, keeps `bad_images.txt` up to date, and stops a run that has too many.
 
-    The file has one line "name<TAB>reason" for each image, sorted. Lines from before the run was resumed stay but
-    do not count: the files may have been repaired since. `say` receives a line about the first unreadable image.
+    The file has one line "name<TAB>reason" for each image, sorted; `printable` escapes odd names. Lines from before
+    the run was resumed stay but do not count: the files may have been repaired since. `say` receives a line about
+    the first unreadable image.
     """
 
     def __init__(
@@ -46,7 +48,7 @@ class BadImages:
             return
         if self.say and not self._found:
             name, reason = next(iter(new.items()))
-            self.say(f"skipped {_clean(name)} ({_clean(reason)}); all such images are listed in {self.path}")
+            self.say(f"skipped {printable(name)} ({printable(reason)}); all such images are listed in {self.path}")
         self._found |= new
         self._write()
         num_tried = min(self.num_images, max(self.num_seen, _MIN_SEEN))
@@ -54,7 +56,7 @@ class BadImages:
             name, reason = next(iter(self._found.items()))
             raise RunError(
                 f"{len(self):,} of {num_tried:,} images ({len(self) / num_tried:.1%}) cannot be read, "
-                f"the first is {name} ({reason}): repair or remove those in {self.path}, "
+                f"the first is {printable(name)} ({printable(reason)}): repair or remove those in {self.path}, "
                 f"or raise --max-bad-share above {self.max_share:g}"
             )
 
@@ -63,12 +65,7 @@ class BadImages:
         return f"skipped {len(self):,} of {self.num_images:,} images as unreadable; they are listed in {self.path}"
 
     def _write(self) -> None:
-        lines = {f"{_clean(name)}\t{_clean(reason)}" for name, reason in self._found.items()}
+        lines = {f"{printable(name)}\t{printable(reason)}" for name, reason in self._found.items()}
         with suppress(FileNotFoundError):
-            lines |= set(self.path.read_text(encoding="utf-8").splitlines())
+            lines |= set(self.path.read_text(encoding="utf-8", errors="backslashreplace").splitlines())
         write_text(self.path, "".join(f"{line}\n" for line in sorted(lines)))
-
-
-def _clean(text: str) -> str:
-    """Return a text as one field of a line in valid UTF-8: file names may hold anything."""
-    return " ".join(text.encode("utf-8", "backslashreplace").decode().split())
