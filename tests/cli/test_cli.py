@@ -15,6 +15,7 @@ import yaml
 import fastmim
 from conftest import SMALL
 from fastmim import cli
+from fastmim.errors import RequestError
 
 PACKAGE = Path(fastmim.__file__).parent
 
@@ -151,15 +152,38 @@ def test_backbones_lists(capsys: pytest.CaptureFixture[str]) -> None:
     assert words == ["vit_tiny_patch16_224", "16", "192", "5.5"]
 
 
-def test_a_full_disk_outside_a_checkpoint_is_one_line(
-    tmp_path: Path, photos: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device; checkpoints are intact: free"),
+        (OSError(errno.EROFS, "Read-only file system"), "Read-only file system; checkpoints are intact: free space or"),
+        (RecursionError(), "fastmim: RecursionError; set FASTMIM_DEBUG=1 to see where it happened"),
+        (KeyError("a\nb"), r"KeyError: 'a\nb'; set FASTMIM_DEBUG=1"),
+        (RuntimeError("\x1b]0;title\x07 of [bold]\nmany\nlines"), r"RuntimeError: \x1b]0;title\x07 of [bold]; set"),
+        (RequestError("data is \x1b[31m"), r"data is \x1b[31m"),
+    ],
+)
+@pytest.mark.parametrize("debug", ["0", "1"])
+def test_any_error_is_one_printable_line(
+    error: Exception,
+    message: str,
+    debug: str,
+    tmp_path: Path,
+    photos: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def fail(*_: object, **__: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
+        raise error
 
+    monkeypatch.setenv("FASTMIM_DEBUG", debug)
     monkeypatch.setattr("fastmim.training.run.make_plan", fail)
-    assert run("pretrain", "--config", str(settings_file(tmp_path, photos))) == 1
-    assert "No space left on device; checkpoints are intact: free space" in capsys.readouterr().err
+    assert run("pretrain", "--config", str(settings_file(tmp_path, photos))) == (
+        2 if type(error) is RequestError else 1
+    )
+    *traceback, line = capsys.readouterr().err.splitlines()
+    assert line.startswith("fastmim: ") and message in line
+    assert ("Traceback (most recent call last):" in traceback) == (debug == "1") == bool(traceback)
 
 
 def test_a_warning_is_one_line(tmp_path: Path, photos: Path) -> None:

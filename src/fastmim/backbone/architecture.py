@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from fastmim.backbone.maps import last_map, nearest_grid
 from fastmim.backbone.position_tables import fit_tables
 from fastmim.backbone.surgery import init_sincos, list_blocks, num_kept, skip_blocks
-from fastmim.errors import RequestError, RunError
+from fastmim.errors import RequestError, RunError, first_line
 
 _NEAR = 0.15  # how far the size of the model's input may be from the image size, as a share of it
 _RESERVED = {"checkpoint_path", "features_only", "img_size", "in_chans", "num_classes", "pretrained"}
@@ -282,11 +282,6 @@ class Architecture:
     def _make(self, **more: Any) -> nn.Module:
         with _quiet():
             return timm.create_model(self.name, **{"num_classes": 0, **self.args, **self.chans, **more})
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error's message, or its type if the message is empty."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 @contextmanager

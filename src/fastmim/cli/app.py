@@ -6,8 +6,9 @@ dataclasses of settings.
 
 from __future__ import annotations
 
-import errno
+import os
 import sys
+import traceback
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +18,8 @@ from typing import Annotated, Any, NoReturn
 from cyclopts import App, CycloptsError, Parameter
 
 from fastmim import config as configs
-from fastmim.errors import DONE, FAILED, REFUSED, STOPPED, RequestError, RunError
+from fastmim.errors import DONE, FAILED, REFUSED, STOPPED, RequestError, RunError, first_line
+from fastmim.system.display import printable
 
 app = App(
     name="fastmim",
@@ -83,24 +85,34 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 def _run(arguments: list[str] | None) -> int:
     try:
         return app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
-    except (CycloptsError, RequestError) as error:
-        return _complain(str(error), REFUSED)
-    except RunError as error:
-        return _complain(str(error), FAILED)
     except BrokenPipeError:  # `fastmim backbones | head`
         sys.stderr.close()
         return DONE
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        return _complain(f"{error}; checkpoints are intact: free space and run the same command to resume", FAILED)
+    except Exception as error:
+        if os.environ.get("FASTMIM_DEBUG") == "1":
+            traceback.print_exc()
+        return _complain(error)
 
 
-def _complain(message: str, status: int) -> int:
-    print(f"fastmim: {' '.join(message.split())}", file=sys.stderr)
-    return status
+def _complain(error: Exception) -> int:
+    """Tell of an error in one line, and return the exit status."""
+    if isinstance(error, CycloptsError | RequestError):
+        _print_line(str(error))
+        return REFUSED
+    if isinstance(error, RunError):
+        _print_line(str(error))
+    elif isinstance(error, OSError):
+        _print_line(f"{error}; checkpoints are intact: free space or mend the disk, and run the same command to resume")
+    else:
+        said = f"{type(error).__name__}: {first_line(error)[:500]}" if str(error) else type(error).__name__
+        _print_line(f"{said}; set FASTMIM_DEBUG=1 to see where it happened")
+    return FAILED
 
 
 def _warn(message: Warning | str, *where: Any) -> None:
     """Python's own way would also show the source line that warns."""
-    print(f"fastmim: warning: {' '.join(str(message).split())}", file=sys.stderr)
+    _print_line(f"warning: {message}")
+
+
+def _print_line(message: str) -> None:
+    print(f"fastmim: {printable(' '.join(message.split()))}", file=sys.stderr)

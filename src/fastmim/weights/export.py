@@ -23,12 +23,11 @@ from safetensors.torch import save_file
 from timm.models import save_for_hf
 from torch import Tensor, nn
 
-from fastmim.backbone.architecture import first_line
 from fastmim.config import nearest
 from fastmim.data.augment import decode_center, normalise
 from fastmim.data.sources import open_source
 from fastmim.data.statistics import IMAGENET_MEAN, IMAGENET_STD
-from fastmim.errors import RequestError, RunError
+from fastmim.errors import RequestError, RunError, first_line
 from fastmim.weights import files
 
 NUM_PHOTOGRAPHS = 8

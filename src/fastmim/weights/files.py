@@ -17,8 +17,8 @@ from timm.models import get_model_input_config
 from torch import Tensor, nn
 
 from fastmim.backbone import Backbone, resolve
-from fastmim.backbone.architecture import Architecture, first_line
-from fastmim.errors import RequestError
+from fastmim.backbone.architecture import Architecture
+from fastmim.errors import RequestError, first_line
 from fastmim.system.files import replacing
 from fastmim.training import checkpoint
 
