@@ -22,6 +22,7 @@ from fastmim.method.build import build_model
 from fastmim.method.mim import MIM
 from fastmim.method.settings import PretrainConfig
 from fastmim.recipes import RECIPES
+from fastmim.system.display import say
 from fastmim.training import optim
 from fastmim.training.checkpoint import Checkpoint
 from fastmim.training.logs import Logs
@@ -126,7 +127,7 @@ class Pretraining(Task[PretrainConfig]):
                 "std": IMAGENET_STD,
             }
             weights.save(result.weights, self.model.backbone, about=about)
-            self.console.print(f"done: {result.weights}", soft_wrap=True)
+            say(self.console, f"done: {result.weights}")
         return result
 
     def describe(self) -> list[str]:

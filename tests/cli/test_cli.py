@@ -140,6 +140,18 @@ def test_a_run_and_its_pictures(tmp_path: Path, photos: Path, capsys: pytest.Cap
     assert "which has no checkpoint yet" in capsys.readouterr().err
 
 
+def test_a_path_that_looks_like_markup_is_a_path(
+    tmp_path: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, out = settings_file(tmp_path, photos), f"{tmp_path}/[bold]/[/red]"
+    assert run("pretrain", "--config", str(file), "--steps", "1", "--out", out) == 0
+    assert f"done: {out}/weights.safetensors" in capsys.readouterr().out
+    features = ("--weights", out, "--data", str(photos), "--device", "cpu", "--num-workers", "0")
+    assert run("embed", *features, "--out", f"{out}/features.npy") == 0
+    shown = capsys.readouterr().out
+    assert f"weights   {out}: " in shown and f"wrote {out}/features.npy: 24 x 48" in shown
+
+
 def test_a_run_that_fails_exits_1(tmp_path: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = settings_file(tmp_path, photos)
     assert run("pretrain", "--config", str(file), "--lr", "1e38", "--warmup", "0", "--steps", "60") == 1

@@ -14,7 +14,7 @@ from fastmim.bench import chart, records, tables
 from fastmim.bench.parts import Parts, Scale, record_name
 from fastmim.bench.settings import PARTS, BenchConfig
 from fastmim.errors import RequestError
-from fastmim.system import devices, files
+from fastmim.system import devices, display, files
 
 THREADS = 1
 """CPU time on one thread depends little on how busy the other cores are."""
@@ -47,7 +47,7 @@ def bench(config: BenchConfig, *, console: Console | None = None) -> list[Path]:
     finally:
         torch.set_num_threads(threads)
     _present(paths, config.records, device, console)
-    console.print(f"{(time.monotonic() - start) / 60:.1f} minutes in all", soft_wrap=True)
+    display.say(console, f"{(time.monotonic() - start) / 60:.1f} minutes in all")
     return paths
 
 
@@ -64,6 +64,6 @@ def _present(paths: list[Path], folder: Path, device: str, console: Console) -> 
         chart.draw(found, folder / f"{name}.png")
         written.append(folder / f"{name}.png")
     except RequestError as error:  # the tables are useful without it
-        console.print(str(error), soft_wrap=True)
+        display.say(console, str(error))
     for file in written:
-        console.print(f"wrote {file}", soft_wrap=True)
+        display.say(console, f"wrote {file}")

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 from rich.console import Console
 from rich.table import Table as RichTable
+from rich.text import Text
+
+from fastmim.system.text import printable
 
 
 @dataclass(frozen=True)
@@ -24,9 +27,11 @@ class Table:
             title=self.title or None, caption=self.note or None, title_justify="left", caption_justify="left"
         )
         for number, name in enumerate(self.header):
-            table.add_column(name, justify="right" if number else "left", overflow="fold", no_wrap=not number)
+            table.add_column(
+                Text(printable(name)), justify="right" if number else "left", overflow="fold", no_wrap=not number
+            )
         for row in self.rows:
-            table.add_row(*row)
+            table.add_row(*(Text(printable(cell)) for cell in row))
         return table
 
     def print(self, console: Console, *, width: int) -> None:

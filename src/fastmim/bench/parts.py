@@ -17,6 +17,7 @@ from fastmim.bench import corpus, data_path, end_to_end, flops, hog, methods, re
 from fastmim.bench.settings import BenchConfig
 from fastmim.data.sources import Source
 from fastmim.system import devices
+from fastmim.system.display import say
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ class Parts:
         start = time.monotonic()
         self.status.update(what.strip())
         yield
-        self._console.print(f"{what}: {time.monotonic() - start:.0f} s", soft_wrap=True)
+        say(self._console, f"{what}: {time.monotonic() - start:.0f} s")
 
     def _write(self, part: str, claim: str, summary: dict[str, Any], raw: dict[str, Any], **config: Any) -> Path:
         device = "cpu" if part == "data" else self._scale.device

@@ -19,7 +19,7 @@ from cyclopts import App, CycloptsError, Parameter
 
 from fastmim import config as configs
 from fastmim.errors import DONE, FAILED, REFUSED, STOPPED, RequestError, RunError, first_line
-from fastmim.system.display import printable
+from fastmim.system.text import printable
 
 app = App(
     name="fastmim",

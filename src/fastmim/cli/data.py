@@ -8,6 +8,7 @@ import fastmim
 from fastmim.cli.app import OPTIONS, AsFlags, Options, Switch, app, given
 from fastmim.data.packs.settings import PackConfig
 from fastmim.errors import DONE, RequestError
+from fastmim.system.text import printable
 
 
 @app.command
@@ -31,5 +32,6 @@ def _verify(wanted: dict[str, Any]) -> int:
         raise RequestError(f"out is {wanted.get('out', 'not given')}; expected one directory with --verify")
     from fastmim.data.packs import packing
 
-    print(f"{wanted['data']}: all {packing.verify(wanted['data']):,} images match their checksums")
+    num_images = packing.verify(wanted["data"])
+    print(printable(f"{wanted['data']}: all {num_images:,} images match their checksums"))
     return DONE

@@ -10,6 +10,7 @@ from fastmim import recipes
 from fastmim.cli.app import OPTIONS, AsFlags, Options, Switch, app
 from fastmim.errors import DONE
 from fastmim.method.settings import PretrainConfig
+from fastmim.system.text import printable
 
 
 @app.command
@@ -84,5 +85,5 @@ def visualise(
     from fastmim.method import visualise
 
     visualise.visualise_run(run, images=images, out=out, num_images=num_images, seed=seed)
-    print(f"wrote {out}")
+    print(printable(f"wrote {out}"))
     return DONE

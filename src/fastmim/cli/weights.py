@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from rich.console import Console
 
 import fastmim
 from fastmim.cli.app import Overwrite, app
 from fastmim.errors import DONE
+from fastmim.system.display import say
 
 
 @app.command
@@ -28,7 +30,8 @@ def export(run: Path, *, to: str, out: Path, img_size: int | None = None, overwr
     img_size
         Image side in pixels. [default: the architecture's own]
     """
-    print(fastmim.export(run, to=to, out=out, img_size=img_size, overwrite=overwrite).describe())
+    exported = fastmim.export(run, to=to, out=out, img_size=img_size, overwrite=overwrite)
+    say(Console(highlight=False), exported.describe())
     return DONE
 
 
@@ -55,5 +58,6 @@ def convert(
         Arguments for timm.create_model, such as --backbone-args.depth 4.
     """
     args = {name: yaml.safe_load(str(value)) for name, value in (backbone_args or {}).items()}
-    print(fastmim.convert(file, out=out, backbone=backbone, backbone_args=args, overwrite=overwrite).describe())
+    converted = fastmim.convert(file, out=out, backbone=backbone, backbone_args=args, overwrite=overwrite)
+    say(Console(highlight=False), converted.describe())
     return DONE

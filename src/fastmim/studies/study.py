@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import time
 from collections.abc import Callable, Iterable
@@ -22,7 +23,7 @@ from fastmim.studies.processes import Slots
 from fastmim.studies.settings import StudyConfig
 from fastmim.studies.sweep import SMALL_SIZE, Point
 from fastmim.studies.trial import FILE, Trial
-from fastmim.system import files, locking
+from fastmim.system import display, files, locking
 
 _CONFIG, _PLAN, _RUNS = "config.yaml", "plan.json", "runs"
 _WHERE = {"device", "num_workers", "out", "weights"}
@@ -69,9 +70,7 @@ def study(*, dry_run: bool = False, **given: Any) -> Studied:
     request, slots, console = check(config), processes.find_slots(config), Console(highlight=False)
     num_trials = len(request.points) * config.seeds
 
-    def say(text: str) -> None:
-        console.print(text, soft_wrap=True, markup=False)
-
+    say = functools.partial(display.say, console)
     say(_describe(request, slots))
     if dry_run:
         return Studied(config.out, 0, num_trials, {})

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
+from fastmim.system.display import say
 from fastmim.training.run_directory import RunDirectory
 from fastmim.training.trackers import Tracker
 
@@ -76,13 +77,11 @@ class Logs:
         due = time.monotonic() - self._last_line > PLAIN_LINE_SECONDS
         if not self._live and (due or step == self._total):
             self._last_line = time.monotonic()
-            self.console.print(
-                f"step {step}/{self._total}  {facts}  {_left(metrics, self._total - step)}", soft_wrap=True
-            )
+            say(self.console, f"step {step}/{self._total}  {facts}  {_left(metrics, self._total - step)}")
 
     def say(self, message: str) -> None:
         """Print a line above the bar."""
-        self._bar.console.print(message, soft_wrap=True, markup=False)
+        say(self._bar.console, message)
 
     def close(self) -> None:
         """Stop the bar, flush metrics.jsonl to the disk and close the trackers."""

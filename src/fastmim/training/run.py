@@ -20,6 +20,7 @@ from fastmim.data import loader, sources
 from fastmim.data.bad_images import BadImages
 from fastmim.data.sources import Source
 from fastmim.errors import RequestError
+from fastmim.system.display import say
 from fastmim.training import checkpoint, run_directory
 from fastmim.training.checkpoint import Checkpoint
 from fastmim.training.logs import Logs
@@ -76,8 +77,12 @@ class Task(ABC, Generic[Config]):
         self.directory = RunDirectory(config.out)
         self.source = self.open_data()
         self.plan = make_plan(config, self.source, sizes=self.sizes())
-        say = functools.partial(console.print, soft_wrap=True, markup=False)
-        self.bad_images = BadImages(config.out, num_images=self.num_images, max_share=config.max_bad_share, say=say)
+        self.bad_images = BadImages(
+            config.out,
+            num_images=self.num_images,
+            max_share=config.max_bad_share,
+            say=functools.partial(say, console),
+        )
 
     @abstractmethod
     def open_data(self) -> Source:
@@ -209,13 +214,13 @@ def launch(
         if config.micro_batch == "auto":
             task.plan = task.plan.with_stages(task.sizes(), micro_batch=_largest_micro_batch(task))
         if dry_run:
-            console.print(configs.to_yaml(config), markup=False, soft_wrap=True)
-        console.print("\n".join(task.describe()), markup=False, soft_wrap=True)
+            say(console, configs.to_yaml(config))
+        say(console, "\n".join(task.describe()))
         if dry_run:
             return task.result(0)
         task.directory.prepare(config, overwrite=overwrite)
         if found:
-            console.print(f"resuming at step {found.step} of {task.plan.total_steps}")
+            say(console, f"resuming at step {found.step} of {task.plan.total_steps}")
         return task.finish(_train(task, found))
 
 

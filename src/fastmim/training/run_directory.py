@@ -19,6 +19,7 @@ from rich.console import Console
 from fastmim import config as configs
 from fastmim.errors import RequestError
 from fastmim.system import files, locking
+from fastmim.system.display import say
 from fastmim.training.settings import TrainConfig
 
 Config = TypeVar("Config", bound=TrainConfig)
@@ -128,8 +129,7 @@ def opened(
         RequestError: as `resolve`; or another process uses the directory, or it cannot be written.
     """
     out = configs.build(cls, settings).out
-    say = functools.partial(console.print, soft_wrap=True, markup=False)
-    with nullcontext() if dry_run else locking.hold(out, say):
+    with nullcontext() if dry_run else locking.hold(out, functools.partial(say, console)):
         yield resolve(cls, settings, recipes=recipes, overwrite=overwrite)
 
 

@@ -21,7 +21,7 @@ from fastmim.data.packs.writer import PackWriter, clean
 from fastmim.data.sources import Source, open_source
 from fastmim.data.sources.pack import IMAGES, find_damage, is_packed, open_packed, read_manifest
 from fastmim.errors import RequestError, RunError
-from fastmim.system import devices, growing
+from fastmim.system import devices, display, growing
 from fastmim.system.progress import progress
 
 COMMIT_SECONDS = 10.0
@@ -78,9 +78,9 @@ def pack(
     source, console = open_source(config.data), Console(highlight=False)
     _check_labels(source)
     if dry_run:
-        console.print(_describe(config, source), soft_wrap=True, markup=False)
+        display.say(console, _describe(config, source))
         return Packing(config.out, 0, 0, len(source))
-    say = functools.partial(console.print, soft_wrap=True, markup=False)
+    say = functools.partial(display.say, console)
     with growing.hold(config.out, say):
         if not overwrite and (finished := _finished(config, source)):
             say(f"{config.out} is finished already: {finished.num_images:,} images; nothing to do")
@@ -220,8 +220,8 @@ def _print_summary(result: Packing, console: Console) -> None:
     num_bytes = (result.out / IMAGES).stat().st_size
     left_out = result.num_source - result.num_images
     note = f"; {left_out:,} unreadable, listed in {result.out / 'bad_images.txt'}" if left_out else ""
-    console.print(
+    display.say(
+        console,
         f"wrote {result.out}: {result.num_images:,} images, {num_bytes / 1e6:,.1f} MB, "
         f"{num_bytes / result.num_images / 1e3:,.1f} KB an image{note}",
-        soft_wrap=True,
     )

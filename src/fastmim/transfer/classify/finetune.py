@@ -19,6 +19,7 @@ from fastmim.data.rand_augment import RandAugment
 from fastmim.data.sources import Source
 from fastmim.errors import RequestError
 from fastmim.recipes import FINETUNE_RECIPES
+from fastmim.system.display import say
 from fastmim.training import optim, run
 from fastmim.training.checkpoint import Checkpoint
 from fastmim.training.logs import Logs
@@ -159,7 +160,7 @@ class Finetuning(Task[FinetuneConfig]):
             return dataclasses.replace(result, best_top1=best)
         validator.save(result.weights, step)
         final = validator.last_scores(step)
-        self.console.print(validator.summary(final), soft_wrap=True, markup=False)
+        say(self.console, validator.summary(final))
         return dataclasses.replace(result, top1=final["val_top1"], best_top1=best)
 
     def describe(self) -> list[str]:

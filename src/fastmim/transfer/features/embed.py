@@ -15,7 +15,7 @@ from fastmim import config as configs
 from fastmim.data.bad_images import BadImages
 from fastmim.data.sources import Source, open_source
 from fastmim.errors import RequestError
-from fastmim.system import devices, growing
+from fastmim.system import devices, display, growing
 from fastmim.transfer.features.encoder import Encoder, open_encoder
 from fastmim.transfer.features.extraction import extract
 from fastmim.transfer.features.feature_file import FeatureWriter, clear, holds
@@ -74,18 +74,18 @@ def embed(*, overwrite: bool = False, dry_run: bool = False, **settings: Any) ->
         )
     source = open_source(config.data)
     encoder, facts = open_encoder(config)
-    console.print(
+    display.say(
+        console,
         f"weights   {config.weights}: {', '.join(f'{k} {v}' for k, v in facts.items())}\n"
         f"features  {config.pool} of block {encoder.block} at {encoder.backbone.img_size} px: {encoder.width} numbers\n"
         f"data      {config.data}: {len(source):,} images",
-        soft_wrap=True,
     )
     asked = {key: value for key, value in configs.to_mapping(config).items() if key not in config.RESUMABLE}
     asked |= {"img_size": encoder.backbone.img_size, "num_images": len(source)} | facts
     _finished(config.out, encoder.width, asked, overwrite)
     if dry_run:
         return Embedded(config.out, len(source), 0, 0, encoder.width)
-    say = functools.partial(console.print, soft_wrap=True, markup=False)
+    say = functools.partial(display.say, console)
     with growing.hold(config.out, say):
         if (num_rows := _finished(config.out, encoder.width, asked, overwrite)) is not None:
             clear(growing.partial_folder(config.out))
@@ -109,7 +109,7 @@ def _write(config: EmbedConfig, encoder: Encoder, source: Source, writer: Featur
     if result.finished:
         left_out = len(source) - writer.num_rows
         note = f"; {left_out:,} unreadable, listed in {writer.bad_images}" if left_out else ""
-        console.print(f"wrote {config.out}: {writer.num_rows:,} x {encoder.width}{note}", soft_wrap=True)
+        display.say(console, f"wrote {config.out}: {writer.num_rows:,} x {encoder.width}{note}")
     return result
 
 

@@ -16,6 +16,7 @@ from fastmim.data.labelled import Labelled, limit_labels, open_labelled
 from fastmim.data.sources import Source
 from fastmim.errors import RequestError
 from fastmim.system import devices
+from fastmim.system.display import say
 from fastmim.system.files import write_json
 from fastmim.transfer.features import scores
 from fastmim.transfer.features.encoder import Encoder, open_encoder
@@ -60,12 +61,12 @@ def probe(*, dry_run: bool = False, **settings: Any) -> Probed:
     if config.num_labels is not None:
         train = limit_labels(train, config.num_labels, seed=config.seed)
     encoder, facts = open_encoder(config)
-    console.print(
+    say(
+        console,
         f"weights   {config.weights}: {', '.join(f'{k} {v}' for k, v in facts.items())}\n"
         f"features  {config.pool} of block {encoder.block} at {encoder.backbone.img_size} px: {encoder.width} numbers\n"
         f"data      {config.data}: {len(train):,} images train, {len(labelled.val):,} validate, "
         f"{len(labelled.classes)} classes",
-        soft_wrap=True,
     )
     if dry_run:
         return Probed(float("nan"), float("nan"), {})
@@ -92,7 +93,7 @@ def probe(*, dry_run: bool = False, **settings: Any) -> Probed:
     console.print(f"effective rank {rank:.1f} of {encoder.width}")
     if bad:
         console.print(f"{len(bad)} images could not be read and were skipped")
-    console.print(f"wrote {config.out}", soft_wrap=True)
+    say(console, f"wrote {config.out}")
     return Probed(best["top1"], rank, report)
 
 
