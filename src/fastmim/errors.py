@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 DONE, FAILED, REFUSED, STOPPED = 0, 1, 2, 75
-"""Done; failed; the request is wrong; stopped by a signal after saving: run the same command to resume."""
+"""Done; failed; the request is wrong; stopped by a signal, with everything saved: run the same command to resume."""
 
 
 class RequestError(ValueError):

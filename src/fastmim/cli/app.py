@@ -19,6 +19,7 @@ from cyclopts import App, CycloptsError, Parameter
 
 from fastmim import config as configs
 from fastmim.errors import DONE, FAILED, REFUSED, STOPPED, RequestError, RunError, first_line
+from fastmim.system.signals import Stopped, StopSignals
 from fastmim.system.text import printable
 
 app = App(
@@ -79,7 +80,13 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     """Run a command and exit with its status: 0 done, 1 failed, 2 the request is wrong, 75 stopped after saving."""
     with warnings.catch_warnings():
         warnings.showwarning = _warn  # type: ignore[assignment]
-        sys.exit(_run(arguments))
+        try:
+            with StopSignals(whole_process=True):  # from before torch is imported until the process has ended
+                status = _run(arguments)
+        except Stopped as stopped:
+            _print_line(str(stopped))
+            status = STOPPED
+        sys.exit(status)
 
 
 def _run(arguments: list[str] | None) -> int:

@@ -1,6 +1,6 @@
 """Signals in data workers: a stop request reaches every process of a job, but only the trainer acts on it.
 
-torchrun, SLURM and a terminal send SIGTERM, SIGUSR1 or SIGINT to the workers too. A worker that obeyed
+torchrun, SLURM and a terminal send SIGTERM, SIGUSR1, SIGINT or SIGHUP to the workers too. A worker that obeyed
 would kill the run before it has saved. So workers block these signals, and exit when their parent tells
 them to or is gone.
 """
@@ -15,8 +15,10 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from fastmim.system import signals
+
 # macOS and Windows cannot wait for a signal and see its sender; workers keep torch's own behaviour on them.
-_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1} if hasattr(signal, "sigtimedwait") else set()
+_SIGNALS = set(signals.SIGNALS) if hasattr(signal, "sigtimedwait") else set()
 _CHECK_SECONDS = 1.0
 
 

@@ -1,38 +1,98 @@
-"""Graceful stop on a signal."""
+"""Requests to stop: SIGTERM, SIGUSR1, SIGINT, and SIGHUP, which says that the terminal has gone."""
 
 from __future__ import annotations
 
 import signal
 import threading
+import time
+from dataclasses import dataclass
 from types import FrameType
+from typing import Any
+
+NAMES = ("SIGTERM", "SIGUSR1", "SIGINT", "SIGHUP")
+SIGNALS = tuple(signal.Signals[name] for name in NAMES if name in signal.Signals.__members__)  # Windows lacks two
+PATIENCE_SECONDS = 2.0
+"""Schedulers and shells send several signals for one request: those that follow so soon change nothing."""
+
+
+class Stopped(BaseException):
+    """A signal asked to stop where the code cannot go on to a point of its own choosing.
+
+    It is not an `Exception`: whatever handles failures must let it pass.
+    """
+
+
+@dataclass
+class _Request:
+    name: str = ""
+    since: float = 0.0
 
 
 class StopSignals:
-    """Record the first SIGTERM, SIGUSR1 or SIGINT inside the block as `requested`; a second one kills the process."""
+    """Record a request to stop while the block runs, so that the code can save and end.
 
-    SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+    A signal that comes more than two seconds after the first one means "now", and has the effect that it has outside
+    the block. Blocks nest: an inner one knows of a request that came before it began.
 
-    def __init__(self) -> None:
-        self.requested = False
+    Args:
+        whole_process: The block is all that this process does. Then nothing is to be saved outside inner blocks: the
+            first signal raises `Stopped` there, and the handlers stay until the process has ended.
+    """
+
+    _current: StopSignals | None = None
+
+    def __init__(self, *, whole_process: bool = False) -> None:
+        self._whole_process = whole_process
+        self._request = _Request()
+        self._before: dict[signal.Signals, Any] = {}
+        self._outer: StopSignals | None = None
+        self._had_inner = False
+
+    @property
+    def requested(self) -> bool:
+        """Whether a signal has come."""
+        return bool(self._request.name)
 
     def __enter__(self) -> StopSignals:
-        self._before = (
-            {number: signal.signal(number, self._on_signal) for number in self.SIGNALS} if _in_main_thread() else {}
-        )
+        # Python installs signal handlers only there; in a server's thread, signals do not stop a run.
+        if threading.current_thread() is threading.main_thread():
+            self._outer, StopSignals._current = StopSignals._current, self
+            if self._outer:
+                self._outer._had_inner = True
+                self._request = self._outer._request
+            for number in SIGNALS:
+                if number.name != "SIGHUP" or signal.getsignal(number) is not signal.SIG_IGN:  # `nohup` ignores it
+                    self._before[number] = signal.signal(number, self._on_signal)
         return self
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self.requested = True
-        self._restore()
+        if not self.requested:
+            self._request.name, self._request.since = signal.Signals(number).name, time.monotonic()
+            if self._whole_process:
+                saved = (
+                    "; all that was done is saved: run the same command without --overwrite to resume"
+                    if self._had_inner
+                    else " with nothing to save yet: run the same command again"
+                )
+                raise Stopped(f"stopped by {self._request.name}{saved}")
+        elif time.monotonic() > self._request.since + PATIENCE_SECONDS:
+            self._restore(signal.Signals(number))
+            signal.raise_signal(number)
 
-    def _restore(self) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+    def _restore(self, number: signal.Signals) -> None:
+        # A whole process ends by the signal itself, where Python would print a traceback for SIGINT.
+        before = None if self._whole_process else self._before.get(number)
+        signal.signal(number, before or signal.SIG_DFL)
 
     def __exit__(self, *error: object) -> None:
-        self._restore()
+        if self is not StopSignals._current:
+            return
+        StopSignals._current = self._outer
+        if not (self._whole_process and self.requested):  # a repeated signal must not change the exit status
+            for number, before in self._before.items():
+                signal.signal(number, before or signal.SIG_DFL)
 
 
-def _in_main_thread() -> bool:
-    # Python installs signal handlers only there; in a server's thread, signals do not stop a run.
-    return threading.current_thread() is threading.main_thread()
+def stop_requested() -> bool:
+    """Whether a signal has come in the `StopSignals` blocks that run now."""
+    return StopSignals._current is not None and StopSignals._current.requested

@@ -66,7 +66,7 @@ def fit(
     resume_from: checkpoint.Checkpoint | None = None,
     faster_data: str = "",
 ) -> int:
-    """Train until the last stage ends or a signal (SIGTERM, SIGUSR1, SIGINT) asks to stop.
+    """Train until the last stage ends or a signal (`system.signals`) asks to stop.
 
     Args:
         task: Its model is on `plan.device` at the first stage's size and returns {"loss": ...}; for more than one
