@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -67,13 +68,37 @@ def test_command_line_numbers_reach_backbone_args_as_numbers() -> None:
         ({"img_size": 0}, "img_size is 0; expected at least 1"),
         ({"stages": "128"}, "stages is '128'; expected SIZE:SHARE"),
         ({"stages": "128:0.5,160:0.4"}, "shares that sum to 1; these sum to 0.9"),
+        ({"decoder": "²x1"}, "decoder is '²x1'; expected auto, linear or WIDTHxDEPTH"),
+        ({"decoder": "256x0"}, "decoder is '256x0'; expected auto, linear or WIDTHxDEPTH"),
+        ({"decoder": f"{'9' * 5000}x1"}, "decoder is '99999.*; expected auto, linear or WIDTHxDEPTH"),
+        ({"stages": "0:1"}, "stages is '0:1'; expected SIZE:SHARE"),
+        ({"stages": "128:1..0"}, "stages is '128:1..0'; expected SIZE:SHARE"),
+        ({"seed": 2**70}, "seed is 1180591620717411303424; expected an integer of 64 bits"),
+        ({"seed": 16**5000}, "seed is a number of thousands of digits; expected int"),
+        ({"seed": float("inf")}, "seed is inf; expected int"),
+        ({"epochs": float("inf")}, "epochs is inf; expected more than 0, and finite"),
+        ({"lr": 16**5000}, "lr is a number of thousands of digits; expected float"),
+        ({"warmup": "1e400"}, "warmup is '1e400'; expected a duration"),
+        ({"warmup": "1.2.3"}, "warmup is '1.2.3'; expected a duration"),
+        ({"warmup": "9" * 5000}, "warmup is '9999.*; expected a duration"),
+        ({"betas": [0.9, 2]}, r"betas is \(0.9, 2.0\); expected two numbers of at least 0 and less than 1"),
+        ({"betas": [float("nan"), 0.9]}, r"betas is \(nan, 0.9\); expected two numbers"),
+        ({"weight_decay": -1}, "weight_decay is -1.0; expected 0 .none. or more"),
+        ({7: 1}, "unknown setting 7; see --help"),
+        ({None: 1}, "unknown setting None; see --help"),
+        ({"backbone_args": {7: 1}}, r"backbone_args is \{7: 1\}; expected dict"),
+        ({"backbone_args": {"depth": "[" * 5000}}, r"backbone_args.depth is '\[\[.*; expected a number, a word or"),
+        ({"out": "a\0b"}, r"out is 'a\\x00b'; expected no zero byte"),
+        ({"init": "a\0b"}, r"init is 'a\\x00b'; expected no zero byte"),
+        ({"out": "a/" + "b" * 256}, "out is 'a/bbb.*; expected names of at most 255 bytes"),
+        ({"backbone": ["x" * 999] * 999}, r"backbone is \['xxx.*\.\.\..*; expected str"),
         ({"decoder": "250x1"}, "decoder is '250x1'; expected auto, linear or WIDTHxDEPTH"),
     ],
 )
-def test_wrong_settings_are_refused_in_one_line(settings: dict[str, object], message: str) -> None:
+def test_wrong_settings_are_refused_in_one_line(settings: dict[Any, Any], message: str) -> None:
     with pytest.raises(RequestError, match=message) as error:
-        build(**settings)
-    assert "\n" not in str(error.value)
+        configs.build(PretrainConfig, settings)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 2000
 
 
 def test_unreadable_config_files(tmp_path: Path) -> None:
@@ -83,9 +108,40 @@ def test_unreadable_config_files(tmp_path: Path) -> None:
     path.write_text("a: [")
     with pytest.raises(RequestError, match="is not YAML"):
         configs.read(path)
+    path.write_bytes(b"data: \xe9\n")
+    with pytest.raises(RequestError, match="is not YAML: 'utf-8' codec can't decode byte 0xe9"):
+        configs.read(path)
+    path.write_text("data: " + "[" * 5000)
+    with pytest.raises(RequestError, match="is not YAML: .*; expected lines such as `epochs: 200`"):
+        configs.read(path)
+    for number in ("9" * 5001, "2026-13-77"):
+        path.write_text(f"seed: {number}\n")
+        with pytest.raises(RequestError, match="bad.yaml, with a value that cannot be read: .*; correct it"):
+            configs.read(path)
+    path.write_text("#" * 300_000)
+    with pytest.raises(RequestError, match="of more than 262,144 characters; expected lines of settings"):
+        configs.read(path)
     path.write_text("- a")
     with pytest.raises(RequestError, match="expected `setting: value` lines"):
         configs.read(path)
+
+
+@pytest.mark.parametrize("kind", ["sequences", "mappings", "merged", "its own"])
+def test_aliases_do_not_fill_the_memory(tmp_path: Path, kind: str) -> None:
+    """Nine lines that stand for 10^9 values, as lists, as mappings and as merged mappings; one that holds itself."""
+    names = "abcdefghij"
+    line = {
+        "sequences": lambda a, b: f"{b}: &{b} [{', '.join([f'*{a}'] * 10)}]",
+        "mappings": lambda a, b: f"{b}: &{b} {{{', '.join(f'{n}: *{a}' for n in range(10))}}}",
+        "merged": lambda a, b: f"{b}: &{b} {{<<: [{', '.join([f'*{a}'] * 10)}]}}",
+        "its own": lambda a, b: f"{b}: &{b} [*{b}]",
+    }[kind]
+    path = tmp_path / "run.yaml"
+    path.write_text("\n".join(["a: &a {x: 1}", *map(line, names, names[1:])]))
+    with pytest.raises(RequestError, match="aliases stand for more than 100,000 values; write the settings out"):
+        configs.read(path)
+    path.write_text("a: &a [1, 2]\nb: *a")
+    assert configs.read(path) == {"a": [1, 2], "b": [1, 2]}
 
 
 def test_differences_leave_out_resumable_settings() -> None:

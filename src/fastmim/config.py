@@ -10,6 +10,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
+import math
+import os
 import types
 import typing
 from collections.abc import Iterable, Mapping, Set
@@ -18,7 +20,7 @@ from typing import Any, ClassVar, Literal, Self, TypeVar
 
 import yaml
 
-from fastmim.errors import RequestError
+from fastmim.errors import RequestError, first_line, shown
 
 
 class Settings:
@@ -38,6 +40,10 @@ class Settings:
 
 Config = TypeVar("Config", bound=Any)  # any of the frozen dataclasses of settings
 
+_MAX_CHARACTERS = 1 << 18  # of a config file; PyYAML takes a second for it
+_MAX_VALUES = 100_000  # in a config file, where nested aliases can stand for any number
+_MAX_NAME = 255  # bytes of a file name
+
 
 def nearest(word: str, words: Iterable[str]) -> str:
     """Return '; did you mean X?' for the known words closest to `word`, or '' if none is close."""
@@ -46,12 +52,18 @@ def nearest(word: str, words: Iterable[str]) -> str:
 
 
 def check_positive(config: Settings, *names: str) -> None:
-    """Raise RequestError where one of these settings is a number that is not positive."""
+    """Raise RequestError where one of these settings is a number that is not positive, or infinite."""
     for name in names:
         value = getattr(config, name)
-        if isinstance(value, int | float) and not value > 0:
-            expected = "at least 1" if isinstance(value, int) else "more than 0"
-            raise RequestError(f"{name} is {value}; expected {expected}")
+        if isinstance(value, int | float) and not 0 < value < math.inf:
+            expected = "at least 1" if isinstance(value, int) else "more than 0, and finite"
+            raise RequestError(f"{name} is {shown(value)}; expected {expected}")
+
+
+def check_seed(seed: int) -> None:
+    """Raise RequestError for a seed that PyTorch's generators do not take."""
+    if not -(1 << 63) <= seed < 1 << 63:
+        raise RequestError(f"seed is {shown(seed)}; expected an integer of 64 bits, such as 0")
 
 
 def check_workers(num_workers: int | None) -> None:
@@ -81,7 +93,8 @@ def build(cls: type[Config], *layers: Mapping[str, Any]) -> Config:
         merged |= layer
     for key in merged:
         if key not in names:
-            raise RequestError(f"unknown setting {key!r}{nearest(key, names) or '; see --help for the settings'}")
+            close = nearest(key, names) if isinstance(key, str) else ""
+            raise RequestError(f"unknown setting {shown(key)}{close or '; see --help for the settings'}")
     hints = typing.get_type_hints(cls)
     return cls(**{key: _coerce(key, value, hints[key]) for key, value in merged.items()})
 
@@ -108,9 +121,9 @@ def _coerce(key: str, value: Any, hint: Any) -> Any:
         if origin is tuple and not isinstance(value, str):
             items = args[:1] * len(value) if args[-1] is Ellipsis else args
             return tuple(_coerce(key, item, arg) for item, arg in zip(value, items, strict=True))
-        if origin is dict and isinstance(value, Mapping):
+        if origin is dict and isinstance(value, Mapping) and all(isinstance(k, str) for k in value):
             # Python's names have underscores; on the command line people write dashes.
-            return {k.replace("-", "_"): yaml.safe_load(v) if isinstance(v, str) else v for k, v in value.items()}
+            return {k.replace("-", "_"): parse(f"{key}.{k}", v) if isinstance(v, str) else v for k, v in value.items()}
         if origin is bool and isinstance(value, bool):
             return value
         if origin is int and not isinstance(value, bool) and int(value) == float(value):
@@ -118,10 +131,36 @@ def _coerce(key: str, value: Any, hint: Any) -> Any:
         if origin is float and not isinstance(value, bool):
             return float(value)
         if origin in (str, Path) and isinstance(value, str | int | float | Path):
-            return origin(value)
-    except (TypeError, ValueError, yaml.YAMLError):
+            text = origin(value)
+            _check_text(key, text)
+            return text
+    except RequestError:
+        raise
+    except (TypeError, ValueError, OverflowError):
         pass
-    raise RequestError(f"{key} is {value!r}; expected {expected}")
+    raise RequestError(f"{key} is {shown(value)}; expected {expected}")
+
+
+def parse(key: str, text: str) -> Any:
+    """Read one value as YAML.
+
+    Raises:
+        RequestError: it is not YAML.
+    """
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
+        raise RequestError(
+            f"{key} is {shown(text)}; expected a number, a word or a list ({first_line(error)})"
+        ) from None
+
+
+def _check_text(key: str, text: str | Path) -> None:
+    """Raise RequestError for a text that no file can be called by."""
+    if "\0" in str(text):
+        raise RequestError(f"{key} is {shown(str(text))}; expected no zero byte in it")
+    if isinstance(text, Path) and any(len(os.fsencode(name)) > _MAX_NAME for name in text.parts):
+        raise RequestError(f"{key} is {shown(str(text))}; expected names of at most {_MAX_NAME} bytes in a path")
 
 
 def to_mapping(config: Any) -> dict[str, Any]:
@@ -139,18 +178,46 @@ def read(path: Path) -> dict[str, Any]:
     """Read settings from a YAML file, which may be a run's own `config.yaml`: its `versions` are left out.
 
     Raises:
-        RequestError: no such file, or not a mapping.
+        RequestError: no such file, not YAML, or not a mapping; or it is larger than any config.
     """
     try:
-        settings = yaml.safe_load(path.read_text())
+        with path.open(encoding="utf-8") as file:
+            text = file.read(_MAX_CHARACTERS + 1)
+        if len(text) > _MAX_CHARACTERS:
+            raise RequestError(
+                f"config is {path}, of more than {_MAX_CHARACTERS:,} characters; expected lines of settings"
+            )
+        _check_size(path, yaml.compose(text, yaml.SafeLoader))
+        settings = yaml.safe_load(text)
     except OSError as error:
         raise RequestError(f"config is {path}: {error.strerror}; expected a YAML file of settings") from None
-    except yaml.YAMLError as error:
-        raise RequestError(f"config is {path}, which is not YAML: {' '.join(str(error).split())}") from None
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        said = " ".join(str(error).split())
+        raise RequestError(
+            f"config is {path}, which is not YAML: {said}; expected lines such as `epochs: 200`"
+        ) from None
+    except (ValueError, OverflowError) as error:  # of a number or a date
+        raise RequestError(
+            f"config is {path}, with a value that cannot be read: {first_line(error)}; correct it"
+        ) from None
     if not isinstance(settings, dict):
         raise RequestError(f"config is {path}; expected `setting: value` lines, such as `epochs: 200`")
     settings.pop("versions", None)
     return settings
+
+
+def _check_size(path: Path, node: yaml.Node | None) -> None:
+    """Refuse a file whose aliases (`*name`), written out, would fill the memory."""
+    left, waiting = _MAX_VALUES, [node]
+    while waiting:
+        content = getattr(waiting.pop(), "value", None)
+        for item in content if isinstance(content, list) else ():  # a sequence's nodes, or a mapping's pairs of nodes
+            waiting += item if isinstance(item, tuple) else (item,)
+            left -= 1
+        if left < 0:
+            raise RequestError(
+                f"config is {path}, whose aliases stand for more than {_MAX_VALUES:,} values; write the settings out"
+            )
 
 
 def differences(stored: Mapping[str, Any], config: Settings, *, ignore: Set[str] = frozenset()) -> list[str]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import reprlib
+from typing import Any
+
 DONE, FAILED, REFUSED, STOPPED = 0, 1, 2, 75
 """Done; failed; the request is wrong; stopped by a signal, with everything saved: run the same command to resume."""
 
@@ -17,3 +20,16 @@ class RunError(RuntimeError):
 def first_line(error: Exception) -> str:
     """The first line of an error's message, or its type if the message is empty."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+_REPR = reprlib.Repr()
+_REPR.maxstring = _REPR.maxother = 200
+_REPR.maxlevel = 3
+
+
+def shown(value: Any) -> str:
+    """A value of any size as a message shows it: its repr, of which long parts are left out."""
+    try:
+        return _REPR.repr(value)
+    except ValueError:  # Python does not print integers of more than 4,300 digits
+        return "a number of thousands of digits"

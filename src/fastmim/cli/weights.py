@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.console import Console
 
 import fastmim
+from fastmim import config as configs
 from fastmim.cli.app import Overwrite, app
 from fastmim.errors import DONE
 from fastmim.system.display import say
@@ -57,7 +57,7 @@ def convert(
     backbone_args
         Arguments for timm.create_model, such as --backbone-args.depth 4.
     """
-    args = {name: yaml.safe_load(str(value)) for name, value in (backbone_args or {}).items()}
+    args = {name: configs.parse(f"backbone_args.{name}", str(value)) for name, value in (backbone_args or {}).items()}
     converted = fastmim.convert(file, out=out, backbone=backbone, backbone_args=args, overwrite=overwrite)
     say(Console(highlight=False), converted.describe())
     return DONE

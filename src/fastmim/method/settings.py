@@ -3,11 +3,12 @@
 No `from __future__ import annotations` here, for the reason given in `training/settings.py`.
 """
 
+import re
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from fastmim.config import check_positive
-from fastmim.errors import RequestError
+from fastmim.errors import RequestError, shown
 from fastmim.training import schedule
 from fastmim.training.settings import TrainConfig, check_duration
 
@@ -89,7 +90,7 @@ class PretrainConfig(TrainConfig):
         try:
             return schedule.parse_stages(self.stages)
         except ValueError as error:
-            raise RequestError(f"stages is {self.stages!r}; {error}") from None
+            raise RequestError(f"stages is {shown(self.stages)}; {error}") from None
 
     def decoder_size(self) -> tuple[int, int] | Literal["auto", "linear"]:
         """Return (width, depth) of the decoder, or `auto` or `linear`."""
@@ -97,10 +98,11 @@ class PretrainConfig(TrainConfig):
             return "auto"
         if self.decoder == "linear":
             return "linear"
-        width, _, depth = self.decoder.partition("x")
-        if not (width.isdigit() and depth.isdigit() and int(width) >= 32 and int(width) % 32 == 0):
+        match = re.fullmatch(r"([0-9]{1,9})x([0-9]{1,9})", self.decoder)
+        width, depth = (int(match[1]), int(match[2])) if match else (0, 0)
+        if not width or not depth or width % 32:
             raise RequestError(
-                f"decoder is {self.decoder!r}; expected auto, linear or WIDTHxDEPTH, WIDTH a multiple of 32, "
+                f"decoder is {shown(self.decoder)}; expected auto, linear or WIDTHxDEPTH, WIDTH a multiple of 32, "
                 f"such as 256x4"
             )
-        return int(width), int(depth)
+        return width, depth

@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import yaml
-
 from fastmim import config as configs
 from fastmim.config import Settings, check_positive, check_workers
 from fastmim.errors import RequestError
@@ -118,7 +116,7 @@ class StudyConfig(Settings):
         """Return the numbers of labels, in ascending order, for a training set of `num_images`."""
         numbers = []
         for text in self.labels.split(","):
-            match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)(%?)\s*", text)
+            match = re.fullmatch(r"\s*([0-9]{1,15}(?:\.[0-9]+)?)(%?)\s*", text)
             value = round(float(match[1]) * (num_images / 100 if match[2] else 1)) if match else 0
             if match is None or (not match[2] and "." in match[1]) or float(match[1]) <= 0:
                 raise RequestError(f"labels is {self.labels!r}; expected numbers or shares, such as 600,6000 or 1%,10%")
@@ -132,7 +130,7 @@ def parse_budget(text: str) -> float:
     Raises:
         RequestError: anything else.
     """
-    number = r"(?:(\d+(?:\.\d+)?)\s*{})?"
+    number = r"(?:([0-9]{{1,9}}(?:\.[0-9]+)?)\s*{})?"
     match = re.fullmatch(r"\s*" + r"\s*".join(number.format(unit) for unit in "hms") + r"\s*", text)
     amounts = [float(group or 0) for group in match.groups()] if match else [0.0]
     if not sum(amounts):
@@ -193,4 +191,4 @@ def parse_value(text: str) -> Any:
     if text == "none":
         return None
     # Not everything as YAML: there, a stage such as 16:1 is sixteen minutes and one second.
-    return yaml.safe_load(text) if text[0] in "[{" or text in ("true", "false") else text
+    return configs.parse("a swept value", text) if text[0] in "[{" or text in ("true", "false") else text

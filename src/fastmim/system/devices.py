@@ -7,7 +7,7 @@ import sys
 
 import torch
 
-from fastmim.errors import RequestError
+from fastmim.errors import RequestError, first_line
 
 
 def memory_gb(device: torch.device) -> float:
@@ -30,11 +30,10 @@ def resolve_device(name: str) -> torch.device:
         return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
+        torch.zeros(1, device=device).item()  # also refuses `meta`, which has shapes but no numbers
+    except (RuntimeError, AssertionError, ImportError) as error:
         raise RequestError(
-            f"device is {name!r}; expected one that this machine has ({reason}); try --device auto"
+            f"device is {name!r}; expected one that this machine has ({first_line(error)[:200]}); try --device auto"
         ) from None
     return device
 

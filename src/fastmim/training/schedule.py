@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 _UNITS = {"step": "steps", "steps": "steps", "epoch": "epochs", "epochs": "epochs", "ep": "epochs"}
 _UNITS |= {"image": "images", "images": "images", "%": "%"}
+_NUMBER = r"([0-9]{1,15}(?:\.[0-9]*)?|\.[0-9]+)"
 
 
 def to_steps(duration: str, *, total_steps: int, steps_per_epoch: int, batch_size: int) -> int:
@@ -20,11 +21,11 @@ def to_steps(duration: str, *, total_steps: int, steps_per_epoch: int, batch_siz
     Raises:
         ValueError: not a duration.
     """
-    match = re.fullmatch(r"\s*([0-9.]+(?:e[0-9]+)?)\s*([a-z]+|%)?\s*", duration.lower())
-    unit = _UNITS.get(match[2] or "steps") if match else None
+    match = re.fullmatch(rf"\s*{_NUMBER}(e[0-9]{{1,2}})?\s*([a-z]+|%)?\s*", duration.lower())
+    unit = _UNITS.get(match[3] or "steps") if match else None
     if match is None or unit is None:
         raise ValueError("expected a duration such as `20 epochs`, `1000 steps`, `1e6 images` or `5%`")
-    amount = float(match[1])
+    amount = float(match[1] + (match[2] or ""))
     scale = {"steps": 1, "epochs": steps_per_epoch, "images": 1 / batch_size, "%": total_steps / 100}[unit]
     return round(amount * scale)
 
@@ -59,9 +60,9 @@ def parse_stages(text: str) -> tuple[tuple[int, float], ...]:
     Raises:
         ValueError: the text has another form, or the shares do not sum to 1.
     """
-    pairs = [re.fullmatch(r"\s*(\d+)\s*:\s*([0-9.]+)\s*", part) for part in text.split(",")]
+    pairs = [re.fullmatch(rf"\s*([0-9]{{1,9}})\s*:\s*{_NUMBER}\s*", part) for part in text.split(",")]
     stages = tuple((int(pair[1]), float(pair[2])) for pair in pairs if pair)
-    if len(stages) != len(pairs) or any(share <= 0 for _, share in stages):
+    if len(stages) != len(pairs) or any(size < 1 or share <= 0 for size, share in stages):
         raise ValueError("expected SIZE:SHARE,SIZE:SHARE such as 128:0.5,160:0.3,192:0.2")
     total = sum(share for _, share in stages)
     if abs(total - 1) > 1e-6:

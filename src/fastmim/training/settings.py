@@ -4,12 +4,13 @@ No `from __future__ import annotations` here: cyclopts evaluates inherited annot
 the subclass, which does not import these names.
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from fastmim.config import Settings, check_bad_share, check_positive, check_workers
-from fastmim.errors import RequestError
+from fastmim.config import Settings, check_bad_share, check_positive, check_seed, check_workers
+from fastmim.errors import RequestError, shown
 from fastmim.training import schedule
 
 
@@ -110,12 +111,17 @@ class TrainConfig(Settings):
     def __post_init__(self) -> None:
         check_positive(self, "batch_size", "micro_batch", "steps", "save_every", "keep_every", "log_every")
         check_positive(self, "epochs", "lr", "clip")
+        check_seed(self.seed)
         check_workers(self.num_workers)
         check_bad_share(self.max_bad_share)
         if self.epochs is not None and self.steps is not None:
             raise RequestError(
                 f"epochs is {self.epochs:g} and steps is {self.steps}; expected one of them: drop the other"
             )
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise RequestError(f"betas is {self.betas}; expected two numbers of at least 0 and less than 1: 0.9 0.95")
+        if not 0 <= self.weight_decay < math.inf:
+            raise RequestError(f"weight_decay is {self.weight_decay}; expected 0 (none) or more, such as 0.05")
         if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
             raise RequestError(
                 f"crop_scale is {self.crop_scale}; expected 0 < smallest <= largest <= 1, such as 0.2 1.0"
@@ -137,4 +143,4 @@ def check_duration(name: str, value: str) -> None:
     try:
         schedule.to_steps(value, total_steps=1, steps_per_epoch=1, batch_size=1)
     except ValueError as error:
-        raise RequestError(f"{name} is {value!r}; {error}") from None
+        raise RequestError(f"{name} is {shown(value)}; {error}") from None

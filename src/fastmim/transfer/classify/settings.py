@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -114,7 +115,9 @@ class FinetuneConfig(TrainConfig):
             if value is not None and not 0 <= value < 1:
                 raise RequestError(f"{name} is {value:g}; expected 0 (none) or more, and less than 1")
         for name in ("mixup", "cutmix"):
-            if getattr(self, name) < 0:
+            if not 0 <= getattr(self, name) < math.inf:
                 raise RequestError(f"{name} is {getattr(self, name):g}; expected 0 (none) or more")
         check_positive(self, "img_size", "num_labels")
+        if self.std is not None and not all(value > 0 for value in self.std):
+            raise RequestError(f"std is {self.std}; expected three numbers above 0, such as 0.229 0.224 0.225")
         check_duration("eval_every", self.eval_every)
