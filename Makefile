@@ -3,13 +3,19 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: demo test check format clean
+.PHONY: demo test attack check format clean
 
 demo: $(INSTALLED)  ## pre-train a small ViT on the built-in photographs
 	$(BIN)/fastmim pretrain --config examples/demo.yaml --out runs/demo
 
 test: $(INSTALLED)  ## run the test suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4
+
+SCALE ?= 1
+SEED ?= 0
+attack: $(INSTALLED)  ## try to break the promises: SCALE=0.05 SEED=1 ONLY="kills disks" CASE=17 RECORD=attack.json
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m attack $(ONLY) --scale $(SCALE) --seed $(SEED) \
+		$(if $(CASE),--case $(CASE)) $(if $(RECORD),--record $(RECORD))
 
 check: $(INSTALLED)  ## check style, types and import layers
 	$(BIN)/ruff check .

@@ -1,0 +1,48 @@
+"""The table at the end, and its JSON record."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+
+def line(row: dict[str, Any]) -> str:
+    """One promise in one line."""
+    short = f" (of {row['planned']:,} cases only {row['cases']:,} in time)" if row["cases"] < row["planned"] else ""
+    return (
+        f"{row['name']:10}{row['cases']:>7,}{row['tries']:>9,}{row['failures']:>10,}{row['tracebacks']:>12,}"
+        f"{row['seconds']:>9,.0f}  {row['promise']}{short}"
+    )
+
+
+def describe(rows: Sequence[dict[str, Any]]) -> str:
+    """The table as text."""
+    head = f"{'':10}{'cases':>7}{'tries':>9}{'failures':>10}{'tracebacks':>12}{'seconds':>9}  promise"
+    return "\n".join(["", head, *map(line, rows)])
+
+
+def write(path: Path, rows: Sequence[dict[str, Any]], *, scale: float, seed: int, seconds: float) -> None:
+    """Write the table, the failing cases and the circumstances as JSON."""
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
+    content = {
+        "what": "attack: promises under kills, damage and hostile input",
+        "date": datetime.date.today().isoformat(),
+        "command": f"make attack SCALE={scale:g} SEED={seed}",
+        "commit": commit,
+        "hardware": {"machine": platform.machine(), "system": platform.system(), "cores": os.cpu_count()},
+        "versions": {name: version(name) for name in ("fastmim", "torch", "timm", "pillow", "numpy")}
+        | {"python": platform.python_version()},
+        "scale": scale,
+        "seed": seed,
+        "seconds": round(seconds, 1),
+        "promises": list(rows),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=1) + "\n")
