@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -138,6 +139,36 @@ def test_a_signal_saves_and_exits_75(tmp_path: Path, photos: Path, number: signa
     step = json.loads(lines(out)[-1])["step"]
     [saved] = (out / "checkpoints").iterdir()
     assert step <= int(saved.name.removeprefix("step_")) < 2000
+
+
+STALLING = """
+import multiprocessing, sys, time
+from fastmim import cli
+from fastmim.data.loader import _Crops
+
+answer = _Crops.__getitems__
+
+def stall(self, batch):
+    if batch[0] > 0:  # the epoch
+        time.sleep(600)
+    return answer(self, batch)
+
+_Crops.__getitems__ = stall
+multiprocessing.set_start_method("fork")
+cli.main(sys.argv[1:])
+"""
+
+
+def test_a_signal_saves_while_the_data_stalls(tmp_path: Path, photos: Path) -> None:
+    """As on a network disk that has gone: an epoch of three steps comes, and then nothing."""
+    out = tmp_path / "run"
+    words = [sys.executable, "-c", STALLING, *command(out, photos, log_every=1, num_workers=2)[3:]]
+    process = subprocess.Popen(words, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: len(lines(out)) == 3, process)
+    process.terminate()
+    _, errors = process.communicate(timeout=20)
+    assert (process.returncode, errors) == (75, "stopped and saved at step 3 of 12; run the same command to resume\n")
+    assert [path.name for path in (out / "checkpoints").iterdir()] == ["step_000000003"]
 
 
 def test_the_same_directory_alone_resumes(tmp_path: Path, photos: Path) -> None:

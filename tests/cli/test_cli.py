@@ -158,6 +158,14 @@ def test_a_run_that_fails_exits_1(tmp_path: Path, photos: Path, capsys: pytest.C
     assert "not finite" in capsys.readouterr().err
 
 
+def test_a_run_that_is_stopped_before_its_first_step_exits_75(
+    tmp_path: Path, photos: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fastmim.training.run._train", lambda *_: 0)
+    assert run("pretrain", "--config", str(settings_file(tmp_path, photos))) == 75
+    assert capsys.readouterr().err == "stopped with nothing to save yet; run the same command to resume\n"
+
+
 def test_backbones_lists(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("backbones", "vit_tiny_patch16_224") == 0
     words = capsys.readouterr().out.splitlines()[-1].split()

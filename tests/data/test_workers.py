@@ -18,6 +18,7 @@ from fastmim.data.loader import load
 from fastmim.data.sources import open_source
 from fastmim.data.sources.source import ByPosition
 from fastmim.errors import RunError
+from fastmim.system.signals import Stopped, StopSignals
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "sigtimedwait"), reason="this platform cannot see a sender")
 
@@ -43,6 +44,21 @@ class Stuck(Plain):
     def read(self, index: int) -> np.ndarray:
         time.sleep(600)
         raise AssertionError
+
+
+class Numbered(Plain):
+    """Each image is as bright as its number."""
+
+    def read(self, index: int) -> np.ndarray:
+        return np.full((20, 20), index, np.uint8)
+
+
+class Slow(Numbered):
+    """An image takes 0.02 s."""
+
+    def read(self, index: int) -> np.ndarray:
+        time.sleep(0.02)
+        return super().read(index)
 
 
 class Deadly(Plain):
@@ -116,6 +132,29 @@ def test_a_stuck_worker_obeys_its_parent(monkeypatch: pytest.MonkeyPatch) -> Non
     time.sleep(0.3)
     del batches
     wait_until_gone(pids, 5)
+
+
+def test_a_stop_request_is_obeyed_while_no_data_comes() -> None:
+    batches = load(Stuck(), num_workers=2, **OPTIONS)
+    pids = workers()
+    with StopSignals():
+        os.kill(os.getpid(), signal.SIGTERM)
+        began = time.monotonic()
+        with pytest.raises(Stopped, match="stopped while no data came: run the same command to resume") as caught:
+            next(batches)
+    assert caught.value.holding is not None
+    caught.value.holding = None
+    wait_until_gone(pids, 2)
+    assert time.monotonic() < began + 4
+
+
+def test_slow_data_comes_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slower than the loader's look at signals."""
+    monkeypatch.setattr("fastmim.data.loader._POLL_SECONDS", 0.01)
+    slow, fast = load(Slow(), num_workers=2, **OPTIONS), load(Numbered(), num_workers=0, **OPTIONS)
+    for _ in range(3):
+        assert next(slow)["images"].equal(next(fast)["images"])
+    slow.close()
 
 
 def test_a_worker_that_dies_is_named_in_one_line() -> None:

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from fastmim.errors import RequestError
 from fastmim.system.growing import GrowingFiles
+from fastmim.system.signals import Stopped
 
 
 class Named:
@@ -64,6 +65,21 @@ def test_a_pass_resumes_at_the_last_commit(tmp_path: Path, capsys: pytest.Captur
     assert (folder / "numbers").read_bytes() == b"123456" and (folder / "words").read_bytes() == b"image " * 6
     assert sorted(path.name for path in folder.iterdir()) == ["numbers", "progress.json", "words"]
     assert GrowingFiles(tmp_path / "out", (), overwrite=True).committed == {} and not list(folder.iterdir())
+
+
+def test_what_was_appended_before_data_ceased_to_come_is_committed(tmp_path: Path) -> None:
+    files = GrowingFiles(tmp_path / "out", ("numbers",))
+
+    def steps() -> Iterator[int]:
+        for number in range(1, 4):
+            files.append("numbers", b"%d" % number)
+            yield number
+        raise Stopped("stopped")
+
+    files.grow(Named(), steps(), dict, seconds=60.0, console=Console())
+    again = GrowingFiles(tmp_path / "out", ("numbers",))
+    again.recover()
+    assert (again.num_saved, (again.folder / "numbers").read_bytes()) == (3, b"123")
 
 
 def test_other_images_and_other_settings(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from fastmim.errors import RunError
+from fastmim.system.signals import Stopped
 from fastmim.training import checkpoint, loop, meter, optim
 from fastmim.training.logs import Logs
 from fastmim.training.plan import Plan
@@ -246,6 +248,44 @@ def test_a_signal_saves_and_the_run_goes_on(tmp_path: Path, number: signal.Signa
     assert checkpoint.newest(tmp_path / "run/checkpoints").step == 9  # type: ignore[union-attr]
     assert signal.getsignal(number) is before
     assert same(fit(tmp_path / "run"), fit(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize(("step", "saved"), [(0, None), (8, 8), (16, 16)])
+def test_a_signal_saves_while_no_data_comes(tmp_path: Path, step: int, saved: int | None) -> None:
+    """Also at the start of a stage, whose shapes are not those of the steps that were made."""
+    whole = fit(tmp_path / "whole", stages=STAGED)
+    fit(tmp_path / "run", stages=STAGED, stream=stalls_at(step))
+    found = checkpoint.newest(tmp_path / "run/checkpoints")
+    assert (found and found.step) == saved
+    assert same(fit(tmp_path / "run", stages=STAGED), whole)
+
+
+def stalls_at(step: int) -> Callable[[Stage, int], Iterator[dict[str, Any]]]:
+    def stream(stage: Stage, first_step: int) -> Iterator[dict[str, Any]]:
+        for number, batch in enumerate(batches(stage, first_step)):
+            if first_step + number // stage.accumulation == step:
+                os.kill(os.getpid(), signal.SIGTERM)
+                raise Stopped("stopped")
+            yield batch
+
+    return stream
+
+
+@pytest.mark.parametrize("at", [6, 20])
+def test_a_signal_saves_while_an_evaluation_waits_for_data(tmp_path: Path, at: int) -> None:
+    def evaluate(step: int) -> dict[str, float]:
+        if step == at and not stalled:
+            stalled.append(step)
+            raise Stopped("stopped")
+        return {"knn": 1.0}
+
+    stalled: list[int] = []
+    options: dict[str, Any] = {"periodic": [(1, evaluate)], "run": {"save_every": 15}}
+    with pytest.raises(Stopped) if at == 20 else nullcontext():
+        fit(tmp_path / "run", **options)
+    assert checkpoint.newest(tmp_path / "run/checkpoints").step == (6 if at == 6 else 15)  # type: ignore[union-attr]
+    assert same(fit(tmp_path / "run", **options), fit(tmp_path / "whole"))
+    assert metrics(tmp_path / "run")[-1]["knn"] == 1.0
 
 
 def test_clipping_bounds_the_gradient(tmp_path: Path) -> None:

@@ -54,7 +54,9 @@ def status(result: Any, progress: str, *, overwrite: bool = False) -> int:
     if result.finished:
         return DONE
     command = "the same command without --overwrite" if overwrite else "the same command"
-    print(f"stopped and saved {progress.format_map(vars(result))}; run {command} to resume", file=sys.stderr)
+    nothing = vars(result).get("step") == 0
+    done = "with nothing to save yet" if nothing else f"and saved {progress.format_map(vars(result))}"
+    print(f"stopped {done}; run {command} to resume", file=sys.stderr)
     return STOPPED
 
 

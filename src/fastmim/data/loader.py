@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 import numpy as np
@@ -13,12 +15,14 @@ from torch.utils.data import DataLoader, Dataset
 from fastmim.data.augment import CROP_STREAM, NUM_RANDOMS, decode_crop
 from fastmim.data.decode import MAX_PIXELS, UNREADABLE, reason
 from fastmim.data.sources import Source
-from fastmim.data.workers import obey_parent_only, signals_blocked
+from fastmim.data.workers import dismiss, obey_parent_only, signals_blocked
 from fastmim.errors import RequestError, RunError
 from fastmim.randomness import image_keys, step_seed, uniform
+from fastmim.system.signals import Stopped, stop_requested
 
 _ORDER_STREAM = 3
 _MAX_TRIES = 100
+_POLL_SECONDS = 1.0
 
 
 def steps_per_epoch(source: Source, global_batch: int) -> int:
@@ -225,6 +229,8 @@ def read_ahead(
 
     Raises:
         RunError: An answer is {"unreadable": ...}, or a worker died.
+        Stopped: A signal has come (`StopSignals`), and for a second the workers have not answered: the file system
+            may have gone. They end when the exception has been handled.
     """
     loader: DataLoader[dict[str, Any]] = DataLoader(
         dataset,
@@ -235,19 +241,24 @@ def read_ahead(
         worker_init_fn=obey_parent_only,
         multiprocessing_context=start_method if num_workers else None,
         generator=torch.Generator(),  # otherwise starting the workers draws from the global generator
+        timeout=_POLL_SECONDS if num_workers else 0,
     )
     with signals_blocked():  # before a worker's first instruction
+        others = multiprocessing.active_children()
         batches = iter(loader)
-    return _receive(batches, origin)
+        workers = [child for child in multiprocessing.active_children() if child not in others]
+    return _receive(batches, origin, workers)
 
 
 def _identity(batch: Any) -> Any:
     return batch
 
 
-def _receive(batches: Iterator[dict[str, Any]], origin: str) -> Generator[dict[str, Any], None, None]:
+def _receive(
+    batches: Iterator[dict[str, Any]], origin: str, workers: list[BaseProcess]
+) -> Generator[dict[str, Any], None, None]:
     try:
-        for batch in batches:
+        while (batch := _wait(batches, workers)) is not None:
             if "unreadable" in batch:
                 (name, reason), num = batch["unreadable"][-1], len(batch["unreadable"])
                 raise RunError(
@@ -263,4 +274,20 @@ def _receive(batches: Iterator[dict[str, Any]], origin: str) -> Generator[dict[s
             "lower --num-workers, or raise the container's --shm-size"
         ) from None
     finally:
-        del batches  # end the workers now, even if a traceback keeps this frame alive
+        del batches, workers  # end the workers now, even if a traceback keeps this frame alive
+
+
+def _wait(batches: Iterator[dict[str, Any]], workers: list[BaseProcess]) -> dict[str, Any] | None:
+    """Return the next batch, or None at the end; give up if a signal has come and there is no batch for a second."""
+    while True:
+        try:
+            return next(batches, None)
+        except RuntimeError as error:
+            if not str(error).startswith("DataLoader timed out"):
+                raise
+        if stop_requested():
+            dismiss(workers)
+            raise Stopped("stopped while no data came: run the same command to resume", holding=batches)
+        pinning = getattr(batches, "_pin_memory_thread", None)
+        if pinning and not pinning.is_alive():  # with a timeout, the loader itself would wait for ever
+            raise RuntimeError("DataLoader worker cannot be heard: the thread for page-locked memory has ended")

@@ -12,8 +12,9 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
 
 from fastmim.system import signals
 
@@ -43,6 +44,12 @@ def obey_parent_only(worker_id: int) -> None:
     if _SIGNALS:
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # a fork server was not started in `signals_blocked`
         threading.Thread(target=_watch, name="obey-parent", daemon=True).start()
+
+
+def dismiss(workers: Iterable[BaseProcess]) -> None:
+    """Ask workers to exit now, even if they are in the middle of reading; this does not wait for them."""
+    for worker in workers if _SIGNALS else ():
+        worker.terminate()
 
 
 def _watch() -> None:

@@ -17,7 +17,7 @@ from fastmim.errors import RequestError, RunError
 from fastmim.system import locking
 from fastmim.system.files import open_regular, read_regular, write_json
 from fastmim.system.progress import progress
-from fastmim.system.signals import StopSignals
+from fastmim.system.signals import Stopped, StopSignals
 
 PROGRESS = "progress.json"
 _VERSION = 2
@@ -205,13 +205,17 @@ class GrowingFiles:
         committed = time.monotonic()
         with ExitStack() as stack, StopSignals() as stop, progress(console, total=len(images), done=done) as show:
             self._files = {name: stack.enter_context(self._open(name)) for name in self.lengths}
-            for num_read in steps:
-                if num_read == len(images) or stop.requested or time.monotonic() - committed > seconds:
-                    self._commit(num_read, images.name(num_read - 1), facts())
-                    committed = time.monotonic()
-                show(num_read)
-                if stop.requested:
-                    return
+            try:
+                for done in steps:
+                    if done == len(images) or stop.requested or time.monotonic() - committed > seconds:
+                        self._commit(done, images.name(done - 1), facts())
+                        committed = time.monotonic()
+                    show(done)
+                    if stop.requested:
+                        return
+            except Stopped:  # no images came; all that came before have been appended
+                if done > self.num_saved:
+                    self._commit(done, images.name(done - 1), facts())
 
     def append(self, name: str, content: bytes | memoryview) -> None:
         """Write at the end of a file, within `grow`."""

@@ -19,7 +19,15 @@ class Stopped(BaseException):
     """A signal asked to stop where the code cannot go on to a point of its own choosing.
 
     It is not an `Exception`: whatever handles failures must let it pass.
+
+    Args:
+        message: What the user is told if nothing handles it.
+        holding: What ends only when this has been handled, because that may take long: the work is to be saved first.
     """
+
+    def __init__(self, message: str, *, holding: object = None) -> None:
+        super().__init__(message)
+        self.holding = holding
 
 
 @dataclass

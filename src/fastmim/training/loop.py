@@ -19,7 +19,7 @@ from torch.optim import AdamW
 from fastmim.config import to_mapping
 from fastmim.errors import RunError
 from fastmim.randomness import step_seed
-from fastmim.system.signals import StopSignals
+from fastmim.system.signals import Stopped, StopSignals
 from fastmim.training import checkpoint, optim
 from fastmim.training.logs import Logs
 from fastmim.training.meter import Meter
@@ -82,6 +82,7 @@ def fit(
 
     Raises:
         RunError: the loss was not finite in ten steps in a row, or a checkpoint could not be written.
+        Stopped: a signal came while the last evaluation was waiting for data.
     """
     model, directory = task.model, RunDirectory(config.out)
     step, total = resume_from.step if resume_from else 0, plan.total_steps
@@ -103,45 +104,54 @@ def fit(
     )
     periodic = task.periodic(logs)
     model.train()
+
+    def save() -> None:
+        checkpoint.save(directory.checkpoints, step, model, optimizer, about=about, keep_every=config.keep_every)
+
     with StopSignals() as stop:
-        while step < total and not stop.requested:
-            if (new := stage_at(plan.stages, step)).size != stage.size:
-                logs.say(f"stage: {stage.size} -> {new.size} pixels at step {step}")
-                optimizer = optim.resize(model, optimizer, new.size, rebuild=task.build_optimizer)
-            stage = new
-            stream = on_device(task.batches(stage, step), plan.device)
-            while step < stage.stop and not stop.requested:
-                rate = plan.learning_rate(step)
-                batch = train_step(
-                    model,
-                    forward,
-                    stream,
-                    optimizer,
-                    meter,
-                    learning_rate=rate,
-                    accumulation=stage.accumulation,
-                    clip=config.clip,
-                    seeds=(config.seed, step),
-                )
-                step += 1
-                logs.advance(step)
-                if step % config.log_every == 0 or step == total:
-                    logs.log(step, meter.read(step, rate))
-                    if hint := meter.hint():
-                        logs.say(hint)
-                    if meter.in_a_row >= PATIENCE:
-                        raise RunError(_not_finite(meter.in_a_row, step, batch, directory))
-                with meter.timing("paused"):
-                    for every, function in periodic:
-                        if step % every == 0 or step == total:
-                            if numbers := function(step):
-                                logs.log(step, numbers)
-                            model.train()
-                    if step % config.save_every == 0 or step == total or stop.requested:
-                        checkpoint.save(
-                            directory.checkpoints, step, model, optimizer, about=about, keep_every=config.keep_every
-                        )
-            stream.close()  # ends its data workers now, not when the garbage collector runs
+        try:
+            while step < total and not stop.requested:
+                if (new := stage_at(plan.stages, step)).size != stage.size:
+                    logs.say(f"stage: {stage.size} -> {new.size} pixels at step {step}")
+                    optimizer = optim.resize(model, optimizer, new.size, rebuild=task.build_optimizer)
+                stage = new
+                stream = on_device(task.batches(stage, step), plan.device)
+                while step < stage.stop and not stop.requested:
+                    rate = plan.learning_rate(step)
+                    batch = train_step(
+                        model,
+                        forward,
+                        stream,
+                        optimizer,
+                        meter,
+                        learning_rate=rate,
+                        accumulation=stage.accumulation,
+                        clip=config.clip,
+                        seeds=(config.seed, step),
+                    )
+                    step += 1
+                    logs.advance(step)
+                    if step % config.log_every == 0 or step == total:
+                        logs.log(step, meter.read(step, rate))
+                        if hint := meter.hint():
+                            logs.say(hint)
+                        if meter.in_a_row >= PATIENCE:
+                            raise RunError(_not_finite(meter.in_a_row, step, batch, directory))
+                    with meter.timing("paused"):
+                        for every, function in periodic:
+                            if step % every == 0 or step == total:
+                                if numbers := function(step):
+                                    logs.log(step, numbers)
+                                model.train()
+                        # A stage's end is saved before the next one changes the shapes.
+                        if step % config.save_every == 0 or step == stage.stop or stop.requested:
+                            save()
+                stream.close()  # ends its data workers now, not when the garbage collector runs
+        except Stopped:  # no data came: what waited for it, a step or an evaluation, is left out
+            if step == total:  # not finished without its last evaluation
+                raise
+            if step:
+                save()
     return step
 
 
