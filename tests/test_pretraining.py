@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 import fastmim
 from conftest import SMALL, command_line
 from fastmim import RequestError, RunError
+from fastmim.method.visualise import visualise_run
 
 
 def pretrain(out: Path, data: Path, **settings: Any) -> Any:
@@ -241,6 +242,81 @@ def test_init_goes_on_from_weights_and_refuses_others(tmp_path: Path, photos: Pa
         pretrain(tmp_path / "third", photos, init=str(first.out), backbone_args=other_heads)
     with pytest.raises(RequestError, match="the weights hold backbone vit_tiny_patch16_224, not vit_small"):
         pretrain(tmp_path / "third", photos, init=str(first.out), backbone="vit_small_patch16_224")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("lr", r"\(lr 0.01 -> 0.00015\): restore config.yaml, take another --out, or delete the run with --overwrite"),
+        ("seed: 1", r"\(seed 0 -> 1\)"),
+        ("backbone_args: {depth: 3}", r"\(backbone_args \{.*'depth': 2.*\} -> \{'depth': 3\}\)"),
+    ],
+)
+def test_a_config_that_lost_or_changed_settings_is_not_believed(
+    tmp_path: Path, photos: Path, change: str, message: str
+) -> None:
+    out = pretrain(tmp_path / "run", photos, betas=(0.9, 0.99)).out
+    stored = yaml.safe_load((out / "config.yaml").read_text())
+    key, _, value = change.partition(": ")
+    changed = stored | {key: yaml.safe_load(value)} if value else {k: v for k, v in stored.items() if k != key}
+    (out / "config.yaml").write_text(yaml.safe_dump(changed))
+    message = r"differ from those of its checkpoint step_000000012 " + message
+    with pytest.raises(RequestError, match=message):
+        fastmim.pretrain(out=out)
+    with pytest.raises(RequestError, match=message):
+        visualise_run(out, out=tmp_path / "x.png")
+    (out / "config.yaml").unlink()
+    with pytest.raises(RequestError, match=r"\(lr 0.01 -> 0.02\)"):
+        pretrain(out, photos, betas=(0.9, 0.99), lr=0.02)
+    (out / "config.yaml").write_text(yaml.safe_dump(stored | {"save_every": 100, "log_every": 1}))
+    assert fastmim.pretrain(out=out).finished
+
+
+def test_the_directory_of_another_kind_of_run_is_refused(tmp_path: Path, pretrained: Path, labelled: Path) -> None:
+    shutil.copytree(pretrained / "checkpoints", tmp_path / "checkpoints")
+    with pytest.raises(RequestError, match=r"backbone 'vit_tiny.*' -> None.*target 'hog' -> no setting"):
+        fastmim.finetune(data=str(labelled), weights=str(pretrained), out=tmp_path, device="cpu", img_size=32)
+
+
+def test_resuming_and_drawing_need_no_published_weights(
+    tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The checkpoint has the weights; the network may be down, and what `init` names be gone."""
+    made: list[bool] = []
+    create = timm.create_model
+
+    def create_model(name: str, *, pretrained: bool = False, **arguments: Any) -> Any:
+        made.append(pretrained)
+        return create(name, **arguments)
+
+    monkeypatch.setattr(timm, "create_model", create_model)
+    out = pretrain(tmp_path / "run", photos, init="timm").out
+    assert any(made)
+    final = tensors(out)
+    shutil.rmtree(out / "checkpoints/step_000000012")
+    made.clear()
+    visualise_run(out, out=tmp_path / "x.png", num_images=1)
+    assert fastmim.pretrain(out=out).finished and equal(tensors(out), final)
+    assert made and not any(made)
+
+
+def test_odd_lines_of_metrics_are_left_out(tmp_path: Path, photos: Path) -> None:
+    out = pretrain(tmp_path / "run", photos).out
+    kept = lines(out)
+    odd = b'\xff\xfe\x00\nnull\n7\n[1]\n{"step": "x"}\n{"loss": 1}\n' + b"[" * 100_000 + b"\n" + b"9" * 5000 + b"\n"
+    (out / "metrics.jsonl").write_bytes(odd + "\n".join(kept).encode() + b'\n{"step": 1')
+    assert fastmim.pretrain(out=out).finished
+    assert lines(out) == kept
+
+
+def test_overwriting_unlinks_and_leaves_what_links_lead_to(tmp_path: Path, photos: Path) -> None:
+    out = pretrain(tmp_path / "run", photos).out
+    (out / "checkpoints").rename(tmp_path / "big disk")
+    (out / "checkpoints").symlink_to(tmp_path / "big disk")
+    (out / "samples").symlink_to(tmp_path / "nowhere")
+    pretrain(out, photos, steps=4, overwrite=True)
+    assert [path.name for path in (out / "checkpoints").iterdir()] == ["step_000000004"]
+    assert (tmp_path / "big disk/step_000000012").exists() and not (out / "checkpoints").is_symlink()
 
 
 def test_a_different_run_in_the_same_place_is_refused(tmp_path: Path, photos: Path) -> None:

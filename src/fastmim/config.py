@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
+import json
 import math
 import os
 import types
@@ -222,8 +223,15 @@ def _check_size(path: Path, node: yaml.Node | None) -> None:
 
 def differences(stored: Mapping[str, Any], config: Settings, *, ignore: Set[str] = frozenset()) -> list[str]:
     """Return what differs between stored settings and `config`, besides `ignore` and what may change on resuming."""
-    now = to_mapping(config)
+    before, now = _as_json(stored), _as_json(to_mapping(config))
     keys = now.keys() - config.RESUMABLE - ignore
     return [
-        f"{key} {stored[key]!r} -> {now[key]!r}" for key in now if key in keys and stored.get(key, now[key]) != now[key]
+        f"{key} {shown(before[key])} -> {shown(now[key])}"
+        for key in now
+        if key in keys and before.get(key, now[key]) != now[key]
     ]
+
+
+def _as_json(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as a file holds them: tuples are lists there."""
+    return json.loads(json.dumps(settings, default=str))

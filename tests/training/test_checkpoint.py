@@ -11,6 +11,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,6 +21,8 @@ from torch.optim import AdamW
 from fastmim.errors import RunError
 from fastmim.system import files
 from fastmim.training import checkpoint, optim
+
+ABOUT = {"seed": 5, "config": {}, "num_images": 24, "stages": []}
 
 
 def trained(seed: int = 0) -> tuple[nn.Module, AdamW]:
@@ -33,12 +36,12 @@ def trained(seed: int = 0) -> tuple[nn.Module, AdamW]:
 
 
 def save(root: Path, step: int, seed: int = 0, keep_every: int | None = None) -> Path:
-    return checkpoint.save(root, step, *trained(seed), about={"seed": 5}, keep_every=keep_every)
+    return checkpoint.save(root, step, *trained(seed), about=ABOUT, keep_every=keep_every)
 
 
 def test_round_trip(tmp_path: Path) -> None:
     model, optimizer = trained()
-    checkpoint.save(tmp_path, 12, model, optimizer, about={"seed": 5})
+    checkpoint.save(tmp_path, 12, model, optimizer, about=ABOUT)
     found = checkpoint.newest(tmp_path)
     assert found is not None and found.step == 12 and found.manifest["seed"] == 5
     other, other_optimizer = trained(seed=1)
@@ -121,7 +124,7 @@ def test_a_failing_disk_keeps_the_previous_checkpoint(tmp_path: Path) -> None:
             match=r"could not save step 2 .*checkpoint of step 1 in .* is intact; free space and run",
         ),
     ):
-        checkpoint.save(tmp_path, 2, model, optimizer, about={})
+        checkpoint.save(tmp_path, 2, model, optimizer, about=ABOUT)
     assert [p.name for p in tmp_path.iterdir()] == ["step_000000001"]
     assert checkpoint.newest(tmp_path).step == 1  # type: ignore[union-attr]
 
@@ -130,7 +133,7 @@ def test_a_failing_disk_keeps_the_previous_checkpoint(tmp_path: Path) -> None:
 def test_a_failing_disk_at_the_first_checkpoint(tmp_path: Path) -> None:
     model, optimizer = trained()
     with file_size_limit(4096), pytest.raises(RunError, match="there is no earlier checkpoint"):
-        checkpoint.save(tmp_path, 2, model, optimizer, about={})
+        checkpoint.save(tmp_path, 2, model, optimizer, about=ABOUT)
 
 
 def test_no_pickle_is_ever_loaded(tmp_path: Path) -> None:
@@ -148,6 +151,7 @@ def test_no_pickle_is_ever_loaded(tmp_path: Path) -> None:
         "bytes": (path / "model.safetensors").stat().st_size,
         "crc32": files.crc32(path / "model.safetensors"),
     }
+    del manifest["crc32"]
     (path / "manifest.json").write_text(json.dumps(manifest))
     found = checkpoint.newest(tmp_path)
     assert found is not None
@@ -214,12 +218,42 @@ def test_a_linked_checkpoint_can_be_resumed(tmp_path: Path) -> None:
         '{"format": 1, "step": "2", "files": {"model.safetensors": {}, "optim.safetensors": {}}}',
         '{"format": 1, "step": true, "files": {"model.safetensors": {}, "optim.safetensors": {}}}',
         '{"format": 1, "step": 2, "files": {"../../secret": {"bytes": 0, "crc32": 0}}}',
+        '{"format": 1, "step": "' + "9" * 5000 + '"}',
+        '{"format": 1, "step": ' + "9" * 5000 + "}",
+        "",
     ],
 )
 def test_an_odd_manifest_is_damage(tmp_path: Path, manifest: str) -> None:
     save(tmp_path, 1)
     (save(tmp_path, 2) / "manifest.json").write_text(manifest)
     assert checkpoint.newest(tmp_path).step == 1  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"num_images": 25},
+        {"config": {"lr": 1.0}},
+        {"crc32": 0},
+        *({"crc32": None} | odd for odd in (
+            {"num_images": "24"}, {"config": []}, {"stages": [7]}, {"stages": None}, {"stages": [{"size": 32}]},
+            {"stages": [{"size": "32", "start": 0, "stop": 4, "accumulation": 1}]},
+        )),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_manifest_whose_facts_changed_is_damage(tmp_path: Path, change: dict[str, Any]) -> None:
+    save(tmp_path, 1)
+    path = save(tmp_path, 2) / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    assert checkpoint.newest(tmp_path).step == 1  # type: ignore[union-attr]
+
+
+def test_a_manifest_without_a_checksum_of_its_own_is_valid(tmp_path: Path) -> None:
+    """As earlier versions wrote it."""
+    path = save(tmp_path, 2) / "manifest.json"
+    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "crc32"}))
+    assert checkpoint.newest(tmp_path).step == 2  # type: ignore[union-attr]
 
 
 def test_a_manifest_of_another_step_is_damage(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import torch
@@ -46,7 +47,7 @@ def build_model(config: PretrainConfig) -> MIM:
 
 def load_checkpointed(config: PretrainConfig, found: checkpoint.Checkpoint) -> MIM:
     """Build the model of a checkpoint, at the image size it was saved at, and load its weights."""
-    model = build_model(config)
+    model = build_model(dataclasses.replace(config, init=None))  # the checkpoint has the weights
     stages = [schedule.Stage(**stage) for stage in found.manifest["stages"]]
     size = schedule.stage_at(stages, found.step - 1).size  # at a stage's boundary, that of the stage before
     if size != model.backbone.img_size:

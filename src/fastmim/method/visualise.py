@@ -9,7 +9,7 @@ from fastmim.errors import RequestError
 from fastmim.method import pictures
 from fastmim.method.build import load_checkpointed
 from fastmim.method.settings import PretrainConfig
-from fastmim.training import checkpoint
+from fastmim.training import checkpoint, run_directory
 from fastmim.training.run_directory import RunDirectory
 
 
@@ -31,6 +31,7 @@ def visualise_run(run: Path, *, images: str | None = None, out: Path, num_images
     found = checkpoint.newest(directory.checkpoints)
     if found is None:
         raise RequestError(f"run is {run}, which has no checkpoint yet; expected one: wait until it saves its first")
+    run_directory.check_config(config, found)
     model = load_checkpointed(config, found)
     picture = pictures.draw(
         model,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import stat
 import zlib
 from collections.abc import Iterator
@@ -76,6 +77,14 @@ def read_regular(path: str | Path) -> bytes:
         if os.fstat(file.fileno()).st_size > MAX_BYTES:
             raise OSError(errno.EFBIG, f"larger than {MAX_BYTES >> 20} MiB")
         return file.read()
+
+
+def remove(path: Path) -> None:
+    """Remove a directory, a file or a link if it exists; never what a link points to."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def crc32(path: Path) -> int:

@@ -5,7 +5,8 @@ as one that was never interrupted. Layout of `checkpoints/step_000012000/`:
 
     model.safetensors   the model's state_dict, full tensors
     optim.safetensors   `<parameter>/exp_avg`, `<parameter>/exp_avg_sq`, `<parameter>/step`
-    manifest.json       format, step, the run's facts, parameter-group scalars, bytes and CRC32 of each file
+    manifest.json       format, step, the run's facts, parameter-group scalars, bytes and CRC32 of each file and of the
+                        manifest itself
 
 A checkpoint is written to `.tmp_step_N`, the manifest last, flushed to the disk and then renamed. A kill at any moment
 leaves every directory named `step_N` complete. Anything else in `checkpoints/`, such as copies under other names or
@@ -18,6 +19,7 @@ import json
 import re
 import shutil
 import warnings
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,8 @@ from fastmim.training import optim
 FORMAT = 1
 NUM_KEPT = 2
 _FILES = ("model.safetensors", "optim.safetensors")
+FACTS: dict[str, type] = {"config": dict, "num_images": int, "stages": list}
+"""What the manifest holds of every run: its settings, the number of training images, the resolution stages."""
 _NAME = re.compile(r"step_\d{9,}")
 
 
@@ -62,7 +66,7 @@ def save(
     Args:
         root: The run's `checkpoints` directory.
         step: Number of optimiser steps made.
-        about: Facts about the run for the manifest (JSON types).
+        about: Facts about the run for the manifest (JSON types), at least `FACTS`.
 
     Raises:
         RunError: the disk is full or fails; the previous checkpoint is untouched.
@@ -73,7 +77,7 @@ def save(
     try:
         root.mkdir(parents=True, exist_ok=True)
         for leftover in root.glob(".tmp_step_*"):
-            _remove(leftover)
+            files.remove(leftover)
         if final.is_symlink() or final.exists():
             _set_aside(final)
         partial.mkdir()
@@ -114,8 +118,9 @@ def _write(directory: Path, step: int, model: nn.Module, optimizer: AdamW, about
     written = {
         name: {"bytes": (directory / name).stat().st_size, "crc32": files.crc32(directory / name)} for name in contents
     }
-    manifest = {"format": FORMAT, "step": step} | about | {"param_groups": groups, "files": written}
-    (directory / "manifest.json").write_text(json.dumps(manifest, indent=1, default=str) + "\n")
+    facts = {"format": FORMAT, "step": step} | about | {"param_groups": groups, "files": written}
+    manifest = json.loads(json.dumps(facts, default=str))
+    (directory / "manifest.json").write_text(json.dumps(manifest | {"crc32": _checksum(manifest)}, indent=1) + "\n")
     files.fsync(directory / "manifest.json")
     files.fsync(directory)
 
@@ -129,12 +134,26 @@ def _read(path: Path) -> Checkpoint | None:
     """Return the checkpoint in a directory, or None if its manifest is not one of ours or its files do not match it."""
     try:
         manifest = json.loads((path / "manifest.json").read_text())
-        step, listed = manifest["step"], manifest["files"]
+        step, listed, checksum = manifest["step"], manifest["files"], manifest.pop("crc32", None)
         ours = manifest["format"] == FORMAT and type(step) is int and step == _step(path)
+        ours = ours and _has_facts(manifest) and checksum in (None, _checksum(manifest))
         valid = ours and listed.keys() == set(_FILES) and all(_matches(path / name, listed[name]) for name in _FILES)
         return Checkpoint(path, step, manifest) if valid else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):  # whatever the JSON may hold
         return None
+
+
+def _has_facts(manifest: dict[str, Any]) -> bool:
+    """Whether a manifest has the facts of every run, in the types that `save` wrote."""
+    typed = all(isinstance(manifest[name], kind) for name, kind in FACTS.items())
+    return typed and all(
+        set(stage) == {"size", "start", "stop", "accumulation"} and all(type(n) is int for n in stage.values())
+        for stage in manifest["stages"]
+    )
+
+
+def _checksum(manifest: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(manifest).encode())
 
 
 def _matches(path: Path, facts: dict[str, int]) -> bool:
@@ -193,13 +212,5 @@ def _prune(root: Path, saved: Path, keep_every: int | None) -> None:
 def _set_aside(path: Path) -> None:
     """Rename what is no valid checkpoint but has the name of one."""
     aside = path.with_name(f".damaged_{path.name}")
-    _remove(aside)
+    files.remove(aside)
     path.rename(aside)
-
-
-def _remove(path: Path) -> None:
-    """Remove a directory, a file or a link if it exists; never what a link points to."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

@@ -145,11 +145,12 @@ class Task(ABC, Generic[Config]):
         return {"images": images, "keys": keys, "labels": keys}
 
     def check_resumable(self, found: Checkpoint) -> None:
-        """Refuse a checkpoint of other data.
+        """Refuse a checkpoint of other settings or other data.
 
         Raises:
-            RequestError: the data has changed, so the steps left would not be the run's.
+            RequestError: the steps left would not be the run's.
         """
+        run_directory.check_config(self.config, found)
         if (expected := found.manifest["num_images"]) != len(self.source):
             raise RequestError(
                 f"data is {self.config.data} with {len(self.source)} images; expected the {expected} that the run in "

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-import math
 import platform
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
@@ -17,9 +15,10 @@ import yaml
 from rich.console import Console
 
 from fastmim import config as configs
-from fastmim.errors import RequestError
+from fastmim.errors import RequestError, shown
 from fastmim.system import files, locking
 from fastmim.system.display import say
+from fastmim.training.checkpoint import Checkpoint
 from fastmim.training.settings import TrainConfig
 
 Config = TypeVar("Config", bound=TrainConfig)
@@ -78,20 +77,22 @@ class RunDirectory:
     def read_metrics(self) -> list[dict[str, Any]]:
         """Read the lines of metrics.jsonl in order; no lines if there is no such file.
 
-        A last line that a kill truncated is left out.
+        A last line that a kill truncated is left out, as is any other that is not a step's.
         """
         lines = []
-        for line in self.metrics.read_text().splitlines() if self.metrics.exists() else ():
+        for text in files.read_regular(self.metrics).splitlines() if self.metrics.exists() else ():
             try:
-                lines.append(json.loads(line))
-            except ValueError:
+                line = json.loads(text)
+            except (ValueError, RecursionError):
                 continue
+            if isinstance(line, dict) and type(line.get("step")) is int:
+                lines.append(line)
         return lines
 
     def drop_metrics_after(self, step: int) -> None:
         """Remove the lines of later steps, which a resumed run will write again."""
         if self.metrics.exists():
-            kept = [line for line in self.read_metrics() if line.get("step", math.inf) <= step]
+            kept = [line for line in self.read_metrics() if line["step"] <= step]
             files.write_text(self.metrics, "".join(f"{json.dumps(line)}\n" for line in kept))
 
     def prepare(self, config: TrainConfig, *, overwrite: bool) -> None:
@@ -104,12 +105,11 @@ class RunDirectory:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             for name in self.FILES if overwrite else ():
-                path = self.path / name
-                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+                files.remove(self.path / name)
             files.write_text(self.config, configs.to_yaml(config) + yaml.safe_dump({"versions": versions}))
         except OSError as error:
             raise RequestError(
-                f"out is {self.path}: {error.strerror}; expected a directory that can be written"
+                f"out is {self.path}: {error.strerror or error}; expected a directory that can be written"
             ) from None
 
 
@@ -150,7 +150,7 @@ def resolve(cls: type[Config], settings: Mapping[str, Any], *, recipes: Recipes,
                 f"drop these settings to resume it, or delete it with --overwrite"
             )
         return config
-    recipe = settings.get("recipe")
+    recipe = getattr(given, "recipe", None)
     if recipe is None:
         return given
     if recipe not in recipes:
@@ -158,3 +158,19 @@ def resolve(cls: type[Config], settings: Mapping[str, Any], *, recipes: Recipes,
             f"recipe is {recipe!r}; expected one of {', '.join(recipes)}{configs.nearest(recipe, recipes)}"
         )
     return configs.build(cls, recipes[recipe](), settings)
+
+
+def check_config(config: TrainConfig, found: Checkpoint) -> None:
+    """Refuse a checkpoint of a run with other settings than config.yaml's, apart from those that may change.
+
+    Raises:
+        RequestError: config.yaml has lost or changed settings; the message names them.
+    """
+    stored = found.manifest["config"]
+    differing = configs.differences(stored, config)
+    differing += [f"{key} {shown(stored[key])} -> no setting" for key in stored.keys() - configs.to_mapping(config)]
+    if differing:
+        raise RequestError(
+            f"out is {config.out}, whose settings differ from those of its checkpoint {found.path.name} "
+            f"({'; '.join(differing)}): restore config.yaml, take another --out, or delete the run with --overwrite"
+        )
