@@ -21,7 +21,7 @@ from attack import forks, table, world
 from attack.outcome import Outcome
 from attack.world import World
 
-NAMES = ("kills", "signals", "disks", "images", "bombs", "pickles")
+NAMES = ("kills", "signals", "disks", "images", "bombs", "pickles", "texts", "archives", "packs", "runs", "weights")
 """The modules, in the order in which they are run."""
 
 
@@ -34,6 +34,7 @@ def main() -> None:
     parser.add_argument("--case", type=int, help="the number of the only case to try")
     parser.add_argument("--jobs", type=int, default=2, help="cases at a time")
     parser.add_argument("--minutes", type=float, default=45.0, help="begin no case after so long")
+    parser.add_argument("--verbose", action="store_true", help="say what every case did")
     parser.add_argument("--record", type=Path, help="JSON file to write the table and the failing cases to")
     asked = parser.parse_args()
     if unknown := set(asked.promises) - set(NAMES):
@@ -88,6 +89,8 @@ def attack(name: str, asked: argparse.Namespace, root: Path, deadline: float) ->
         row["tries"] += outcome.tries
         row["failures"] += len(outcome.faults)
         row["tracebacks"] += sum(fault.startswith("traceback") for fault in outcome.faults)
+        if asked.verbose and not outcome.faults:
+            print(f"kept {name} {number}: {outcome.did}", flush=True)
         if outcome.faults:
             again = f"make attack ONLY={name} SEED={asked.seed} CASE={number}"
             row["failing"].append({"case": number, "did": outcome.did, "faults": outcome.faults, "again": again})

@@ -44,7 +44,8 @@ def command(world: World, arguments: list[str], *, before: Callable[[], object] 
     faults += [f"forbidden: {line}" for line in dict.fromkeys(report.read_text().splitlines())]
     if changed := [name for name, data in _all_but_out(world).items() if input_before.get(name) != data]:
         faults.append(f"wrote outside of out: {changed[:4]}")
-    return Outcome(faults=faults, did=f"fastmim {' '.join(map(repr, arguments))}")
+    told = f"-> {ended.status} {ended.err.strip()[:300]!r}"
+    return Outcome(faults=faults, did=f"fastmim {' '.join(map(repr, arguments))} {told}")
 
 
 def _all_but_out(world: World) -> dict[str, bytes]:
