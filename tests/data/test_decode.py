@@ -6,7 +6,6 @@ import contextlib
 import io
 import struct
 import tracemalloc
-import zlib
 
 import numpy as np
 import pytest
@@ -15,16 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import EpsImagePlugin, Image, UnidentifiedImageError
 
-from fastmim.data.decode import (
-    BadImage,
-    Box,
-    decode_box,
-    decode_whole,
-    image_extensions,
-    jpeg_orientation,
-    only_images,
-)
-from pictures import encode, photograph, psnr
+from fastmim.data.decode import decode_box, decode_whole
+from fastmim.data.jpeg import jpeg_orientation
+from fastmim.data.pillow import image_extensions, only_images
+from fastmim.data.pixels import Box
+from fastmim.data.unreadable import BadImage
+from pictures import encode, photograph, png, psnr
 
 BOX = Box(top=20, left=150, height=300, width=260)
 REGION = (150, 20, 410, 320)
@@ -127,21 +122,25 @@ def test_32_bit_greys_fill_the_range_from_their_own_extremes(values: np.generic)
     assert psnr(grey_levels("TIFF", scaled), reference(expected)) > 50
 
 
+def test_a_float_map_is_scaled_like_any_float() -> None:
+    """PFM, which Pillow reads as the format "PPM" that also holds 16-bit integers."""
+    values = np.asarray(photograph().convert("L")).astype(np.float32) / 100 - 1
+    assert torch.equal(grey_levels("PPM", values), grey_levels("TIFF", values))
+
+
+@pytest.mark.parametrize("values", [np.int32(1000), np.float32(1.5)])
+def test_a_crops_greys_are_scaled_by_the_range_of_the_whole_image(values: np.generic) -> None:
+    ramp = np.tile(np.arange(256), (9, 1)).astype(values.dtype) * values
+    ours = decode_box(encode(Image.fromarray(ramp), "TIFF"), 4, lambda height, width: Box(2, 100, 4, 4))
+    assert ours[0, 0].tolist() == [100, 101, 102, 103]
+
+
 def test_16_bit_colour_png_is_scaled() -> None:
     """The file is assembled by hand because Pillow cannot write it."""
     values = np.asarray(photograph()).astype(">u2") * 257
     rows = b"".join(b"\0" + row.tobytes() for row in values.astype(">u2"))
     data = png(600, 400, depth=16, colour=2, pixels=rows)
     assert psnr(crop(data), reference(photograph())) > 60
-
-
-def png(width: int, height: int, *, depth: int = 8, colour: int = 0, pixels: bytes = b"") -> bytes:
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
-    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(pixels)) + chunk(b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + body
 
 
 def test_transparency_is_composited_on_white() -> None:

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from fastmim.data.augment import NUM_RANDOMS, decode_crop
-from fastmim.data.decode import BadImage
 from fastmim.data.loader import StepSampler, load, steps_per_epoch
 from fastmim.data.sources import Source, open_source
 from fastmim.data.sources.source import ByPosition
+from fastmim.data.unreadable import BadImage
 from fastmim.errors import RequestError, RunError
 from fastmim.randomness import image_keys, uniform
 from pictures import encode, photograph

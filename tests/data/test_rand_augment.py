@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from fastmim.data.decode import Box, decode_box
+from fastmim.data.decode import decode_box
+from fastmim.data.pixels import Box
 from fastmim.data.rand_augment import RandAugment
 from fastmim.errors import RequestError
 from pictures import encode, photograph

@@ -14,7 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastmim.data.decode import MAX_PIXELS, Box, decode_box
+from fastmim.data.decode import decode_box
+from fastmim.data.limits import MAX_PIXELS
+from fastmim.data.pixels import Box
 from fastmim.randomness import uniform
 
 CROP_STREAM = 0

@@ -11,9 +11,10 @@ import torch
 from torch.utils.data import Dataset
 
 from fastmim.data.augment import decode_center
-from fastmim.data.decode import MAX_PIXELS, UNREADABLE, reason
+from fastmim.data.limits import MAX_PIXELS
 from fastmim.data.loader import read_ahead
 from fastmim.data.sources import Source
+from fastmim.data.unreadable import UNREADABLE, reason
 
 Indices = Sequence[int] | np.ndarray
 """Positions in a source: a range, or an array of int64."""

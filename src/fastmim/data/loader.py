@@ -13,8 +13,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from fastmim.data.augment import CROP_STREAM, NUM_RANDOMS, decode_crop
-from fastmim.data.decode import MAX_PIXELS, UNREADABLE, reason
+from fastmim.data.limits import MAX_PIXELS
 from fastmim.data.sources import Source
+from fastmim.data.unreadable import UNREADABLE, reason
 from fastmim.data.workers import dismiss, obey_parent_only, signals_blocked
 from fastmim.errors import RequestError, RunError
 from fastmim.randomness import image_keys, step_seed, uniform

@@ -15,9 +15,9 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
 from fastmim.data import augment
-from fastmim.data.decode import UNREADABLE
 from fastmim.data.sources import Source
 from fastmim.data.statistics import IMAGENET_MEAN, IMAGENET_STD
+from fastmim.data.unreadable import UNREADABLE
 from fastmim.errors import RunError
 from fastmim.method.masking import expand
 from fastmim.method.mim import MIM

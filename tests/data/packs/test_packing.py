@@ -22,12 +22,13 @@ from PIL import Image, ImageOps
 import fastmim
 from conftest import SMALL
 from fastmim import cli
-from fastmim.data.decode import BadImage, decode_whole
+from fastmim.data.decode import decode_whole
 from fastmim.data.packs import packing, writer
 from fastmim.data.packs.shrinking import make_small
 from fastmim.data.packs.writer import PackWriter
 from fastmim.data.sources import open_source
 from fastmim.data.sources.pack import ROW
+from fastmim.data.unreadable import BadImage
 from fastmim.errors import RequestError, RunError
 from fastmim.system import growing
 from fastmim.system.growing import GrowingFiles

@@ -11,11 +11,11 @@ import datasets
 import numpy as np
 import pytest
 
-from fastmim.data.decode import BadImage
 from fastmim.data.labelled import open_labelled
 from fastmim.data.loader import load
 from fastmim.data.sources import Source, open_source
 from fastmim.data.sources.source import NoSuchSplit
+from fastmim.data.unreadable import BadImage
 from fastmim.errors import RequestError, RunError
 from pictures import encode, photograph
 

@@ -15,7 +15,7 @@ import torch
 
 import fastmim
 from fastmim.data import labelled
-from fastmim.data.decode import BadImage, decode_whole
+from fastmim.data.decode import decode_whole
 from fastmim.data.labelled import open_labelled
 from fastmim.data.loader import load
 from fastmim.data.packs import packing
@@ -23,6 +23,7 @@ from fastmim.data.packs.packing import verify
 from fastmim.data.sources import Source, open_source
 from fastmim.data.sources.pack import INDEX, ROW
 from fastmim.data.sources.source import ByPosition
+from fastmim.data.unreadable import BadImage
 from fastmim.errors import RequestError, RunError
 from pictures import encode, photograph
 

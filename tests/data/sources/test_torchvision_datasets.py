@@ -16,9 +16,9 @@ import torch
 from PIL import Image
 from torchvision import datasets
 
-from fastmim.data.decode import BadImage
 from fastmim.data.sources import open_source, torchvision_datasets
 from fastmim.data.sources.source import NoSuchSplit
+from fastmim.data.unreadable import BadImage
 from fastmim.errors import RequestError
 from pictures import encode, photograph
 

@@ -11,9 +11,11 @@ import simplejpeg
 import torch
 from torch.utils.data import Dataset
 
-from fastmim.data.decode import UNREADABLE, BadImage, decode_whole, jpeg_header, jpeg_orientation, one_line, reason
+from fastmim.data.decode import decode_whole
+from fastmim.data.jpeg import jpeg_header, jpeg_orientation
 from fastmim.data.loader import read_ahead
 from fastmim.data.sources import Source
+from fastmim.data.unreadable import UNREADABLE, BadImage, one_line, reason
 
 QUALITY, SUBSAMPLING = 95, "444"
 """Full colour resolution: the original JPEG has halved it already, and halving it again would cost 5 dB."""

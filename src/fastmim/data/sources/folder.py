@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fastmim.data.decode import image_extensions
+from fastmim.data.pillow import image_extensions
 from fastmim.data.sources import index as indices
 from fastmim.data.sources.files import Files
 from fastmim.data.sources.index import NameTable

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from fastmim.data.decode import BadImage, one_line
 from fastmim.data.sources.source import ByPosition, NoSuchSplit
+from fastmim.data.unreadable import BadImage, one_line
 from fastmim.errors import RequestError, RunError
 from fastmim.system.files import read_regular
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fastmim.data.decode import image_extensions
+from fastmim.data.pillow import image_extensions
 from fastmim.data.sources.files import Files
 from fastmim.data.sources.index import NameTable
 from fastmim.errors import RequestError

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from fastmim.data.decode import BadImage
+from fastmim.data.unreadable import BadImage
 from fastmim.errors import RequestError
 from fastmim.system.files import crc32, open_regular, read_regular
 from fastmim.system.growing import is_count

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from fastmim.data.decode import Box
+from fastmim.data.pixels import Box
 from fastmim.data.sources.source import ByPosition
 from fastmim.errors import RunError
 

@@ -9,7 +9,7 @@ import re
 from contextlib import suppress
 from pathlib import Path
 
-from fastmim.data.decode import image_extensions
+from fastmim.data.pillow import image_extensions
 from fastmim.errors import RequestError
 
 _UNPACKERS = {"gz": "gunzip", "tgz": "gunzip", "bz2": "bunzip2", "xz": "unxz", "zst": "unzstd"}

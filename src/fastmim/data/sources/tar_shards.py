@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fastmim.data.decode import image_extensions
+from fastmim.data.pillow import image_extensions
 from fastmim.data.sources import index as indices
 from fastmim.data.sources.index import NameTable
 from fastmim.data.sources.source import ByPosition

@@ -18,10 +18,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from fastmim.data.decode import BadImage, one_line, only_images, to_rgb
+from fastmim.data.pillow import only_images
+from fastmim.data.pixels import to_array
 from fastmim.data.sources.files import Files
 from fastmim.data.sources.index import NameTable
 from fastmim.data.sources.source import ByPosition, NoSuchSplit, Source
+from fastmim.data.unreadable import BadImage, one_line
 from fastmim.errors import RequestError
 
 OPTIONS = ("split", "root")
@@ -58,7 +60,7 @@ class Pictures(ByPosition):
     def read(self, index: int) -> np.ndarray:
         try:
             with only_images():
-                return np.asarray(to_rgb(self.dataset[index][0]))
+                return to_array(self.dataset[index][0])
         except Exception as error:  # Pillow's plugins meet damage with any exception
             raise BadImage(one_line(error)) from None
 

@@ -1,0 +1,231 @@
+"""What decoding one image may cost: small files that claim to be huge, or to be decoded at great length, are refused."""
+
+from __future__ import annotations
+
+import struct
+import subprocess
+import sys
+import time
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, Jpeg2KImagePlugin, PngImagePlugin, TiffImagePlugin
+
+from fastmim.data.decode import decode_box, decode_whole
+from fastmim.data.limits import MAX_MEMORY, MAX_PIXELS, RESAMPLED
+from fastmim.data.pixels import Box
+from fastmim.data.unreadable import BadImage
+from pictures import encode, photograph, png
+
+SMALL = photograph().resize((60, 40))
+SIDE = 13_000  # within the limit in pixels
+
+
+def whole(height: int, width: int) -> Box:
+    return Box(0, 0, height, width)
+
+
+def patched(data: bytes, *changes: tuple[int, bytes]) -> bytes:
+    """Replace bytes at the given positions."""
+    changed = bytearray(data)
+    for position, content in changes:
+        changed[position : position + len(content)] = content
+    return bytes(changed)
+
+
+def jpeg(*, side: int = SIDE, **options: object) -> bytes:
+    """A JPEG whose header claims another size."""
+    data = encode(options.pop("image", SMALL), **options)  # type: ignore[arg-type]
+    frame = max(data.find(b"\xff\xc0"), data.find(b"\xff\xc2"))
+    return patched(data, (frame + 5, struct.pack(">HH", side, side)))
+
+
+def webp() -> bytes:
+    """An animation with a larger canvas."""
+    data = encode(SMALL, "WEBP", save_all=True, append_images=[photograph().resize((60, 40)).rotate(90)])
+    return patched(data, (24, (SIDE - 1).to_bytes(3, "little") * 2))
+
+
+def avif() -> bytes:
+    data = encode(SMALL, "AVIF")
+    return patched(data, (data.index(b"ispe") + 8, struct.pack(">II", SIDE, SIDE)))
+
+
+def jpeg_2000(side: int = SIDE, tile: int = SIDE) -> bytes:
+    data = encode(SMALL, "JPEG2000", no_jp2=True)
+    return patched(data, (8, struct.pack(">IIIIII", side, side, 0, 0, tile, tile)))
+
+
+def tiff(
+    bits: int, *, samples: int = 1, rows_per_strip: int = SIDE, orientation: int = 1, compression: int = 8
+) -> bytes:
+    """A TIFF with one empty strip."""
+    sample_format = 3 if bits == 32 else 1
+    kind = 2 if samples == 3 else 1
+    entries = [(256, 4, SIDE), (257, 4, SIDE), (258, 3, bits), (259, 3, compression), (262, 3, kind), (273, 4, 8)]
+    entries += [
+        (274, 3, orientation),
+        (277, 3, samples),
+        (278, 4, rows_per_strip),
+        (279, 4, 8),
+        (339, 3, sample_format),
+    ]
+    directory = b"".join(struct.pack("<HHII", tag, form, 1, value) for tag, form, value in entries)
+    return b"II*\0\x10\0\0\0" + bytes(8) + struct.pack("<H", len(entries)) + directory + bytes(4)
+
+
+def bmp_rle() -> bytes:
+    data = encode(SMALL.convert("P"), "BMP")
+    return patched(data, (18, struct.pack("<II", SIDE, SIDE)), (30, struct.pack("<I", 1)))
+
+
+def fits_gzip() -> bytes:
+    table = {"XTENSION": "'BINTABLE'", "BITPIX": 8, "NAXIS": 2, "NAXIS1": 8, "NAXIS2": 1, "PCOUNT": 0, "GCOUNT": 1}
+    table |= {"ZIMAGE": "T", "ZCMPTYPE": "'GZIP_1  '", "ZBITPIX": 8, "ZNAXIS": 2, "ZNAXIS1": SIDE, "ZNAXIS2": SIDE}
+
+    def unit(cards: dict[str, object]) -> bytes:
+        text = "".join(f"{key:8}= {value}".ljust(80) for key, value in cards.items()) + "END".ljust(80)
+        return text.ljust(-(-len(text) // 2880) * 2880).encode()
+
+    return unit({"SIMPLE": "T", "BITPIX": 8, "NAXIS": 0}) + unit(table) + zlib.compress(bytes(99), wbits=31)
+
+
+def icon() -> bytes:
+    """An icon whose picture is a PNG larger than any icon."""
+    inside = png(3000, 3000, pixels=bytes(3001 * 3000))
+    return struct.pack("<HHHBBBBHHII", 0, 1, 1, 0, 0, 0, 0, 1, 32, len(inside), 22) + inside
+
+
+HUGE: dict[str, Callable[[], bytes]] = {
+    "progressive JPEG": lambda: jpeg(progressive=True, subsampling=0),
+    "progressive CMYK JPEG": lambda: jpeg(progressive=True, image=SMALL.convert("CMYK")),
+    "animated WebP": webp,
+    "AVIF": avif,
+    "JPEG 2000": jpeg_2000,
+    "PNG, RGB": lambda: png(SIDE, SIDE, colour=2),
+    "PNG, 16-bit RGBA": lambda: png(SIDE, SIDE, depth=16, colour=6),
+    "PNG, 16-bit grey and alpha": lambda: png(SIDE, SIDE, depth=16, colour=4),
+    "TIFF, float": lambda: tiff(32),
+    "TIFF, RGB": lambda: tiff(8, samples=3),
+    "TIFF, upside down": lambda: tiff(32, orientation=3, rows_per_strip=1),
+    "TGA": lambda: patched(encode(SMALL, "TGA"), (12, struct.pack("<HH", SIDE, SIDE))),
+}
+
+
+@pytest.mark.parametrize("kind", HUGE)
+def test_what_takes_too_much_memory_is_refused_before_it_is_decoded(kind: str) -> None:
+    data = HUGE[kind]()
+    for decode in (lambda: decode_box(data, 16, whole), lambda: decode_whole(data)):
+        start = time.process_time()
+        with pytest.raises(BadImage, match=r"decoding it takes [\d,]+ MB of memory, more than 900 MB"):
+            decode()
+        assert time.process_time() - start < 1
+
+
+LONG: dict[str, tuple[Callable[[], bytes], str]] = {
+    "BMP, run lengths": (bmp_rle, "BMP"),
+    "FITS, gzip": (fits_gzip, "FITS"),
+    "QOI": (lambda: b"qoif" + struct.pack(">IIBB", SIDE, SIDE, 3, 0) + bytes(99), "QOI"),
+    "PPM, plain": (lambda: b"P3 13000 13000 255 " + b"0 " * 99, "PPM"),
+    "PPM, plain, a long file": (lambda: b"P1 3000 3000 " + b"0  " * 4_000_000, "PPM"),
+}
+
+
+@pytest.mark.parametrize("kind", LONG)
+def test_what_pillow_decodes_in_python_must_be_small(kind: str) -> None:
+    make, name = LONG[kind]
+    with pytest.raises(BadImage, match=f"more than 10,000,000 pixels or bytes take too long to decode as {name}"):
+        decode_box(make(), 16, whole)
+
+
+def test_an_icon_holds_no_large_picture() -> None:
+    with pytest.raises(BadImage, match="more than the 4,194,304 pixels that are decoded"):
+        decode_box(icon(), 16, whole)
+
+
+def with_scans(num: int, *, comment: bytes = b"", side: int = SIDE) -> bytes:
+    """A progressive JPEG whose last scan is repeated, after a comment."""
+    data = jpeg(side=side, image=SMALL.convert("L"), progressive=True)
+    last = data.rindex(b"\xff\xda")
+    segment = b"\xff\xfe" + struct.pack(">H", 2 + len(comment)) + comment
+    return data[:-2] + (segment + data[last:-2]) * num + data[-2:]
+
+
+@pytest.mark.parametrize("comment", [b"", b"the end? \xff\xd9"])
+def test_scans_without_end_are_refused(comment: bytes) -> None:
+    with pytest.raises(BadImage, match=r"24 or more scans of 169,000,000 pixels take too long to decode"):
+        decode_box(with_scans(100, comment=comment), 16, whole)
+    data = with_scans(900, comment=comment, side=4000)
+    assert len(data) < 400_000
+    with pytest.raises(BadImage, match=r"251 or more scans of 16,000,000 pixels"):
+        decode_whole(data)
+
+
+def test_what_follows_a_progressive_jpeg_is_not_counted() -> None:
+    """Phones append a video, which may hold anything."""
+    data = encode(photograph(), progressive=True)
+    assert np.array_equal(decode_whole(data + b"\xff\xda" * 100_000), decode_whole(data))
+
+
+USUAL: dict[str, Callable[[], bytes]] = {
+    "JPEG 2000 in tiles": lambda: jpeg_2000(11_000, 1024),
+    "PNG, 16-bit grey": lambda: png(SIDE, SIDE, depth=16),
+    "PNG, RGB": lambda: png(11_000, 11_000, colour=2),
+    "TIFF, one strip": lambda: tiff(8),
+}
+
+
+@pytest.mark.parametrize("kind", USUAL)
+def test_large_images_of_a_usual_kind_reach_their_decoder(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(image: Image.Image) -> None:
+        raise OSError(f"{image.width} pixels to a row")
+
+    for plugin in (Jpeg2KImagePlugin.Jpeg2KImageFile, PngImagePlugin.PngImageFile, TiffImagePlugin.TiffImageFile):
+        monkeypatch.setattr(plugin, "load", load)
+    with pytest.raises(BadImage, match=r"1[13]000 pixels to a row"):
+        decode_whole(USUAL[kind]())
+
+
+def test_any_grey_image_of_the_most_pixels_is_within_the_limits() -> None:
+    assert RESAMPLED * MAX_PIXELS < MAX_MEMORY
+
+
+MODES = {"1": "PNG", "L": "PNG", "RGB": "PNG", "RGBA": "PNG", "LA": "PNG", "I;16": "PNG", "F": "TIFF", "CMYK": "TIFF"}
+MEASURE = """
+import sys
+from fastmim.data.decode import decode_box, decode_whole
+from fastmim.data.pixels import Box
+
+def memory(name):
+    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(name))
+
+files = [open(path, "rb").read() for path in sys.argv[1:]]
+for warm, data in [(True, files[0]), *((False, data) for data in files)]:
+    for decode in (lambda: decode_box(data, 64, lambda h, w: Box(0, 0, h, w)), lambda: decode_whole(data)):
+        open("/proc/self/clear_refs", "w").write("5")
+        before = memory("VmRSS")
+        result = decode()
+        if not warm:
+            print(memory("VmHWM") - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's record of the peak")
+def test_the_memory_taken_is_what_the_limits_assume(tmp_path: Path) -> None:
+    """7 bytes a pixel at most, where decoding, cropping and converting whole images took up to 30."""
+    side = 2500
+    for mode, file_format in MODES.items():
+        image = Image.new(mode, (side, side))
+        image.save(tmp_path / mode, file_format, **({"compression": "tiff_lzw"} if file_format == "TIFF" else {}))
+    run = subprocess.run(
+        [sys.executable, "-c", MEASURE, *(str(tmp_path / mode) for mode in MODES)],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    peaks = [int(line) for line in run.split()]
+    assert len(peaks) == 2 * len(MODES)
+    assert max(peaks) < 7 * side**2 + 30_000_000
