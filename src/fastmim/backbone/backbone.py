@@ -16,6 +16,7 @@ from fastmim.backbone.surgery import (
     checkpoint_activations,
     disable_drop_path,
     fuse_attention,
+    replace_strides,
     skip_blocks,
     untrained_head,
 )
@@ -229,6 +230,7 @@ class Backbone(nn.Module):
         self.trained_blocks = fit.num_blocks - len(fit.skipped)
         skip_blocks(self.model, fit.skipped)
         fuse_attention(self.model)
+        replace_strides(self.model)
         if self._checkpoints_activations:
             checkpoint_activations(self.model, self.name)
         if "drop_path_rate" not in self.args:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fastmim.backbone.architecture import Architecture
 from fastmim.backbone.maps import resample
 from fastmim.backbone.names import resolve
-from fastmim.backbone.surgery import checkpoint_activations, fuse_attention, list_blocks
+from fastmim.backbone.surgery import checkpoint_activations, fuse_attention, list_blocks, replace_strides
 from fastmim.errors import RequestError
 
 # Arguments that follow from the image size or the classifier, so they do not identify the architecture.
@@ -69,6 +69,7 @@ class Classifier(nn.Module):
         rate = {"drop_path_rate": self.drop_path} if self.drop_path else {}
         self.model = resizable.create(self.input_size, pretrained=pretrained, num_classes=num_classes, **rate)
         fuse_attention(self.model)
+        replace_strides(self.model)
         model: Any = self.model
         if not own_pooling and hasattr(model, "fc_norm") and get_model_args(model).get("global_pool") == "token":
             model.reset_classifier(num_classes, "avg")

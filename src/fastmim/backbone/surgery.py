@@ -1,4 +1,4 @@
-"""Changes to a timm model after it is made: skipped blocks, recomputed activations, initial position embeddings."""
+"""Changes to a timm model after it is made: skipped blocks, recomputed activations, strides, position embeddings."""
 
 from __future__ import annotations
 
@@ -72,6 +72,25 @@ def fuse_attention(model: nn.Module) -> None:
     for module in model.modules():
         if getattr(module, "fused_attn", None) is False:
             module.fused_attn = True  # type: ignore[assignment]
+
+
+def replace_strides(model: nn.Module) -> None:
+    """Give strided 1x1 convolutions of few channels every n-th pixel instead of a stride of n: the same values.
+
+    On x86 CPUs and channels-last maps, oneDNN's weight gradient of these convolutions writes past its buffer and
+    corrupts the heap: below 16 channels with AVX-512, below 8 with AVX2. FastViT, MobileOne and RepVGG begin with
+    one, GERNet has one of 13 channels (docs/reports/onednn-strided-1x1-heap.md).
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1):
+            rows, columns = module.stride
+            if (rows, columns) != (1, 1) and module.padding == (0, 0) and module.in_channels < 16:
+                module.stride = (1, 1)
+                module.register_forward_pre_hook(partial(_every, rows, columns))
+
+
+def _every(rows: int, columns: int, module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+    return (inputs[0][..., ::rows, ::columns],)
 
 
 def checkpoint_activations(model: nn.Module, name: str) -> None:
