@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -309,6 +310,23 @@ def test_odd_lines_of_metrics_are_left_out(tmp_path: Path, photos: Path) -> None
     assert lines(out) == kept
 
 
+def test_what_kills_left_behind_is_removed(tmp_path: Path, photos: Path) -> None:
+    """A kill while weights or lists were written, and one while the last save pruned."""
+    out = pretrain(tmp_path / "run", photos).out
+    for step in (2, 6):
+        shutil.copytree(out / "checkpoints/step_000000012", out / f"checkpoints/.tmp_step_00000000{step}")
+    before = {path.relative_to(out) for path in out.rglob("*") if ".tmp" not in str(path)}
+    whole = pretrain(tmp_path / "third", photos, steps=12, keep_every=4).out
+    shutil.copytree(whole / "checkpoints/step_000000004", out / "checkpoints/step_000000004")
+    for name in ("weights.safetensors", "bad_images.txt"):
+        (out / f".{name}.123.tmp").mkdir()
+        (out / f".{name}.123.tmp/.tmpAbCdEf").write_text("half")
+    (out / ".config.yaml.123.tmp").write_text("half")
+    (out / ".notes.tmp").write_text("mine")
+    assert pretrain(out, photos).finished
+    assert {path.relative_to(out) for path in out.rglob("*")} == before | {Path(".notes.tmp")}
+
+
 def test_overwriting_unlinks_and_leaves_what_links_lead_to(tmp_path: Path, photos: Path) -> None:
     out = pretrain(tmp_path / "run", photos).out
     (out / "checkpoints").rename(tmp_path / "big disk")
@@ -399,12 +417,21 @@ def test_a_size_that_the_backbone_cannot_take_is_refused_before_the_run(tmp_path
     assert not (tmp_path / "run").exists()
 
 
-def test_an_unwritable_directory_is_refused(tmp_path: Path, photos: Path) -> None:
+def test_an_unwritable_directory_is_refused(tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(RequestError, match=r"out is .*file/run: Not a directory; expected a path that can be written"):
         pretrain(tmp_path / "file/run", photos)
-    (tmp_path / f"run/.config.yaml.{os.getpid()}.tmp").mkdir(parents=True)
-    with pytest.raises(RequestError, match=r"out is .*run: Is a directory; expected a directory that can be written"):
+    (tmp_path / "run/config.yaml/mine").mkdir(parents=True)
+    with pytest.raises(RequestError, match=r"config is .*run/config.yaml: Is a directory; expected a YAML file"):
+        pretrain(tmp_path / "run", photos)
+    (tmp_path / "run/config.yaml/mine").rename(tmp_path / "run/mine")
+    (tmp_path / "run/config.yaml").rmdir()
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(RequestError, match=r"out is .*run: Input/output error; expected a directory that can be writ"):
         pretrain(tmp_path / "run", photos)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -113,6 +114,63 @@ def test_a_lock_file_removed_while_waiting_is_not_the_lock(tmp_path: Path, monke
     monkeypatch.setattr(fcntl, "flock", flock)
     with locking.hold(tmp_path, print):
         assert len(calls) == 2 and (tmp_path / ".lock").exists()
+
+
+def test_a_directory_removed_while_waiting_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The previous holder removes its empty directory between our making it and our opening the lock."""
+    open_, calls = os.open, []
+
+    def racing(path: Any, *arguments: Any, **more: Any) -> int:
+        if str(path).endswith(locking.FILE):
+            calls.append(path)
+            if len(calls) < 4:
+                Path(path).parent.rmdir()
+        return open_(path, *arguments, **more)
+
+    monkeypatch.setattr(os, "open", racing)
+    with locking.hold(tmp_path / "run", print):
+        assert len(calls) == 4 and (tmp_path / "run/.lock").exists()
+    monkeypatch.setattr(locking, "_MAX_LOST", 2)
+    calls.clear()
+    refused = pytest.raises(RequestError, match="No such file or directory; expected a path that can be written")
+    with refused, locking.hold(tmp_path / "run", print):  # it vanishes too often to be a race
+        pass
+
+
+def test_a_directory_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+    refused = pytest.raises(RequestError, match="File name too long; expected a path that can be written")
+    with refused, locking.hold(tmp_path / ("x" * 300), print):
+        pass
+
+
+def test_a_lock_is_never_opened_through_a_link(tmp_path: Path) -> None:
+    precious = tmp_path / "thesis.tex"
+    precious.write_text("years of work")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/.lock").symlink_to(precious)
+    refused = pytest.raises(RequestError, match=".lock in it is a link; remove it; expected a path that can be written")
+    with refused, locking.hold(tmp_path / "run", print):
+        pass
+    (tmp_path / "run/.lock").unlink()
+    os.link(precious, tmp_path / "run/.lock")
+    with locking.hold(tmp_path / "run", print):
+        assert precious.read_text() == "years of work"
+    assert precious.read_text() == "years of work"
+
+
+def test_staging_removes_what_a_kill_left(tmp_path: Path) -> None:
+    left = tmp_path / ".out.safetensors.tmp/new"
+    left.mkdir(parents=True)
+    (left / "half").write_text("")
+    with locking.staging(tmp_path / "out.safetensors", print) as folder:
+        assert not list(folder.iterdir())
+        (folder / "whole").write_text("whole")
+        (folder / "whole").replace(tmp_path / "out.safetensors")
+        (folder / "rest").write_text("")
+    assert [path.name for path in tmp_path.iterdir()] == ["out.safetensors"]
+    with pytest.raises(ZeroDivisionError), locking.staging(tmp_path / "a/out", print):
+        raise ZeroDivisionError
+    assert [path.name for path in tmp_path.iterdir()] == ["out.safetensors"]
 
 
 def test_a_file_system_without_locks(

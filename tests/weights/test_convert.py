@@ -289,7 +289,7 @@ def test_an_existing_file_is_replaced_only_with_overwrite(tmp_path: Path) -> Non
     with pytest.raises(RequestError, match="a fastmim weights file already: use it as it is"):
         fastmim.convert(result.path, out=tmp_path / "again.safetensors")
     (tmp_path / "file").touch()
-    with pytest.raises(RequestError, match=r"expected a file that can be written"):
+    with pytest.raises(RequestError, match=r"expected a path that can be written"):
         fastmim.convert(**(settings | {"out": tmp_path / "file" / "w.safetensors"}))
 
 

@@ -214,7 +214,7 @@ def test_an_operator_that_onnx_lacks_is_named(tmp_path: Path, odd: Any, capsys: 
         cli.main(["export", str(source), "--to", "onnx", "--out", str(tmp_path / "out" / "o.onnx")])
     said = capsys.readouterr().err
     assert "ONNX cannot express vit_tiny_patch16_224: it has no operator for fastmim_test.twist; expected" in said
-    assert said.count("\n") == 1 and not list((tmp_path / "out").iterdir())
+    assert said.count("\n") == 1 and not (tmp_path / "out").exists()
 
 
 def test_a_model_that_cannot_be_traced_is_refused(tmp_path: Path, odd: Any) -> None:

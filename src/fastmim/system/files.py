@@ -21,18 +21,26 @@ _CHUNK = 1 << 22
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; when the block ends, what it wrote there replaces `path`.
+    """Yield a temporary path near `path`; when the block ends, what it wrote there replaces `path`.
 
     The file is flushed to the disk before it is renamed, so a crash leaves either the old file or the new one. If
-    the block raises, `path` is untouched and the temporary file is removed.
+    the block raises, `path` is untouched. The temporary file has a folder of its own beside `path`, as writers such as
+    safetensors make temporary files beside it; `remove_leftovers` removes the folder after a kill.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    folder = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    folder.mkdir(exist_ok=True)
     try:
-        yield partial
-        fsync(partial)
-        partial.replace(path)
+        yield folder / path.name
+        fsync(folder / path.name)
+        (folder / path.name).replace(path)
     finally:
-        partial.unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove what a kill left while `path` was being replaced; no other process may be replacing it."""
+    for folder in path.parent.glob(f".{path.name}.*.tmp"):
+        remove(folder)
 
 
 def write_text(path: Path, text: str) -> None:

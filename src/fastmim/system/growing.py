@@ -15,7 +15,7 @@ from rich.console import Console
 
 from fastmim.errors import RequestError, RunError
 from fastmim.system import locking
-from fastmim.system.files import open_regular, read_regular, write_json
+from fastmim.system.files import open_regular, read_regular, remove, write_json
 from fastmim.system.progress import progress
 from fastmim.system.signals import Stopped, StopSignals
 
@@ -71,7 +71,7 @@ class GrowingFiles:
         if overwrite:
             locking.clear(self.folder)
         for path in self.folder.glob("*.tmp"):  # a kill interrupted the replacement of a file
-            path.unlink()
+            remove(path)
         self.lengths: dict[str, int] = dict.fromkeys(names, 0)
         self.checksums: dict[str, int] = dict.fromkeys(self.lengths, 0)
         """The CRC-32 of everything appended to each file."""

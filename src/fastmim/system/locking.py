@@ -24,6 +24,7 @@ WAIT_SECONDS = 60.0
 
 FILE = ".lock"
 _POLL_SECONDS = 0.1
+_MAX_LOST = 100  # times that a directory vanishes before it counts as one that cannot be made
 
 
 @contextmanager
@@ -43,26 +44,57 @@ def hold(folder: Path, say: Callable[[str], object], *, out: Path | None = None)
     Raises:
         RequestError: another process has held the lock for a minute, or the directory cannot be written.
     """
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
+        made = [path for path in (folder, *folder.parents) if not path.exists()]
         file = _acquire(folder, say, out or folder)
     except OSError as error:
-        raise RequestError(f"out is {out or folder}: {error.strerror}; expected a path that can be written") from None
+        raise RequestError(
+            f"out is {out or folder}: {error.strerror or error}; expected a path that can be written"
+        ) from None
     with file:
         try:
             yield file.fileno()
         finally:
-            (folder / FILE).unlink(missing_ok=True)
             with suppress(OSError):  # the directory is not empty, or was renamed to `out`
+                (folder / FILE).unlink(missing_ok=True)
                 for path in made:
                     path.rmdir()
 
 
-def _acquire(folder: Path, say: Callable[[str], object], out: Path) -> IO[str]:
+@contextmanager
+def staging(out: Path, say: Callable[[str], object]) -> Iterator[Path]:
+    """Yield an empty directory beside `out`, to write what is then moved there; it is removed in the end.
+
+    It is locked, so what is found in it was left by a kill, and is removed too.
+
+    Raises:
+        RequestError: as `hold`.
+    """
+    folder = out.absolute().with_name(f".{out.absolute().name}.tmp")
+    with hold(folder, say, out=out):
+        clear(folder)
+        try:
+            (folder / "new").mkdir()
+            yield folder / "new"
+        finally:
+            clear(folder)
+    with suppress(OSError):  # it was there already
+        folder.rmdir()
+
+
+def _acquire(folder: Path, say: Callable[[str], object], out: Path) -> IO[bytes]:
     began: float | None = None
+    num_lost = 0
     while True:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / FILE).open("w")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            file = _open(folder / FILE)
+        except FileNotFoundError:  # the previous holder has just removed the directory
+            num_lost += 1
+            if num_lost > _MAX_LOST:
+                raise
+            time.sleep(_POLL_SECONDS / 10)
+            continue
         try:
             locked = lock_descriptor(file.fileno(), blocking=False)
         except OSError as error:
@@ -85,6 +117,16 @@ def _acquire(folder: Path, say: Callable[[str], object], out: Path) -> IO[str]:
                 f"process"
             )
         time.sleep(_POLL_SECONDS)
+
+
+def _open(path: Path) -> IO[bytes]:
+    """Open a lock file without following a link, waiting for a pipe, or changing what the file holds."""
+    flags = os.O_RDWR | os.O_CREAT
+    for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC"):
+        flags |= getattr(os, name, 0)
+    if path.is_symlink():  # for systems without O_NOFOLLOW, and for the message
+        raise OSError(errno.ELOOP, f"{path.name} in it is a link; remove it")
+    return os.fdopen(os.open(path, flags, 0o666), "r+b", buffering=0)
 
 
 def clear(folder: Path) -> None:

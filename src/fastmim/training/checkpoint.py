@@ -76,8 +76,7 @@ def save(
         return final
     try:
         root.mkdir(parents=True, exist_ok=True)
-        for leftover in root.glob(".tmp_step_*"):
-            files.remove(leftover)
+        _remove_unfinished(root)
         if final.is_symlink() or final.exists():
             _set_aside(final)
         partial.mkdir()
@@ -97,11 +96,22 @@ def save(
         raise RunError(
             f"could not save step {step} to {final}: {error}; {keeping}; free space and run the same command to resume"
         ) from error
-    try:
-        _prune(root, final, keep_every)
-    except OSError as error:
-        warnings.warn(f"could not remove an old checkpoint from {root}: {error}", stacklevel=2)
+    clean(final, keep_every=keep_every)
     return final
+
+
+def clean(saved: Path, *, keep_every: int | None = None) -> None:
+    """Remove what need not stay beside a valid checkpoint: older ones, see `save`, and unfinished ones."""
+    try:
+        _remove_unfinished(saved.parent)
+        _prune(saved.parent, saved, keep_every)
+    except OSError as error:
+        warnings.warn(f"could not remove an old checkpoint from {saved.parent}: {error}", stacklevel=3)
+
+
+def _remove_unfinished(root: Path) -> None:
+    for leftover in root.glob(".tmp_step_*"):
+        files.remove(leftover)
 
 
 def _write(directory: Path, step: int, model: nn.Module, optimizer: AdamW, about: dict[str, Any]) -> None:

@@ -19,6 +19,7 @@ from torch.optim import AdamW
 from fastmim.config import to_mapping
 from fastmim.errors import RunError
 from fastmim.randomness import step_seed
+from fastmim.system.files import replacing
 from fastmim.system.signals import Stopped, StopSignals
 from fastmim.training import checkpoint, optim
 from fastmim.training.logs import Logs
@@ -255,7 +256,8 @@ def seed_generators(seed: int, device: torch.device) -> None:
 def _not_finite(in_a_row: int, step: int, batch: Batch, directory: RunDirectory) -> str:
     """Save the batch and return the message of a run that stops because its loss is not finite."""
     path = directory.nonfinite_batch
-    save_file({k: v.cpu().contiguous() for k, v in batch.items() if isinstance(v, Tensor)}, path)
+    with replacing(path) as partial:
+        save_file({k: v.cpu().contiguous() for k, v in batch.items() if isinstance(v, Tensor)}, partial)
     return (
         f"the loss was not finite in {in_a_row} steps in a row, up to step {step}; expected a finite loss: the last "
         f"batch is in {path}; lower the learning rate (--lr) or clip gradients (--clip 1) and start with --overwrite"

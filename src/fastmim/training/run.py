@@ -221,6 +221,7 @@ def launch(
             return task.result(0)
         task.directory.prepare(config, overwrite=overwrite)
         if found:
+            checkpoint.clean(found.path, keep_every=config.keep_every)  # a kill may have come before the last one did
             say(console, f"resuming at step {found.step} of {task.plan.total_steps}")
         return task.finish(_train(task, found))
 

@@ -104,8 +104,10 @@ class RunDirectory:
         versions = {p: version(p) for p in ("fastmim", "torch", "timm")} | {"python": platform.python_version()}
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            for name in self.FILES if overwrite else ():
-                files.remove(self.path / name)
+            for name in self.FILES:
+                files.remove_leftovers(self.path / name)
+                if overwrite:
+                    files.remove(self.path / name)
             files.write_text(self.config, configs.to_yaml(config) + yaml.safe_dump({"versions": versions}))
         except OSError as error:
             raise RequestError(

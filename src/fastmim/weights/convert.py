@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import pickle
 import re
-import tempfile
 import warnings
 import zipfile
 from collections import Counter
@@ -21,6 +20,7 @@ from torch import Tensor
 
 from fastmim.backbone import Backbone, resolve
 from fastmim.errors import RequestError, RunError
+from fastmim.system import locking
 from fastmim.weights import files, foreign
 from fastmim.weights.foreign import State
 
@@ -211,9 +211,8 @@ def _check(file: Path, found: foreign.TimmModel, tensors: State, expected: State
 def _write(out: Path, backbone: Backbone, about: Mapping[str, Any], *, as_is: bool) -> None:
     """Write the file, read it back, compare, and only then rename it into place."""
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=out.parent, prefix=".convert-") as folder:
-            partial = Path(folder, out.name)
+        with locking.staging(out, print) as folder:
+            partial = folder / out.name
             files.save(partial, backbone, about=about, as_is=as_is)
             written = files.load_backbone(partial).state_dict()
             differing = [k for k, v in backbone.model.state_dict().items() if not torch.equal(v, written[k])]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -28,6 +27,7 @@ from fastmim.data.augment import decode_center, normalise
 from fastmim.data.sources import open_source
 from fastmim.data.statistics import IMAGENET_MEAN, IMAGENET_STD
 from fastmim.errors import RequestError, RunError, first_line
+from fastmim.system import locking
 from fastmim.weights import files
 
 NUM_PHOTOGRAPHS = 8
@@ -140,9 +140,8 @@ def export(
     _check_out(out, to, overwrite=overwrite)
     subject = _prepare(source, img_size)
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-") as folder:
-            partial = Path(folder, out.name)
+        with locking.staging(out, print) as folder:
+            partial = folder / out.name
             reloaded, load = _WRITERS[to](subject, partial)
             difference = _compare(subject, reloaded, to)
             _settle(partial, out)

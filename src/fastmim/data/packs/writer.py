@@ -16,7 +16,7 @@ import numpy as np
 from fastmim.data.sources.pack import FORMAT, IMAGES, INDEX, MANIFEST, NAMES, ROW, VERSION, blocks_fit, is_packed
 from fastmim.errors import RequestError
 from fastmim.system import locking
-from fastmim.system.files import fsync, write_text
+from fastmim.system.files import fsync, remove, write_text
 from fastmim.system.growing import PROGRESS, GrowingFiles, is_count
 
 BLOCK_BYTES = 1 << 26
@@ -160,4 +160,4 @@ def clean(pack: Path) -> None:
         with suppress(IsADirectoryError, FileNotFoundError):
             (pack / name).unlink()
     for path in pack.glob("*.tmp"):
-        path.unlink()
+        remove(path)
