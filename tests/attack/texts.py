@@ -243,7 +243,7 @@ def names(world: World, random: Random) -> list[str]:
 def outs(world: World, random: Random) -> list[str]:
     """A place to write to whose name is odd, or that is something else already."""
     odd = world.folder / "out" / random.choice([text for text in ODD if ".." not in text and text[:1] != "/"])
-    odd.parent.mkdir(parents=True)
+    odd.parent.mkdir(parents=True, exist_ok=True)
     kind = random.randrange(4)
     if kind == 0 and "\0" not in str(odd) and len(odd.name) < 200 and "\ud800" not in odd.name:
         random.choice([Path.touch, os.mkfifo, lambda path: path.symlink_to("nowhere")])(odd)

@@ -19,8 +19,17 @@ MEMORY = 4 << 30
 _PROGRAMS = {"subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "pty.spawn", "os.fork"}
 _NETWORK = {"socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.sendto", "urllib.Request"}
 _PICKLE = {"pickle.find_class"}
-_WRITES = {"os.mkdir": 1, "os.remove": 1, "os.rmdir": 1, "os.rename": 2, "os.link": 2, "os.symlink": 2}
-_WRITES |= {"os.truncate": 1, "os.chmod": 1, "os.chown": 1, "os.utime": 1, "shutil.rmtree": 1}
+# How many paths each takes; the first ones act on a link, the others on what it points to.
+_NAMES = {
+    "os.mkdir": 1,
+    "os.remove": 1,
+    "os.rmdir": 1,
+    "os.rename": 2,
+    "os.link": 2,
+    "os.symlink": 2,
+    "shutil.rmtree": 1,
+}
+_WRITES = _NAMES | {"os.truncate": 1, "os.chmod": 1, "os.chown": 1, "os.utime": 1}
 
 
 def command(world: World, arguments: list[str], *, before: Callable[[], object] = lambda: None) -> Outcome:
@@ -28,6 +37,7 @@ def command(world: World, arguments: list[str], *, before: Callable[[], object] 
 
     What may be written is in the case's `out`, and in the attack's caches and temporary files.
     """
+    arguments = [word.replace("\0", "\\0") for word in arguments]  # no system passes a zero byte to a program
     report = Path(f"{world.log()}.seen")
     bait = world.folder / "precious.txt"
     bait.write_text("precious")
@@ -58,10 +68,11 @@ def guard(report: Path, allowed: list[Path]) -> None:
     seen = os.open(report, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     roots = tuple(f"{os.path.realpath(path)}" for path in allowed)
 
-    def inside(path: Any) -> bool:
+    def inside(path: Any, *, follow: bool = True) -> bool:
         if isinstance(path, int):
             return True
-        real = os.path.realpath(os.fsdecode(path))
+        folder, name = os.path.split(os.fsdecode(path))
+        real = os.path.realpath(os.fsdecode(path)) if follow else os.path.join(os.path.realpath(folder or "."), name)  # noqa: PTH118
         return real in ("/dev/null", "/dev/tty") or any(real == r or real.startswith(f"{r}{os.sep}") for r in roots)
 
     def hook(event: str, args: tuple[Any, ...]) -> None:
@@ -72,7 +83,7 @@ def guard(report: Path, allowed: list[Path]) -> None:
         elif event in _WRITES:
             # A path relative to an open directory cannot be told; the folder is compared afterwards.
             relative = any(isinstance(a, int) and a >= 0 for a in args[_WRITES[event] :])
-            forbidden = not relative and not all(map(inside, args[: _WRITES[event]]))
+            forbidden = not relative and not all(inside(p, follow=event not in _NAMES) for p in args[: _WRITES[event]])
         if forbidden:
             os.write(seen, f"{event} {args!r}"[:300].replace("\n", " ").encode(errors="replace") + b"\n")
             raise PermissionError(f"the attack's guard forbids {event}")

@@ -67,6 +67,21 @@ def test_special_files_in_a_list_are_skipped(folder: Path, tmp_path: Path) -> No
     assert bad[tmp_path.name] in ("Is a directory", "not a regular file")
 
 
+def test_a_file_that_passes_for_regular_and_keeps_its_readers_waiting_is_skipped(
+    tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As /proc/kmsg does, which only root may read; a pipe with a silent writer stands in for it."""
+    data = tmp_path / "data"
+    shutil.copytree(photos, data)
+    os.mkfifo(data / "silent.jpg")
+    writer = os.open(data / "silent.jpg", os.O_RDWR)
+    monkeypatch.setattr(files.stat, "S_ISREG", lambda mode: True)
+    listed = tmp_path / "list.txt"
+    listed.write_text("\n".join(map(str, sorted(data.iterdir()))) + "\n")
+    assert found_bad(open_source(str(listed))) == {"silent.jpg": "not a regular file"}
+    os.close(writer)
+
+
 def test_a_pipe_is_no_shard(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "photos.tar")
     with pytest.raises(RequestError, match=r"cannot read the shard .*photos.tar: not a regular file"):

@@ -79,12 +79,15 @@ def read_regular(path: str | Path) -> bytes:
     """Read a regular file of at most `MAX_BYTES`.
 
     Raises:
-        OSError: as `open_regular`, or it is larger.
+        OSError: as `open_regular`, or it is larger, or a reader would have to wait.
     """
     with os.fdopen(open_regular(path), "rb") as file:
         if os.fstat(file.fileno()).st_size > MAX_BYTES:
             raise OSError(errno.EFBIG, f"larger than {MAX_BYTES >> 20} MiB")
-        return file.read()
+        data = file.read()
+        if data is None:  # /proc/kmsg passes for a regular file, but its readers wait for more
+            raise OSError(errno.EAGAIN, "not a regular file")
+        return data
 
 
 def remove(path: Path) -> None:
