@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import pickle
 import struct
+import tracemalloc
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from urllib.error import URLError
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 from torchvision import datasets
 
 from fastmim.data.sources import open_source, torchvision_datasets
@@ -130,6 +131,7 @@ class Stored:
 def register(monkeypatch: pytest.MonkeyPatch, dataset: type) -> str:
     monkeypatch.setattr(datasets, "Fake", dataset, raising=False)
     monkeypatch.setattr(datasets, "__all__", (*datasets.__all__, "Fake"))
+    monkeypatch.setattr(torchvision_datasets, "_SAFE", {"Fake"})
     return "torchvision://Fake"
 
 
@@ -165,6 +167,32 @@ def test_an_image_that_its_dataset_cannot_open_is_a_bad_image(monkeypatch: pytes
     assert len(source) == 5
     with pytest.raises(BadImage, match="broken PNG file"):
         source.read(1)
+
+
+def test_no_dataset_reaches_ghostscript(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Not even with its first image, which is looked at when the dataset is opened."""
+    (tmp_path / "1.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n%%EOF\n")
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *args: pytest.fail("Ghostscript"))
+
+    class Plain(Stored):
+        def __getitem__(self, index: int) -> tuple[Any, int]:
+            return Image.open(tmp_path / "1.jpg").convert("RGB"), 0
+
+    with pytest.raises(RequestError, match="Fake in .* cannot be read .*cannot identify image file.*; fetch its files"):
+        open_source(register(monkeypatch, Plain), cache_dir=tmp_path)
+
+
+def test_a_gzip_bomb_is_no_idx_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torchvision_datasets, "_MAX_IDX", 2 << 20)
+    write_idx(tmp_path, zipped=True)
+    (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(bytes(50 << 20)))
+    tracemalloc.start()
+    try:
+        with pytest.raises(RequestError, match=r"train-images-idx3-ubyte.gz holds more than 2 MiB; expected MNIST's"):
+            open_source(f"torchvision://MNIST?root={tmp_path}")
+        assert tracemalloc.get_traced_memory()[1] < 10 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_targets_that_are_not_classes_are_not_labels(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,6 +235,11 @@ def test_the_datasets_default_split_is_used_unless_one_is_named(monkeypatch: pyt
         ("torchvision://zzz", r"no image dataset 'zzz' .*; for example CIFAR10"),
         ("torchvision://VisionDataset", "no image dataset 'VisionDataset'"),
         ("torchvision://CocoDetection", "no image dataset 'CocoDetection'"),
+        (
+            "torchvision://LSUN",
+            "torchvision's LSUN unpickles files, which may run any code, and is not opened; save its",
+        ),
+        ("torchvision://LSUNClass?root=.", "torchvision's LSUNClass unpickles files"),
         ("torchvision://CIFAR10?split=val", "CIFAR10 has no split 'val'; expected train or test"),
         ("torchvision://Caltech101?split=test", "Caltech101 has no splits; leave out split=test"),
         ("torchvision://STL10?split=val", r"torchvision://STL10: Unknown value 'val' for argument split. Valid"),

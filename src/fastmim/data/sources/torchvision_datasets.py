@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import inspect
+import io
 import math
 import os
 import socket
@@ -25,12 +26,30 @@ from fastmim.data.sources.index import NameTable
 from fastmim.data.sources.source import ByPosition, NoSuchSplit, Source
 from fastmim.data.unreadable import BadImage, one_line
 from fastmim.errors import RequestError
+from fastmim.system.files import read_regular
 
 OPTIONS = ("split", "root")
+
+# An allow-list, so that a new dataset is not trusted unread. None of these unpickles a file of its folder: CIFAR's
+# pickles must have the published checksum, and torch.load, numpy.load and loadmat read data only.
+_SAFE = {
+    "CIFAR10", "CIFAR100", "CLEVRClassification", "CREStereo", "Caltech101", "Caltech256", "CarlaStereo", "CelebA",
+    "Cityscapes", "Country211", "DTD", "EMNIST", "ETH3DStereo", "EuroSAT", "FER2013", "FGVCAircraft",
+    "FallingThingsStereo", "FashionMNIST", "Flowers102", "FlyingChairs", "FlyingThings3D", "Food101", "GTSRB", "HD1K",
+    "INaturalist", "ImageFolder", "ImageNet", "Imagenette", "InStereo2k", "KMNIST", "Kitti", "Kitti2012Stereo",
+    "Kitti2015Stereo", "KittiFlow", "LFWPairs", "LFWPeople", "MNIST", "Middlebury2014Stereo", "MovingMNIST", "Omniglot",
+    "OxfordIIITPet", "PCAM", "Places365", "QMNIST", "RenderedSST2", "SBDataset", "SBU", "SEMEION", "STL10", "SUN397",
+    "SVHN", "SceneFlowStereo", "Sintel", "SintelStereo", "StanfordCars", "USPS", "VOCDetection", "VOCSegmentation",
+    "WIDERFace",
+}  # fmt: skip
+_UNPICKLING = {"LSUN", "LSUNClass"}
+_MAX_PIXELS = 25_000_000
+"""The largest image that torchvision opens itself: its datasets hold no larger ones."""
 
 # Datasets published as MNIST's four IDX files, and their folders under Debian's /usr/share/datasets.
 _IDX_SETS = {"MNIST": "mnist", "FashionMNIST": "fashion-mnist", "KMNIST": "kmnist"}
 _DEBIAN = Path("/usr/share/datasets")
+_MAX_IDX = 1 << 28  # bytes, decompressed
 _TIMEOUT_S = 30.0
 
 
@@ -59,7 +78,7 @@ class Pictures(ByPosition):
 
     def read(self, index: int) -> np.ndarray:
         try:
-            with only_images():
+            with only_images(_MAX_PIXELS):
                 return to_array(self.dataset[index][0])
         except Exception as error:  # Pillow's plugins meet damage with any exception
             raise BadImage(one_line(error)) from None
@@ -91,25 +110,29 @@ def open_torchvision(name: str, options: Mapping[str, str], *, origin: str, cach
             if labels.shape != images.shape[:1] or images.ndim != 3:
                 raise RequestError(f"{found[0]} and {found[1]} do not belong together; fetch both again")
             return Arrays(images, origin=origin, labels=labels.astype(np.int64), classes=list(dataset.classes))
-    return _as_source(_build(name, dataset, root, arguments), origin)
+    try:
+        with only_images(_MAX_PIXELS):  # some look at their images
+            return _as_source(_build(name, dataset, root, arguments), origin)
+    except RequestError:
+        raise
+    except Exception as error:  # damaged files, read by torchvision, Pillow, SciPy or h5py
+        raise RequestError(f"{name} in {root} cannot be read ({one_line(error)}); fetch its files again") from None
 
 
 def _find(name: str, datasets: Any) -> Any:
     """Find the dataset class of that name."""
-    classes = {key: getattr(datasets, key) for key in datasets.__all__}
-    usable = {}
-    for key, dataset in classes.items():
-        if inspect.isclass(dataset) and key != "VisionDataset":
-            parameters = inspect.signature(dataset).parameters
-            needed = [p.name for p in parameters.values() if p.default is p.empty and p.kind != p.VAR_KEYWORD]
-            if "root" in parameters and set(needed) <= {"root", "split"}:
-                usable[key] = dataset
+    if name in _UNPICKLING:
+        raise RequestError(
+            f"torchvision's {name} unpickles files, which may run any code, and is not opened; "
+            f"save its images to a folder, and give that"
+        )
+    usable = sorted(_SAFE & set(datasets.__all__))
     if name not in usable:
         near = {key.lower(): key for key in usable}
         nearest = [near[key] for key in get_close_matches(name.lower(), near, n=3, cutoff=0.5)]
         advice = f"the nearest are {', '.join(nearest)}" if nearest else "for example CIFAR10, FashionMNIST, STL10"
         raise RequestError(f"torchvision has no image dataset {name!r} that needs only a root; {advice}")
-    return usable[name]
+    return getattr(datasets, name)
 
 
 def _split_argument(name: str, dataset: Any, split: str | None) -> dict[str, Any]:
@@ -232,10 +255,14 @@ def _read_idx(path: Path) -> np.ndarray:
     Two zeros, the type (8 = uint8), the number of axes, the length of each as a big-endian 32-bit number, the data.
     """
     try:
-        data = path.read_bytes()
-        data = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
+        data = read_regular(path)
+        if data[:2] == b"\x1f\x8b":
+            with gzip.open(io.BytesIO(data)) as file:
+                data = file.read(_MAX_IDX + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise RequestError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
+    if len(data) > _MAX_IDX:
+        raise RequestError(f"{path} holds more than {_MAX_IDX >> 20} MiB; expected MNIST's 45 or so")
     num_axes = data[3] if data[:3] == b"\0\0\x08" and len(data) > 3 else 0
     start = 4 + 4 * num_axes
     shape = [int.from_bytes(data[at : at + 4]) for at in range(4, start, 4)]
