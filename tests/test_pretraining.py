@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -17,7 +18,8 @@ import pytest
 import timm
 import torch
 import yaml
-from safetensors.torch import load_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 
 import fastmim
 from conftest import SMALL, command_line
@@ -171,6 +173,47 @@ def test_a_signal_saves_while_the_data_stalls(tmp_path: Path, photos: Path) -> N
     _, errors = process.communicate(timeout=20)
     assert (process.returncode, errors) == (75, "stopped and saved at step 3 of 12; run the same command to resume\n")
     assert [path.name for path in (out / "checkpoints").iterdir()] == ["step_000000003"]
+
+
+def _log_refuses(self: Any, step: int, metrics: dict[str, float]) -> None:
+    if step == 6:
+        raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+
+def _weights_refuse(tensors: dict[str, Any], path: Path, metadata: Any) -> None:
+    if metadata:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+    save_file(tensors, path)
+
+
+def _refuse(*_: object, **__: object) -> None:
+    raise OSError(errno.EROFS, "Read-only file system", "there")
+
+
+@pytest.mark.parametrize(
+    ("place", "refuse", "what", "kept"),
+    [
+        ("fastmim.training.logs.Logs.log", _log_refuses, r"\[Errno 122\] Disk quota exceeded", 4),
+        ("fastmim.system.tensor_files.save_file", _weights_refuse, r"\[Errno 28\] No space left on device: '.*'", 12),
+        ("PIL.Image.Image.save", _refuse, r"\[Errno 30\] Read-only file system: 'there'", 4),
+        ("fastmim.data.bad_images.write_text", _refuse, r"\[Errno 30\] Read-only file system: 'there'", None),
+    ],
+)
+def test_a_disk_that_refuses_is_one_line_that_says_what_is_intact(
+    tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch, place: str, refuse: Any, what: str, kept: int | None
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(photos, data)
+    (data / "damaged.jpg").write_bytes(b"damaged")
+    out, settings = tmp_path / "run", {"picture_every": "6 steps", "max_bad_share": 1.0}
+    intact = f"the checkpoint of step {kept} in .* is intact" if kept else "there is no earlier checkpoint"
+    with monkeypatch.context() as patch:
+        patch.setattr(place, refuse)
+        with pytest.raises(RunError) as caught:
+            pretrain(out, data, **settings)
+    line = f"the run in .*run failed: {what}; {intact}: free space or mend the disk, and run the same command to resume"
+    assert re.fullmatch(line, str(caught.value))
+    assert pretrain(out, data, **settings).finished
 
 
 def test_the_same_directory_alone_resumes(tmp_path: Path, photos: Path) -> None:

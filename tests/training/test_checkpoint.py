@@ -5,11 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import os
-import resource
 import shutil
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +15,7 @@ import torch
 from torch import nn
 from torch.optim import AdamW
 
+from conftest import file_size_limit
 from fastmim.errors import RunError
 from fastmim.system import files
 from fastmim.training import checkpoint, optim
@@ -100,19 +98,6 @@ def test_no_checkpoints(tmp_path: Path) -> None:
     assert checkpoint.newest(tmp_path / "none") is None
 
 
-@contextmanager
-def file_size_limit(size: int) -> Iterator[None]:
-    """The nearest thing to a full disk that any user can have: the kernel refuses to write on."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        signal.signal(signal.SIGXFSZ, handler)
-
-
 @pytest.mark.skipif(not hasattr(signal, "SIGXFSZ"), reason="needs POSIX file size limits")
 def test_a_failing_disk_keeps_the_previous_checkpoint(tmp_path: Path) -> None:
     save(tmp_path, 1)
@@ -121,7 +106,7 @@ def test_a_failing_disk_keeps_the_previous_checkpoint(tmp_path: Path) -> None:
         file_size_limit(4096),
         pytest.raises(
             RunError,
-            match=r"could not save step 2 .*checkpoint of step 1 in .* is intact; free space and run",
+            match=r"could not save step 2 .*checkpoint of step 1 in .* is intact: free space or mend the disk, and run the same",
         ),
     ):
         checkpoint.save(tmp_path, 2, model, optimizer, about=ABOUT)

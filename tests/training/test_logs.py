@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ from rich.console import Console
 from fastmim.errors import RequestError
 from fastmim.training.logs import Logs
 from fastmim.training.run_directory import RunDirectory
-from fastmim.training.trackers import open_trackers
+from fastmim.training.trackers import TRACKERS, open_trackers
 
 METRICS = {
     "epoch": 1.5,
@@ -49,15 +51,93 @@ def test_lines_after_the_checkpoint_are_dropped_on_resuming(tmp_path: Path) -> N
 
 
 def test_tensorboard_events(tmp_path: Path) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
     trackers = open_trackers((), auto=True, out=tmp_path, settings={}, step=0)
     logs = Logs(RunDirectory(tmp_path), total_steps=100, trackers=trackers)
     logs.log(10, METRICS)
     logs.close()
-    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    assert scalars(tmp_path) == [(10, 0.25)]
+
+
+def test_tensorboard_shows_a_resumed_run_as_one(tmp_path: Path) -> None:
+    for step in (0, 20):
+        logs = Logs(
+            RunDirectory(tmp_path),
+            total_steps=100,
+            step=step,
+            trackers=open_trackers(("tensorboard",), auto=False, out=tmp_path, settings={}, step=step),
+        )
+        for logged in (10, 20, 30):
+            if logged > step:
+                logs.log(logged, METRICS | {"loss": step + logged})
+        logs.close()
+    assert scalars(tmp_path) == [(10, 10), (20, 20), (30, 50)]
+
+
+def scalars(out: Path) -> list[tuple[int, float]]:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(out / "tensorboard"))
     events.Reload()
-    assert [(event.step, event.value) for event in events.Scalars("loss")] == [(10, 0.25)]
+    return [(event.step, event.value) for event in events.Scalars("loss")]
+
+
+class Broken:
+    """A tracker that fails in one of its methods."""
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+        self.calls: list[str] = []
+        self.call("open")
+
+    def call(self, name: str) -> None:
+        self.calls.append(name)
+        if name == self.where:
+            raise ConnectionError("no server\nat all")
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        self.call("log")
+
+    def close(self) -> None:
+        self.call("close")
+
+
+@pytest.mark.parametrize(("where", "calls"), [("open", 1), ("log", 2), ("close", 4)])
+def test_a_tracker_that_fails_is_left_out_with_one_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, calls: int
+) -> None:
+    made: list[Broken] = []
+
+    def make(*_: object) -> Broken:
+        made.append(Broken.__new__(Broken))
+        made[0].__init__(where)  # type: ignore[misc]
+        return made[0]
+
+    def track() -> None:
+        trackers = open_trackers(("tensorboard",), auto=False, out=tmp_path, settings={}, step=0)
+        with Logs(RunDirectory(tmp_path), total_steps=100, trackers=trackers) as logs:
+            logs.log(10, METRICS)
+            logs.log(20, METRICS)
+
+    monkeypatch.setitem(TRACKERS, "tensorboard", make)
+    with pytest.warns(UserWarning, match="tensorboard failed .no server.: the run goes on without it") as warned:
+        track()
+    assert len(warned) == 1 and len(made[0].calls) == calls
+    assert [line["step"] for line in RunDirectory(tmp_path).read_metrics()] == [10, 20]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a disk that is always full")
+def test_tensorboard_on_a_full_disk_is_left_out(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("time.time", lambda: 0.0)
+    (tmp_path / "tensorboard").mkdir()
+    name = f"events.out.tfevents.0.000000.{socket.gethostname()}.{os.getpid()}"
+    (tmp_path / "tensorboard" / name).symlink_to("/dev/full")
+    with pytest.warns(UserWarning, match="tensorboard failed .*No space left on device"):
+        [tracker] = open_trackers(("tensorboard",), auto=False, out=tmp_path, settings={}, step=0)
+    tracker.log(1, METRICS)
+    tracker.close()
+    assert capfd.readouterr().err == ""
 
 
 def test_a_tracker_that_is_not_installed_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -235,6 +235,17 @@ def test_ten_non_finite_steps_in_a_row_stop_the_run(tmp_path: Path) -> None:
     assert metrics(tmp_path / "run")[-1]["loss"] is None  # valid JSON, where NaN would not be
 
 
+def test_a_full_disk_does_not_hide_that_the_loss_was_not_finite(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(loop, "save_tensors", refuse)
+    with pytest.raises(RunError, match=r"the last batch could not be saved \(\[Errno 28\] No space left on device\)"):
+        fit(tmp_path / "run", stream=functools.partial(batches, spoil=lambda step: step >= 4))
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_a_signal_saves_and_the_run_goes_on(tmp_path: Path, number: signal.Signals) -> None:
     def stream(stage: Stage, first_step: int) -> Iterator[dict[str, Any]]:

@@ -225,10 +225,10 @@ def test_a_model_that_cannot_be_traced_is_refused(tmp_path: Path, odd: Any) -> N
 
 
 def test_an_export_with_other_outputs_is_removed(tmp_path: Path, vit: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def save_rounded(tensors: dict[str, Tensor], path: Path) -> None:
+    def save_rounded(path: Path, tensors: dict[str, Tensor]) -> None:
         save_file({name: tensor.bfloat16().float() for name, tensor in tensors.items()}, path)
 
-    monkeypatch.setattr(export, "save_file", save_rounded)
+    monkeypatch.setattr(export, "save_tensors", save_rounded)
     with pytest.raises(RunError, match=r"exported to state-dict differs from the backbone by \d.*; expected at most"):
         fastmim.export(vit, to="state-dict", out=tmp_path / "s.safetensors")
     assert not list(tmp_path.iterdir())

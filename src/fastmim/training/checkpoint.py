@@ -25,12 +25,13 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim import AdamW
 
 from fastmim.errors import RunError
 from fastmim.system import files
+from fastmim.system.tensor_files import save_tensors
 from fastmim.training import optim
 
 FORMAT = 1
@@ -85,17 +86,9 @@ def save(
         files.fsync(root)
         if _read(final) is None:
             raise OSError("it does not read back as it was written")
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
-        intact = newest(root)
-        keeping = (
-            f"the checkpoint of step {intact.step} in {intact.path} is intact"
-            if intact
-            else "there is no earlier checkpoint"
-        )
-        raise RunError(
-            f"could not save step {step} to {final}: {error}; {keeping}; free space and run the same command to resume"
-        ) from error
+        raise RunError(f"could not save step {step} to {final}: {error}; {remedy(root)}") from error
     clean(final, keep_every=keep_every)
     return final
 
@@ -122,7 +115,7 @@ def _write(directory: Path, step: int, model: nn.Module, optimizer: AdamW, about
     }
     contents = dict(zip(_FILES, (model.state_dict(), moments), strict=True))
     for name, tensors in contents.items():
-        save_file({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, directory / name)
+        save_tensors(directory / name, tensors)
         files.fsync(directory / name)
     groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
     written = {
@@ -133,6 +126,13 @@ def _write(directory: Path, step: int, model: nn.Module, optimizer: AdamW, about
     (directory / "manifest.json").write_text(json.dumps(manifest | {"crc32": _checksum(manifest)}, indent=1) + "\n")
     files.fsync(directory / "manifest.json")
     files.fsync(directory)
+
+
+def remedy(root: Path) -> str:
+    """What is intact after a file could not be written, and what to do."""
+    last = newest(root)
+    kept = f"the checkpoint of step {last.step} in {last.path} is intact" if last else "there is no earlier checkpoint"
+    return f"{kept}: free space or mend the disk, and run the same command to resume"
 
 
 def newest(root: Path) -> Checkpoint | None:

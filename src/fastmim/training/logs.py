@@ -6,6 +6,7 @@ import json
 import math
 import os
 import time
+from contextlib import nullcontext, suppress
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -84,14 +85,25 @@ class Logs:
         say(self._bar.console, message)
 
     def close(self) -> None:
-        """Stop the bar, flush metrics.jsonl to the disk and close the trackers."""
+        """Stop the bar, close the trackers, and flush metrics.jsonl to the disk.
+
+        Raises:
+            OSError: metrics.jsonl cannot be written.
+        """
         if self._live:
             self._bar.stop()
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
         for tracker in self._trackers:
             tracker.close()
+        with self._file:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+
+    def __enter__(self) -> Logs:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        with suppress(OSError) if kind else nullcontext():  # the error that ended the block says more
+            self.close()
 
 
 def describe(metrics: dict[str, float]) -> str:

@@ -11,7 +11,6 @@ from contextlib import closing
 from typing import Any, Protocol
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import AdamW
@@ -21,6 +20,7 @@ from fastmim.errors import RunError
 from fastmim.randomness import step_seed
 from fastmim.system.files import replacing
 from fastmim.system.signals import Stopped, StopSignals
+from fastmim.system.tensor_files import save_tensors
 from fastmim.training import checkpoint, optim
 from fastmim.training.logs import Logs
 from fastmim.training.meter import Meter
@@ -256,9 +256,13 @@ def seed_generators(seed: int, device: torch.device) -> None:
 def _not_finite(in_a_row: int, step: int, batch: Batch, directory: RunDirectory) -> str:
     """Save the batch and return the message of a run that stops because its loss is not finite."""
     path = directory.nonfinite_batch
-    with replacing(path) as partial:
-        save_file({k: v.cpu().contiguous() for k, v in batch.items() if isinstance(v, Tensor)}, partial)
+    try:
+        with replacing(path) as partial:
+            save_tensors(partial, {name: value for name, value in batch.items() if isinstance(value, Tensor)})
+        saved = f"is in {path}"
+    except OSError as error:
+        saved = f"could not be saved ({error})"
     return (
         f"the loss was not finite in {in_a_row} steps in a row, up to step {step}; expected a finite loss: the last "
-        f"batch is in {path}; lower the learning rate (--lr) or clip gradients (--clip 1) and start with --overwrite"
+        f"batch {saved}; lower the learning rate (--lr) or clip gradients (--clip 1) and start with --overwrite"
     )

@@ -19,7 +19,7 @@ from fastmim import config as configs
 from fastmim.data import loader, sources
 from fastmim.data.bad_images import BadImages
 from fastmim.data.sources import Source
-from fastmim.errors import RequestError
+from fastmim.errors import RequestError, RunError
 from fastmim.system.display import say
 from fastmim.training import checkpoint, run_directory
 from fastmim.training.checkpoint import Checkpoint
@@ -223,7 +223,11 @@ def launch(
         if found:
             checkpoint.clean(found.path, keep_every=config.keep_every)  # a kill may have come before the last one did
             say(console, f"resuming at step {found.step} of {task.plan.total_steps}")
-        return task.finish(_train(task, found))
+        try:
+            return task.finish(_train(task, found))
+        except OSError as error:
+            kept = checkpoint.remedy(task.directory.checkpoints)
+            raise RunError(f"the run in {config.out} failed: {error}; {kept}") from error
 
 
 def _largest_micro_batch(task: Task[Any]) -> int:
@@ -249,7 +253,7 @@ def _train(task: Task[Any], found: Checkpoint | None) -> int:
         step=step,
     )
     logs = Logs(task.directory, total_steps=task.plan.total_steps, step=step, trackers=trackers, console=task.console)
-    try:
+    with logs:
         step = fit(
             task,
             config,
@@ -260,6 +264,4 @@ def _train(task: Task[Any], found: Checkpoint | None) -> int:
         )
         if task.bad_images:
             logs.say(task.bad_images.describe())
-    finally:
-        logs.close()
     return step

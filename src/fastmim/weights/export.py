@@ -18,7 +18,6 @@ from typing import Any
 
 import timm
 import torch
-from safetensors.torch import save_file
 from timm.models import save_for_hf
 from torch import Tensor, nn
 
@@ -28,6 +27,7 @@ from fastmim.data.sources import open_source
 from fastmim.data.statistics import IMAGENET_MEAN, IMAGENET_STD
 from fastmim.errors import RequestError, RunError, first_line
 from fastmim.system import locking
+from fastmim.system.tensor_files import save_tensors
 from fastmim.weights import files
 
 NUM_PHOTOGRAPHS = 8
@@ -255,7 +255,7 @@ def _to_hub_layout(subject: Subject, path: Path) -> tuple[Reloaded, str]:
 
 
 def _to_state_dict(subject: Subject, path: Path) -> tuple[Reloaded, str]:
-    save_file({name: tensor.contiguous() for name, tensor in subject.model.state_dict().items()}, path)
+    save_tensors(path, subject.model.state_dict())
     model = timm.create_model(subject.name, **subject.arguments, checkpoint_path=str(path)).eval()
     return Features(model), _call(subject.name, **subject.arguments, checkpoint_path=str(path))
 

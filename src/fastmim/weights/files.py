@@ -12,7 +12,7 @@ from typing import Any
 
 import timm
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from timm.models import get_model_input_config
 from torch import Tensor, nn
 
@@ -20,6 +20,7 @@ from fastmim.backbone import Backbone, resolve
 from fastmim.backbone.architecture import Architecture
 from fastmim.errors import RequestError, first_line
 from fastmim.system.files import replacing
+from fastmim.system.tensor_files import save_tensors
 from fastmim.training import checkpoint
 
 FORMAT = "fastmim-weights-1"
@@ -60,12 +61,15 @@ def write(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -
     Args:
         facts: "architecture", "arguments", "img_size", "num_blocks", "trained_blocks", "untrained" and whatever
             else is known (JSON types).
+
+    Raises:
+        OSError: the file cannot be written.
     """
     facts = {**facts, "format": FORMAT, "fastmim": version("fastmim")}
     # safetensors metadata holds strings only: text as it is, everything else as JSON.
     metadata = {key: value if key in _TEXTS else json.dumps(value) for key, value in facts.items()}
     with replacing(path) as partial:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial, metadata=metadata)
+        save_tensors(partial, tensors, metadata)
         share(partial)
 
 

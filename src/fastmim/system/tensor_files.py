@@ -1,0 +1,44 @@
+"""Writing safetensors files: the same contents give the same bytes, and a disk's errors are OSErrors."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write tensors on any device, and metadata, to a safetensors file.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    try:
+        save_file(on_cpu, path, metadata=dict(metadata) if metadata else None)
+    except SafetensorError as error:
+        if not (found := re.search(r"os error (\d+)", str(error))):
+            raise OSError(f"{error}: '{path}'") from error
+        number = int(found[1])
+        raise OSError(number, os.strerror(number), str(path)) from error
+    if metadata:
+        _sort_metadata(path)
+
+
+def _sort_metadata(path: Path) -> None:
+    """Put the metadata in the order of its keys: safetensors writes it in an order that differs by process."""
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) > size:  # escaped otherwise than by safetensors, which no text does so far
+            return
+        file.seek(8)
+        file.write(text.ljust(size))
