@@ -77,7 +77,7 @@ class Task:
         return optim.build(model, weight_decay=0.05, betas=(0.9, 0.95))
 
     def facts(self) -> dict[str, Any]:
-        return {"num_images": 100}
+        return {"num_images": 100, "stages": []}
 
     def periodic(self, logs: Logs) -> Sequence[loop.Periodic]:
         return self.events
