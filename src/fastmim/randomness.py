@@ -69,8 +69,8 @@ def uniform(keys: Tensor, num: int, *, stream: int = 0) -> Tensor:
     Returns:
         (B, num) float32 in [0, 1), multiples of 2**-24.
     """
-    counters = torch.arange(1, num + 1, device=keys.device, dtype=torch.int64) + (stream << 32)
-    # xor instead of the usual multiply-and-add, which the compiler folds into an index expression on
-    # `arange` in exact integers, and then overflows.
-    bits = _mix(_mix(keys[:, None] ^ counters) + _GAMMA)
+    counters = torch.arange(1, num + 1, device=keys.device, dtype=torch.int64)  # the stream is in the upper 32 bits
+    # xor instead of the usual multiply-and-add, and the stream xored to the keys instead of added to the counters: the
+    # compiler folds arithmetic on `arange` into an index expression, where numbers above 2**31 fail or overflow.
+    bits = _mix(_mix((keys ^ (stream << 32))[:, None] ^ counters) + _GAMMA)
     return ((bits >> 40) & ((1 << 24) - 1)).to(torch.float32) * 2.0**-24
