@@ -60,10 +60,9 @@ def test_special_files_in_a_folder_are_skipped(folder: Path, tmp_path: Path) -> 
 def test_special_files_in_a_list_are_skipped(folder: Path, tmp_path: Path) -> None:
     listed = tmp_path / "list.txt"
     good = [str(path) for path in sorted(folder.glob("0*.jpg"))]
-    listed.write_text("\n".join([*good, "/dev/null", str(folder / "pipe.jpg"), "nul\0.jpg", str(tmp_path)]) + "\n")
+    listed.write_text("\n".join([*good, "/dev/null", str(folder / "pipe.jpg"), str(tmp_path)]) + "\n")
     bad = found_bad(open_source(str(listed)))
     assert bad["pipe.jpg"] == bad["null"] == "not a regular file"
-    assert bad["nul\0.jpg"] == "ValueError: embedded null byte"
     assert bad[tmp_path.name] in ("Is a directory", "not a regular file")
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from fastmim.data.sources import Source, open_source
 from fastmim.data.sources.source import NoSuchSplit
 from fastmim.errors import RequestError
+from fastmim.system.files import expanded, is_folder
 
 TRAIN_FOLDER = "train"
 VAL_NAMES = ("val", "validation", "valid", "test")
@@ -136,8 +137,8 @@ def limit_labels(source: Source, num_labels: int, *, seed: int = 0) -> Subset:
 
 def _training_part(data: str) -> str:
     """The directory's `train/`, if that holds the training images; else the directory."""
-    root = Path(data).expanduser()
-    if not (root / TRAIN_FOLDER).is_dir():
+    root = expanded(data)
+    if not is_folder(root / TRAIN_FOLDER):
         return data
     folders = {path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")}
     return str(Path(data) / TRAIN_FOLDER) if len(folders) == 1 or folders & set(VAL_NAMES) else data
@@ -146,7 +147,7 @@ def _training_part(data: str) -> str:
 def _val_folder(data: str) -> Source | None:
     if _training_part(data) == data:
         return None
-    found = [name for name in VAL_NAMES if (Path(data).expanduser() / name).is_dir()]
+    found = [name for name in VAL_NAMES if is_folder(expanded(data) / name)]
     return open_source(str(Path(data) / found[0])) if found else None
 
 

@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from fastmim.errors import RequestError
+
 MAX_BYTES = 1 << 30
 """The largest file of unknown origin that is read, in bytes."""
 
@@ -96,6 +98,28 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def expanded(path: str) -> Path:
+    """Expand ~ and ~user at the start of a path.
+
+    Raises:
+        RequestError: There is no such user, or nobody knows the home directory.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise RequestError(f"{path} begins with a home directory that is not known; write the path in full") from None
+
+
+def is_folder(path: str | Path) -> bool:
+    """Whether this is a folder; False for what cannot be a path, because it is too long or has a NUL."""
+    return os.path.isdir(path)  # noqa: PTH112 - Path.is_dir may raise
+
+
+def exists(path: str | Path) -> bool:
+    """Whether there is such a file or folder; False as for `is_folder`."""
+    return os.path.exists(path)  # noqa: PTH110 - Path.exists may raise
 
 
 def crc32(path: Path) -> int:

@@ -229,6 +229,23 @@ def test_a_folder_that_cannot_be_listed_is_named(root: Path, cache: Path, monkey
         open_source(str(root), cache_dir=cache)
 
 
+@pytest.mark.parametrize("error", [FileNotFoundError(2, "gone"), ProcessLookupError(3, "No such process")])
+def test_a_folder_that_vanishes_is_passed_over(
+    root: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, error: OSError
+) -> None:
+    """Removed while its parent is scanned, or a link to that of a process that ends."""
+    touch(root, "a/1.jpg", "b/2.jpg")
+    listing = os.scandir
+
+    def vanish(path: bytes) -> object:
+        if path.endswith(b"/a"):
+            raise error
+        return listing(path)
+
+    monkeypatch.setattr(os, "scandir", vanish)
+    assert open_names(root, cache) == ["b/2.jpg"]
+
+
 @pytest.mark.filterwarnings("default")
 def test_run_directories_are_passed_over(root: Path, cache: Path) -> None:
     touch(root, "1.jpg", "a/2.jpg", "runs/x/config.yaml", "runs/x/metrics.jsonl", "runs/x/samples/step_1.png")

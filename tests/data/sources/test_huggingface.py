@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from fastmim.data.labelled import open_labelled
@@ -102,6 +104,26 @@ def test_a_folder_of_files(tmp_path: Path) -> None:
         path.unlink()
     with pytest.raises(OSError, match="No such file"):
         source.read(0)
+
+
+def test_rows_name_files_of_their_own_folder_only(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_bytes(b"not for everyone")
+    folder = tmp_path / "set"
+    (folder / "images").mkdir(parents=True)
+    (folder / "images/0.jpg").write_bytes(PICTURES[0])
+    os.mkfifo(folder / "images/pipe.jpg")
+    named = ["images/0.jpg", str(folder / "images/0.jpg"), str(tmp_path / "secret"), "../secret", "images/pipe.jpg"]
+    column = {"image": [{"bytes": None, "path": path} for path in named]}
+    kind = datasets.Features(image={"bytes": datasets.Value("binary"), "path": datasets.Value("string")})
+    rows = datasets.Dataset.from_dict(column, kind).cast(datasets.Features(image=datasets.Image()))
+    pq.write_table(rows.data.table.replace_schema_metadata(rows.features.arrow_schema.metadata), folder / "t.parquet")
+    source = open_source(f"hf://{folder}")
+    assert source.read(0) == source.read(1) == PICTURES[0]
+    for index in (2, 3):
+        with pytest.raises(BadImage, match=r"the row names .*/secret, a file outside of the dataset's folder"):
+            source.read(index)
+    with pytest.raises(OSError, match="not a regular file"):
+        source.read(4)
 
 
 # Columns

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from fastmim.data.augment import decode_center
+from fastmim.data.labelled import open_labelled
 from fastmim.data.sources import Source, open_source, samples
 from fastmim.errors import RequestError, RunError
 from pictures import encode, photograph
@@ -91,6 +93,21 @@ def test_the_message_for_a_missing_directory_names_the_nearest_parent(tmp_path: 
         open_source(str(tmp_path / "x" / "y" / "train"))
 
 
+@pytest.mark.parametrize("data", ["~nosuchuser/photos", "hf://~nosuchuser", "torchvision://MNIST?root=~nosuchuser"])
+def test_an_unknown_home_directory_is_refused(data: str) -> None:
+    for open_it in (open_source, open_labelled):
+        with pytest.raises(RequestError, match="~nosuchuser.* begins with a home directory that is not known"):
+            open_it(data)
+
+
+@pytest.mark.parametrize("data", ["x" * 5000, "a/" * 3000, "photos\0", "x" * 300 + ".tar", "x" * 300 + "{0..9}.tar"])
+def test_what_cannot_be_a_path_does_not_exist(data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for open_it in (open_source, open_labelled):
+        with pytest.raises(RequestError, match="no such (file or directory|shard)"):
+            open_it(data)
+
+
 # Lists
 
 
@@ -169,10 +186,31 @@ def test_a_list_of_missing_files_names_the_first(tmp_path: Path) -> None:
 
 
 def test_an_unreadable_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*args: object, **options: object) -> str:
+    def refuse(*args: object, **options: object) -> int:
         raise PermissionError(13, "Permission denied")
 
     path = write(tmp_path / "list.txt", "a.jpg")
-    monkeypatch.setattr(Path, "read_text", refuse)
+    monkeypatch.setattr(os, "open", refuse)
     with pytest.raises(RequestError, match=r"cannot read the list .*list.txt: Permission denied"):
         open_source(path)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32"])
+def test_a_list_in_another_encoding_is_refused(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "list.csv").write_text("a.jpg,1\nb.jpg,2\n", encoding=encoding)
+    with pytest.raises(RequestError, match=r"list.csv holds NUL characters; expected text in UTF-8: save it as that"):
+        open_source(str(tmp_path / "list.csv"))
+
+
+def test_rows_beyond_measure(tmp_path: Path) -> None:
+    folder(tmp_path, "a.jpg", "b.jpg")
+    with pytest.raises(RequestError, match=r"cannot read the list .*list.csv: field larger than field limit"):
+        open_source(write(tmp_path / "list.csv", "a.jpg\n" + "b" * 200_000))
+    with pytest.raises(RequestError, match=r"entry 2: .* does not read like the first") as caught:
+        open_source(write(tmp_path / "list.csv", "a.jpg,1\n" + "b" * 100_000))
+    assert len(str(caught.value)) < 1000
+    with pytest.raises(RequestError, match=r"no such file: bbbb") as caught:
+        open_source(write(tmp_path / "list.txt", "b" * 100_000))
+    assert len(str(caught.value)) < 1000
+    source = open_source(write(tmp_path / "list.csv", f"a.jpg,{'1' * 5000}\nb.jpg,2\n"))
+    assert source.classes == ["1" * 5000, "2"]  # names, not numbers

@@ -9,6 +9,7 @@ import pickle
 import shutil
 import subprocess
 import tarfile
+import time
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -164,6 +165,10 @@ def test_wrong_names(three: Path) -> None:
         open_source(f"{three}/{{a..c}}.tar")
     with pytest.raises(RequestError, match=r"\{0\.\.9999999\} is more than 1,000,000 shards"):
         open_source(f"{three}/{{0..9999999}}.tar")
+    with pytest.raises(RequestError, match=r"names more than 1,000,000 shards; correct the range"):
+        open_source(f"{three}/{{0..99999}}{{0..99}}{'{0..9}' * 40}.tar")
+    with pytest.raises(RequestError, match=r"0000\} is not understood; expected"):
+        open_source(f"{three}/{{0..1{'0' * 5000}}}.tar")
 
 
 @pytest.mark.parametrize(
@@ -261,6 +266,21 @@ def test_hostile_headers_end_the_walk(tmp_path: Path) -> None:
         (tmp_path / "b.tar").write_bytes(first + header[:512] + bytes(2048))
         with pytest.warns(UserWarning, match="is damaged"):
             assert len(open_source(str(tmp_path / "b.tar"), cache_dir=tmp_path / "cache")) == 1
+
+
+def test_a_long_pax_header_takes_no_time(tmp_path: Path) -> None:
+    info = tarfile.TarInfo("0.jpg")
+    info.size = len(PICTURES[0])
+    records = b"4 =\n" * 260_000  # a megabyte
+    pax = tarfile.TarInfo("pax")
+    pax.size, pax.type = len(records), tarfile.XHDTYPE
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+        tar.addfile(pax, io.BytesIO(records))
+        tar.addfile(info, io.BytesIO(PICTURES[0]))
+    start = time.process_time()
+    assert open_source(str(path), cache_dir=tmp_path / "cache").read(0) == PICTURES[0]
+    assert time.process_time() - start < 3  # 13 s when each record copied the rest
 
 
 def test_files_that_are_not_tars(tmp_path: Path) -> None:

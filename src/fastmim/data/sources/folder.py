@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import heapq
 import os
 import time
@@ -22,6 +23,8 @@ from fastmim.errors import RequestError
 _FORMAT = 2
 # A folder that holds the first of these and another is a run's or a study's.
 _CONFIG, _RUN_FILES = b"config.yaml", {b"metrics.jsonl", b"checkpoints", b"plan.json"}
+# A folder below the root that was removed since its parent was listed, or that was a process's, in /proc.
+_VANISHED = {errno.ENOENT, errno.ENOTDIR, errno.ESRCH}
 _COMMON_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif")
 
 
@@ -89,6 +92,8 @@ def _walk(root: bytes, origin: str) -> tuple[_Index, Counter[str]]:
                 continue
             listing = _list(root + b"/" + folder)  # after `stat`: a change in between shows as a newer time
         except OSError as error:
+            if folder and error.errno in _VANISHED:
+                continue
             shown = Path(origin, os.fsdecode(folder))
             raise RequestError(f"cannot list the folder {shown}: {error.strerror}") from None
         visited.add((status.st_dev, status.st_ino))

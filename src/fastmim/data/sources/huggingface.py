@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 from fastmim.data.sources.source import ByPosition, NoSuchSplit
 from fastmim.data.unreadable import BadImage, one_line
 from fastmim.errors import RequestError, RunError
-from fastmim.system.files import read_regular
+from fastmim.system.files import expanded, read_regular
 
 OPTIONS = ("split", "column", "label", "config", "revision")
 _LABELS = ("label", "labels")
@@ -26,6 +27,8 @@ class Rows(ByPosition):
     dataset: Any
     """That column only, not decoded. Its tables are memory-mapped files, so it is small when pickled."""
     column: str
+    folders: tuple[str, ...]
+    """Where files that rows name may lie: the dataset's folder, or the caches of the hub."""
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -33,10 +36,16 @@ class Rows(ByPosition):
     def read(self, index: int) -> bytes:
         cell = self.dataset[index][self.column]
         if isinstance(cell, dict):  # {"bytes": ..., "path": ...}, either of which may be missing
-            cell = cell["bytes"] or (read_regular(cell["path"]) if cell["path"] else None)
+            cell = cell["bytes"] or (self._read_file(cell["path"]) if cell["path"] else None)
         if not cell:
             raise BadImage("the row has no image")
         return bytes(cell)
+
+    def _read_file(self, path: str) -> bytes:
+        path = os.path.normpath(os.path.join(self.folders[0], path))  # noqa: PTH118 - keeps links
+        if not any(path.startswith(folder + os.sep) for folder in self.folders):
+            raise BadImage(f"the row names {path}, a file outside of the dataset's folder")
+        return read_regular(path)
 
 
 def open_huggingface(name: str, options: Mapping[str, str], *, origin: str) -> Rows:
@@ -60,7 +69,20 @@ def open_huggingface(name: str, options: Mapping[str, str], *, origin: str) -> R
     column = _image_column(dataset.features, options.get("column"), origin)
     labels, classes = _labels(dataset, _label_column(dataset.features, options.get("label"), origin), origin)
     undecoded = _undecoded(dataset.select_columns([column]), column)
-    return Rows(undecoded, column, origin=origin, labels=labels, classes=classes)
+    return Rows(undecoded, column, _folders(name), origin=origin, labels=labels, classes=classes)
+
+
+def _local(name: str) -> Path | None:
+    return expanded(name) if name[0] in "./~" else None
+
+
+def _folders(name: str) -> tuple[str, ...]:
+    from datasets import config
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    folder = _local(name)
+    places = [folder, folder.resolve()] if folder else [config.HF_DATASETS_CACHE, HF_HUB_CACHE]
+    return tuple(str(Path(place).absolute()).rstrip(os.sep) for place in places)
 
 
 def _load(name: str, options: Mapping[str, str], origin: str) -> Any:
@@ -73,7 +95,7 @@ def _load(name: str, options: Mapping[str, str], origin: str) -> Any:
             f"--data {origin} needs the datasets library ({missing}): pip install 'fastmim[hf]'"
         ) from None
     split = options.get("split", "train")
-    folder = Path(name).expanduser() if name[0] in "./~" else None
+    folder = _local(name)
     if folder and not folder.is_dir():
         raise RequestError(f"--data {origin}: no such folder: {folder.absolute()}; correct it, or give hf://owner/name")
     saved = folder and any((folder / file).is_file() for file in ("state.json", "dataset_dict.json"))

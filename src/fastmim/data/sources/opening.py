@@ -16,6 +16,7 @@ from fastmim.data.sources.source import Source
 from fastmim.data.sources.tar_patterns import find_shards
 from fastmim.data.sources.tar_shards import open_shards
 from fastmim.errors import RequestError
+from fastmim.system.files import exists, expanded, is_folder
 
 _ACCEPTED = (
     "a directory of images or a pack of them, .tar shards such as 'shards/{000..127}.tar', a .txt, .csv or .tsv list "
@@ -43,7 +44,7 @@ def open_source(data: str, *, cache_dir: Path | None = None) -> Source:
         RunError: A dataset could not be fetched.
     """
     if cache_dir is None:
-        cache_dir = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "fastmim"
+        cache_dir = expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "fastmim"
     if data == "samples":
         return open_samples()
     scheme, separator, rest = data.partition("://")
@@ -54,16 +55,16 @@ def open_source(data: str, *, cache_dir: Path | None = None) -> Source:
         return huggingface.open_huggingface(*_parse(rest, huggingface.OPTIONS, data), origin=data)
     if separator or not data:
         raise RequestError(f"--data {data or repr(data)} is not understood; expected {_ACCEPTED}")
-    path = Path(data).expanduser()
-    if path.is_dir() and is_packed(path):
+    path = expanded(data)
+    if is_folder(path) and is_packed(path):
         return open_packed(path, origin=data)
     if shards := find_shards(data):
         return open_shards(shards, origin=data, cache_dir=cache_dir)
-    if path.is_dir():
+    if is_folder(path):
         return scan(path, origin=data, cache_dir=cache_dir)
-    if path.is_file() and path.suffix.lower() in _LISTS:
+    if exists(path) and path.is_file() and path.suffix.lower() in _LISTS:
         return read_list(path, origin=data)
-    if path.exists():
+    if exists(path):
         raise RequestError(f"--data {data} is a file, not a list of images; expected {_ACCEPTED}")
     raise RequestError(f"--data {data}: {_what_is_missing(path)} expected {_ACCEPTED}")
 
@@ -80,7 +81,7 @@ def _parse(request: str, known: tuple[str, ...], data: str) -> tuple[str, dict[s
 
 def _what_is_missing(path: Path) -> str:
     parent = path.absolute().parent
-    while not parent.is_dir():
+    while not is_folder(parent):
         path, parent = parent, parent.parent
     try:
         near = get_close_matches(path.name, [p.name for p in parent.iterdir()], n=1)

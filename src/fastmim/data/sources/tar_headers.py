@@ -115,14 +115,15 @@ def _decimal(digits: bytes, start: int) -> int:
 def _records(data: bytes, start: int) -> dict[bytes, bytes]:
     """Parse a pax header: records of "length key=value\\n", whose length counts the whole record."""
     records = {}
-    while data:
-        length, _, _ = data.partition(b" ")
-        size = _decimal(length, start)
-        key, equals, value = data[len(length) + 1 : size].partition(b"=")
+    position = 0
+    while position < len(data):
+        space = data.find(b" ", position, position + 20)
+        end = position + _decimal(data[position : max(space, position)], start)
+        key, equals, value = data[space + 1 : end].partition(b"=")
         if not equals or not value.endswith(b"\n"):
             raise TarDamage("a pax header is corrupted", start)
         records[key] = value[:-1]
-        data = data[size:]
+        position = end
     return records
 
 

@@ -26,7 +26,7 @@ from fastmim.data.sources.index import NameTable
 from fastmim.data.sources.source import ByPosition, NoSuchSplit, Source
 from fastmim.data.unreadable import BadImage, one_line
 from fastmim.errors import RequestError
-from fastmim.system.files import read_regular
+from fastmim.system.files import expanded, read_regular
 
 OPTIONS = ("split", "root")
 
@@ -102,7 +102,7 @@ def open_torchvision(name: str, options: Mapping[str, str], *, origin: str, cach
 
     dataset = _find(name, datasets)
     arguments = _split_argument(name, dataset, options.get("split"))
-    root = Path(options.get("root") or cache_dir / "torchvision").expanduser()
+    root = expanded(options.get("root") or str(cache_dir / "torchvision"))
     if name in _IDX_SETS:
         found = _find_idx(name, root, train=arguments.get("train", True))
         if found:
