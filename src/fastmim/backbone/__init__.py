@@ -9,6 +9,6 @@ Importing this package registers CMT-S with timm, so that `timm.create_model("cm
 from fastmim.backbone import cmt as _cmt  # noqa: F401 - registers the model
 from fastmim.backbone.backbone import Backbone
 from fastmim.backbone.classifier import Classifier
-from fastmim.backbone.names import describe, find, published_input, resolve
+from fastmim.backbone.names import describe, family, find, published_input, resolve
 
-__all__ = ["Backbone", "Classifier", "describe", "find", "published_input", "resolve"]
+__all__ = ["Backbone", "Classifier", "describe", "family", "find", "published_input", "resolve"]

@@ -19,6 +19,11 @@ def find(pattern: str) -> list[str]:
     return list(timm.list_models(pattern)) or [resolve(pattern)]
 
 
+def family(name: str) -> str:
+    """timm's module that defines a model, such as "swin_transformer"."""
+    return str(timm.models.model_entrypoint(name).__module__).rpartition(".")[2]
+
+
 def resolve(name: str) -> str:
     """A model's name as timm writes it, with its pretrained tag.
 

@@ -42,7 +42,8 @@ def backbones(
     pattern
         Names to list, such as 'swin*'.
     check
-        Build each one, make one training step, and write a table of the successes and of the reasons for failures.
+        Build each one, train it for six steps in a process of its own (on Linux under glibc's heap checks), and write
+        a table of the successes and of the reasons for failures. It can be stopped and resumed.
     max_parameters
         Largest model to list, in millions of parameters.
     img_size
