@@ -132,9 +132,11 @@ class KilledError(Exception):
     """Stands for the process being gone."""
 
 
-def killed_at(step: int) -> Callable[[Stage, int], Iterator[dict[str, Any]]]:
+def killed_at(
+    step: int, source: Callable[[Stage, int], Iterator[dict[str, Any]]] = batches
+) -> Callable[[Stage, int], Iterator[dict[str, Any]]]:
     def stream(stage: Stage, first_step: int) -> Iterator[dict[str, Any]]:
-        for number, batch in enumerate(batches(stage, first_step)):
+        for number, batch in enumerate(source(stage, first_step)):
             if first_step + number // stage.accumulation == step:
                 raise KilledError
             yield batch
@@ -166,7 +168,7 @@ def test_a_killed_run_ends_with_the_same_weights(tmp_path: Path, stages: list[St
         for run in ("killed", "whole")
     )
     assert [line["step"] for line in ours] == [line["step"] for line in theirs]  # no line twice, none lost
-    assert ours[-1] == theirs[-1]
+    assert ours == theirs
 
 
 def test_a_checkpoint_exactly_at_a_boundary_resumes(tmp_path: Path) -> None:
@@ -227,12 +229,62 @@ def test_a_non_finite_step_changes_nothing_and_is_counted(tmp_path: Path) -> Non
     assert math.isfinite(last["loss"])
 
 
-def test_ten_non_finite_steps_in_a_row_stop_the_run(tmp_path: Path) -> None:
+@pytest.mark.parametrize("log_every", [2, 1000])
+def test_ten_non_finite_steps_in_a_row_stop_the_run(tmp_path: Path, log_every: int) -> None:
     with pytest.raises(RunError, match=r"not finite in 10 steps in a row, up to step 14; .*lower the learning rate"):
-        fit(tmp_path / "run", stream=functools.partial(batches, spoil=lambda step: step >= 4))
+        fit(
+            tmp_path / "run",
+            stream=functools.partial(batches, spoil=lambda step: step >= 4),
+            run={"log_every": log_every},
+        )
     saved = load_file(tmp_path / "run/nonfinite_batch.safetensors")
     assert saved["images"].isnan().any()
+
+
+def test_a_line_without_a_finite_step_is_valid_json(tmp_path: Path) -> None:
+    with pytest.raises(RunError):
+        fit(tmp_path / "run", stream=functools.partial(batches, spoil=lambda step: step >= 4))
     assert metrics(tmp_path / "run")[-1]["loss"] is None  # valid JSON, where NaN would not be
+
+
+def test_non_finite_steps_are_counted_across_interruptions(tmp_path: Path) -> None:
+    spoilt = functools.partial(batches, spoil=lambda step: step >= 4)
+    with pytest.raises(KilledError):
+        fit(tmp_path / "run", stream=killed_at(12, spoilt))
+    with pytest.raises(RunError, match="not finite in 10 steps in a row, up to step 14"):
+        fit(tmp_path / "run", stream=spoilt)
+
+
+def test_metrics_of_a_killed_run_are_those_of_an_uninterrupted_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where lines are further apart than checkpoints, and with steps that were skipped."""
+    spoilt = functools.partial(batches, spoil=lambda step: step in (3, 6, 12))
+    run = {"log_every": 7, "save_every": 2}
+    fit(tmp_path / "whole", stream=spoilt, run=run)
+    for step in (5, 9, 18):
+        with pytest.raises(KilledError):
+            fit(tmp_path / "killed", stream=killed_at(step, spoilt), run=run)
+    fit(tmp_path / "killed", stream=spoilt, run=run)
+    whole, killed = lines_without_times(tmp_path / "whole"), lines_without_times(tmp_path / "killed")
+    assert killed == whole and [line["skipped_steps"] for line in whole] == [2, 3, 3]
+    said = "skipped 3 of 20 steps: their loss or gradient was not finite\n"
+    assert capsys.readouterr().out.count(said) == 2
+
+
+def lines_without_times(out: Path) -> list[dict[str, Any]]:
+    times = {"images_per_s", "seconds_per_step", "data_wait_share", "memory_gb"}
+    return [{key: value for key, value in line.items() if key not in times} for line in metrics(out)]
+
+
+def test_a_checkpoint_without_the_sums_of_the_next_line_resumes(tmp_path: Path) -> None:
+    """As earlier versions wrote them."""
+    with pytest.raises(KilledError):
+        fit(tmp_path / "run", stream=killed_at(7))
+    path = checkpoint.newest(tmp_path / "run/checkpoints").path / "manifest.json"  # type: ignore[union-attr]
+    manifest = json.loads(path.read_text())
+    path.write_text(json.dumps({key: value for key, value in manifest.items() if key not in ("meter", "crc32")}))
+    assert same(fit(tmp_path / "run"), fit(tmp_path / "whole"))
 
 
 def test_a_full_disk_does_not_hide_that_the_loss_was_not_finite(

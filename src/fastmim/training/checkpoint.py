@@ -1,4 +1,4 @@
-"""Atomic, checksummed checkpoints without pickle: model, optimiser and step, and nothing else.
+"""Atomic, checksummed checkpoints without pickle: model, optimiser, step, and facts about the run.
 
 Randomness and data position are functions of (seed, step), so they need not be saved, and a resumed run is the same
 as one that was never interrupted. Layout of `checkpoints/step_000012000/`:

@@ -1,7 +1,7 @@
 """The one training loop. It knows no model and no dataset: batches go in, a dict with "loss" comes out.
 
-Every step is a function of (weights, optimiser, seed, step). So a checkpoint holds only model, optimiser and step, and
-a run that was killed and resumed ends with the same weights.
+Every step is a function of (weights, optimiser, seed, step). So a checkpoint holds model, optimiser and step (and the
+sums of the next log line), and a run that was killed and resumed ends with the same weights.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from fastmim.system.signals import Stopped, StopSignals
 from fastmim.system.tensor_files import save_tensors
 from fastmim.training import checkpoint, optim
 from fastmim.training.logs import Logs
-from fastmim.training.meter import Meter
+from fastmim.training.meter import PATIENCE, Meter
 from fastmim.training.plan import Plan
 from fastmim.training.run_directory import RunDirectory
 from fastmim.training.schedule import Stage, stage_at
@@ -32,9 +32,6 @@ from fastmim.training.settings import TrainConfig
 Batch = dict[str, Any]
 Periodic = tuple[int, Callable[[int], dict[str, float]]]
 """(every, function): function(step) runs every `every` steps and after the last; its metrics are logged."""
-
-PATIENCE = 10
-"""Non-finite steps in a row after which a run stops."""
 
 
 class Trainable(Protocol):
@@ -102,12 +99,14 @@ def fit(
         batch_size=plan.batch_size,
         steps_per_epoch=plan.steps_per_epoch,
         faster_data=faster_data,
+        **({"state": resume_from.manifest["meter"]} if resume_from and "meter" in resume_from.manifest else {}),
     )
     periodic = task.periodic(logs)
     model.train()
 
     def save() -> None:
-        checkpoint.save(directory.checkpoints, step, model, optimizer, about=about, keep_every=config.keep_every)
+        now = about | {"meter": meter.state()}
+        checkpoint.save(directory.checkpoints, step, model, optimizer, about=now, keep_every=config.keep_every)
 
     with StopSignals() as stop:
         try:
@@ -136,8 +135,8 @@ def fit(
                         logs.log(step, meter.read(step, rate))
                         if hint := meter.hint():
                             logs.say(hint)
-                        if meter.in_a_row >= PATIENCE:
-                            raise RunError(_not_finite(meter.in_a_row, step, batch, directory))
+                    if (in_a_row := meter.in_a_row()) >= PATIENCE:
+                        raise RunError(_not_finite(in_a_row, step, batch, directory))
                     with meter.timing("paused"):
                         for every, function in periodic:
                             if step % every == 0 or step == total:
@@ -153,6 +152,8 @@ def fit(
                 raise
             if step:
                 save()
+    if skipped := meter.skipped():
+        logs.say(f"skipped {skipped:,} of {step:,} steps: their loss or gradient was not finite")
     return step
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -11,19 +11,39 @@ from torch import Tensor
 
 from fastmim.system.devices import memory_gb
 
+PATIENCE = 10
+"""Non-finite steps in a row after which a run stops."""
+
 _TOO_LONG, _SHOWN_AFTER = 0.2, 10.0
 """Share of the time that the device may wait for data before the user is told, and seconds before it is judged."""
 
 
 class Meter:
-    """Sums over the steps since the last log line, kept on the device and read once a line."""
+    """Sums over the steps since the last log line, kept on the device and read once a line.
+
+    Args:
+        step: The step that the run begins or resumes at.
+        device: Of the model.
+        batch_size: Images per step.
+        steps_per_epoch: To tell the epoch.
+        faster_data: Advice if the device waits for data.
+        state: What `state` returned at that step.
+    """
 
     def __init__(
-        self, step: int, *, device: torch.device, batch_size: int, steps_per_epoch: int, faster_data: str = ""
+        self,
+        step: int,
+        *,
+        device: torch.device,
+        batch_size: int,
+        steps_per_epoch: int,
+        faster_data: str = "",
+        state: Sequence[float] = (0.0, 0.0, 0.0, 0.0),
     ) -> None:
         self.device, self._batch_size, self._steps_per_epoch = device, batch_size, steps_per_epoch
         self._faster_data = faster_data
-        self._sums = torch.zeros(4, device=device)  # loss, finite steps, non-finite in a row, skipped in all
+        # loss, finite steps, non-finite in a row, skipped in all
+        self._sums = torch.tensor(state, dtype=torch.float32, device=device)
         self._norm = torch.zeros((), device=device)
         self._from_step = step
         self._start = time.perf_counter()
@@ -31,18 +51,40 @@ class Meter:
         self._lines = 0
         self._waited, self._lasted = 0.0, 0.0  # seconds, without the first log line
         self._hinted = False
-        self.in_a_row = 0
-        """Non-finite steps in a row, as of the last `read`."""
+        self._seen = 0
+        self._copy: tuple[Tensor, torch.Event] | None = None
 
     def add(self, loss: Tensor, norm: Tensor) -> Tensor:
         """Count a step; return 1.0 if it is not finite and must be skipped, else 0.0, as a tensor on the device."""
         finite = torch.isfinite(loss) & torch.isfinite(norm)
         total, count, in_a_row, skipped = self._sums.unbind()
         total = total + torch.where(finite, loss, 0.0)
-        in_a_row = torch.where(finite, 0.0, in_a_row + 1)
+        enough = in_a_row >= PATIENCE  # stays: the run is about to stop, wherever it looks next
+        in_a_row = torch.where(enough, in_a_row, torch.where(finite, 0.0, in_a_row + 1))
         self._sums = torch.stack([total, count + finite, in_a_row, skipped + ~finite])
         self._norm = norm
         return (~finite).float()
+
+    def in_a_row(self) -> int:
+        """Non-finite steps in a row, without waiting: an accelerator's answer may be some steps old."""
+        if self.device.type == "cpu":
+            return int(self._sums[2])
+        if self._copy and self._copy[1].query():
+            self._seen = int(self._copy[0])
+            self._copy = None
+        if self._copy is None:
+            copy, event = self._sums[2].to("cpu", non_blocking=True), torch.Event(self.device)
+            event.record()
+            self._copy = copy, event
+        return self._seen
+
+    def state(self) -> list[float]:
+        """The sums, for a checkpoint; waits for the device."""
+        return self._sums.tolist()
+
+    def skipped(self) -> int:
+        """Steps of the whole run that were not finite; waits for the device."""
+        return int(self._sums[3])
 
     @contextmanager
     def timing(self, kind: str) -> Iterator[None]:
@@ -53,7 +95,7 @@ class Meter:
 
     def read(self, step: int, rate: float) -> dict[str, float]:
         """Return the metrics of a log line, and start the next; waits for the device."""
-        loss, count, in_a_row, skipped, norm = [*self._sums.tolist(), self._norm.item()]
+        loss, count, _, skipped, norm = [*self._sums.tolist(), self._norm.item()]
         now = time.perf_counter()
         steps, seconds = step - self._from_step, now - self._start - self._seconds["paused"]
         metrics = {
@@ -68,7 +110,6 @@ class Meter:
             "memory_gb": memory_gb(self.device),
             "skipped_steps": skipped,
         }
-        self.in_a_row = int(in_a_row)
         self._lines += 1
         if self._lines > 1:  # workers start and kernels compile before the first
             self._waited += self._seconds["waiting"]
