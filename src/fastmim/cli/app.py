@@ -11,6 +11,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -19,6 +20,7 @@ from cyclopts import App, CycloptsError, Parameter
 
 from fastmim import config as configs
 from fastmim.errors import DONE, FAILED, REFUSED, STOPPED, RequestError, RunError, first_line
+from fastmim.system.output import Enduring, discard
 from fastmim.system.signals import Stopped, StopSignals
 from fastmim.system.text import printable
 
@@ -70,7 +72,9 @@ class Resumable:
 
     def call(self, function: Callable[..., Any], settings: configs.Settings | None, progress: str) -> int:
         """Call the function that does the work, and return the exit status; see `status`."""
-        result = function(overwrite=self.overwrite, dry_run=self.dry_run, **given(settings, self.config))
+        with redirect_stdout(Enduring(sys.stdout)):  # the work outlives its terminal
+            result = function(overwrite=self.overwrite, dry_run=self.dry_run, **given(settings, self.config))
+            sys.stdout.flush()
         return DONE if self.dry_run else status(result, progress, overwrite=self.overwrite)
 
 
@@ -80,7 +84,7 @@ OPTIONS = Resumable()
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run a command and exit with its status: 0 done, 1 failed, 2 the request is wrong, 75 stopped after saving."""
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), redirect_stderr(Enduring(sys.stderr)):
         warnings.showwarning = _warn  # type: ignore[assignment]
         try:
             with StopSignals(whole_process=True):  # from before torch is imported until the process has ended
@@ -95,7 +99,7 @@ def _run(arguments: list[str] | None) -> int:
     try:
         return app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     except BrokenPipeError:  # `fastmim backbones | head`
-        sys.stderr.close()
+        discard(sys.stdout)
         return DONE
     except Exception as error:
         if os.environ.get("FASTMIM_DEBUG") == "1":

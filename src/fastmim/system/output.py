@@ -1,0 +1,41 @@
+"""Standard output and error that may vanish while a command works, with its terminal or the reader of its pipe."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from typing import Any, TextIO
+
+# Not open any more; closed; or None, as Python has it in a process that was started without (`>&-`).
+_UNUSABLE = (OSError, ValueError, AttributeError)
+
+
+class Enduring:
+    """A text stream that goes on as if nothing had happened when the stream beneath it cannot be written."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        try:
+            return self._stream.write(text)
+        except _UNUSABLE:
+            discard(self._stream)
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except _UNUSABLE:
+            discard(self._stream)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def discard(stream: TextIO) -> None:
+    """Lead a stream's descriptor nowhere, so that nothing that is written later fails, not even as Python ends."""
+    with suppress(*_UNUSABLE):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
