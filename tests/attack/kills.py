@@ -108,7 +108,12 @@ def _disturb(
 
 
 def _unless_killed(ended: Ended, allowed: list[int]) -> list[str]:
-    """`unclean`, where a command that kill -9 ended need not have said anything."""
+    """`unclean`, where a command that kill -9 ended need not have said anything.
+
+    Nor one that SIGTERM ended when its work was done and it was about to exit.
+    """
+    if ended.status == -signal.SIGTERM and ("done: " in ended.out or "wrote " in ended.out):
+        return []
     if ended.status == -signal.SIGKILL in allowed and not ended.hung:
         return ["traceback before the kill"] if "Traceback" in ended.err else []
     return unclean(ended, allowed=allowed)

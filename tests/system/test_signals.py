@@ -55,6 +55,12 @@ def test_two_interrupts_do_not_disturb_the_end_of_the_process() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "saved\n", "")
 
 
+def test_a_repeated_signal_does_not_disturb_the_teardown_of_modules() -> None:
+    late = "late = type('Late', (), {'__del__': lambda self, kill=os.kill, pid=os.getpid(): kill(pid, 15)})()"
+    done = run(f"send('SIGTERM'); {late}")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "saved\n", "")
+
+
 @pytest.mark.parametrize(
     ("name", "whole", "status"),
     [("SIGTERM", True, -15), ("SIGINT", True, -2), ("SIGTERM", False, -15), ("SIGHUP", False, -1)],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import signal
 import threading
 import time
@@ -71,7 +72,15 @@ class StopSignals:
             for number in SIGNALS:
                 if number.name != "SIGHUP" or signal.getsignal(number) is not signal.SIG_IGN:  # `nohup` ignores it
                     self._before[number] = signal.signal(number, self._on_signal)
+            if self._whole_process:
+                atexit.register(self._ignore_repeated)
         return self
+
+    def _ignore_repeated(self) -> None:
+        # Python is about to give the signals their default handlers back, while the modules are torn down.
+        if self.requested:
+            for number in self._before:
+                signal.signal(number, signal.SIG_IGN)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if not self.requested:
