@@ -194,6 +194,20 @@ def test_weights_files_have_the_default_permissions(tmp_path: Path) -> None:
         ({"arguments": {"no_such": 1}}, "does not hold the vit_tiny_patch16_224 that it says"),
         ({"img_size": "32"}, "has img_size '32'"),
         ({"untrained": None}, "has untrained None"),
+        ({"untrained": [1]}, r"has untrained \[1\]"),
+        ({"mean": "x"}, "has mean 'x'"),
+        ({"mean": [1, "x", 2]}, r"has mean \[1, 'x', 2\]"),
+        ({"std": [0, 1, 1]}, r"has std \[0, 1, 1\]"),
+        ({"img_size": 0}, "has img_size 0"),
+        ({"trained_blocks": 3}, "has trained_blocks 3"),
+        ({"arguments": None}, "has arguments None"),
+        ({"arguments": TINY | {"img_size": 10**9}}, "has argument 'img_size' of 1000000000"),
+        ({"arguments": TINY | {"depth": 10**6}}, "has argument 'depth' of 1000000;"),
+        ({"arguments": TINY | {"depth": 20_000}}, "has argument 'depth' of 20000;"),
+        ({"arguments": TINY | {"embed_dim": 6000}}, r"says \(cls_token \(1, 1, 48\) instead of \(1, 1, 6000\)\)"),
+        ({"arguments": TINY | {"depth": 3, "img_size": 32}}, r"does not hold the .* that it says \(no blocks.2.norm1.weight\)"),
+        ({"arguments": TINY | {"img_size": 4096}}, r"says \(pos_embed .* instead of"),
+        ({"architecture": "resnet18", "arguments": {}}, r"does not hold the resnet18 that it says \(no conv1.weight\)"),
     ],
 )  # fmt: skip
 def test_metadata_that_is_not_ours_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
@@ -207,7 +221,13 @@ def test_metadata_that_is_not_ours_is_refused(tmp_path: Path, changes: dict[str,
 
 
 def test_metadata_that_is_no_json_or_is_missing_is_refused(tmp_path: Path) -> None:
-    for metadata, message in (({"img_size": "{"}, "has no JSON"), ({"architecture": "resnet18"}, "has no 'arguments'")):
+    for metadata, message in (
+        ({"img_size": "{"}, "has no JSON"),
+        ({"architecture": "resnet18"}, "has no 'arguments'"),
+        ({"arguments": "[" * 100_000}, "has no JSON"),
+        ({"arguments": "9" * 5000}, "has no JSON"),
+        ({"arguments": "{}"}, "has no 'img_size'"),
+    ):
         save_file({"a": torch.zeros(1)}, tmp_path / "w.safetensors", {"format": "fastmim-weights-1"} | metadata)
         with pytest.raises(RequestError, match=message):
             weights.read(tmp_path / "w.safetensors")

@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from fastmim.backbone.maps import last_map, nearest_grid
 from fastmim.backbone.position_tables import fit_tables
 from fastmim.backbone.surgery import init_sincos, list_blocks, num_kept, skip_blocks
-from fastmim.errors import RequestError, RunError, first_line
+from fastmim.errors import RequestError, RunError, first_line, shown
 
+_LARGEST = 8192  # pixels
 _NEAR = 0.15  # how far the size of the model's input may be from the image size, as a share of it
 _RESERVED = {"checkpoint_path", "features_only", "img_size", "in_chans", "num_classes", "pretrained"}
 
@@ -73,7 +74,10 @@ class Architecture:
             raise RequestError(f"args {', '.join(taken)}: expected only arguments that fastmim does not set; drop it")
         try:
             with torch.device("meta"):
-                return self._make()
+                model = self._make()
+            if self.args and not model.feature_info:
+                raise ValueError("the model has no blocks")
+            return model
         except Exception as error:  # timm refuses by TypeError, assert, KeyError and more
             if not self.args:
                 raise
@@ -222,6 +226,7 @@ class Architecture:
 
     def nearest(self, img_size: int) -> DryRun:
         """A dry run at the nearest multiple of the stride that the model takes, else at the nearest size it takes."""
+        self._check_size(img_size)
         low, high = math.ceil(img_size * (1 - _NEAR)), math.floor(img_size * (1 + _NEAR))
         sizes = sorted(range(low, high + 1), key=lambda size: (size % self.reduction > 0, abs(size - img_size)))
         others = sorted(range(32, 513, 16), key=lambda size: abs(size - img_size))
@@ -235,7 +240,13 @@ class Architecture:
 
     def takes(self, size: int) -> bool:
         """Whether the model takes images of this size without resampling."""
+        self._check_size(size)
         return self._dry_run(size) is not None
+
+    def _check_size(self, size: int) -> None:
+        """Raise RequestError for sizes at which even the shapes take minutes."""
+        if size > _LARGEST:
+            raise RequestError(f"img_size is {shown(size)}; expected at most {_LARGEST} pixels for {self.name}")
 
     def _dry_run(self, size: int) -> DryRun | None:
         """A dry run at one size; None if the model refuses it."""

@@ -18,19 +18,16 @@ from torch import Tensor, nn
 
 from fastmim.backbone import Backbone, resolve
 from fastmim.backbone.architecture import Architecture
-from fastmim.errors import RequestError, first_line
-from fastmim.system.files import replacing
+from fastmim.errors import RequestError, first_line, shown
+from fastmim.system.files import exists, replacing
 from fastmim.system.tensor_files import save_tensors
 from fastmim.training import checkpoint
+from fastmim.weights import metadata
 
 FORMAT = "fastmim-weights-1"
 FILE = "weights.safetensors"
-_TEXTS = ("format", "fastmim", "architecture")
 _SET = {"img_size", "num_classes", "in_chans"}  # timm arguments that fastmim sets itself
 _DERIVED = {"window_size", "global_pool", "fc_norm"}  # timm arguments that follow from the image size or the classifier
-_FETCHING = {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"}
-"""Arguments with which timm would open a file or a network connection, which no weights file may ask for."""
-_TYPES = {"arguments": dict, "img_size": int, "num_blocks": int, "trained_blocks": int, "untrained": list}
 _PREFIX = "backbone.model."  # of the timm model's tensors in a pre-training checkpoint
 
 
@@ -67,9 +64,9 @@ def write(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -
     """
     facts = {**facts, "format": FORMAT, "fastmim": version("fastmim")}
     # safetensors metadata holds strings only: text as it is, everything else as JSON.
-    metadata = {key: value if key in _TEXTS else json.dumps(value) for key, value in facts.items()}
+    described = {key: value if key in metadata.TEXTS else json.dumps(value) for key, value in facts.items()}
     with replacing(path) as partial:
-        save_tensors(partial, tensors, metadata)
+        save_tensors(partial, tensors, described)
         share(partial)
 
 
@@ -84,53 +81,30 @@ def read(source: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors and the metadata of a weights file, or of a run directory's.
 
     Raises:
-        RequestError: no such file, not safetensors, truncated, or not written by fastmim.
+        RequestError: no such file, not safetensors, truncated, or not written by fastmim; or it holds other tensors
+            than its metadata says.
     """
     path = Path(source)
-    path = path / FILE if path.is_dir() else path
-    if not path.exists():
+    path = path / FILE if exists(path) and path.is_dir() else path
+    if not (exists(path) and path.is_file()):
         raise RequestError(
             f"weights is {source}; expected a fastmim weights file or a finished run directory with {FILE}"
         )
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
+            described = file.metadata() or {}
         tensors = load_file(path)
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
         raise RequestError(
-            f"weights is {path}, which is damaged or not safetensors ({error}); expected a file written by fastmim: "
-            f"export it again, or bring a foreign checkpoint in with `fastmim convert`"
+            f"weights is {path}, which is damaged or not safetensors ({first_line(error)}); expected a file written by "
+            f"fastmim: export it again, or bring a foreign checkpoint in with `fastmim convert`"
         ) from None
-    if metadata.get("format") != FORMAT:
+    if described.get("format") != FORMAT:
         raise RequestError(
-            f"weights is {path} of format {metadata.get('format')!r}; expected {FORMAT!r}, as written by fastmim: "
-            f"bring a foreign checkpoint in with `fastmim convert`"
+            f"weights is {path} of format {shown(described.get('format'))}; expected {FORMAT!r}, as written by "
+            f"fastmim: bring a foreign checkpoint in with `fastmim convert`"
         )
-    return tensors, _facts(path, metadata)
-
-
-def _facts(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
-    """Decode the metadata; RequestError unless it describes one of timm's models and asks timm to fetch nothing."""
-    wrong = ""
-    try:
-        facts: dict[str, Any] = {k: v if k in _TEXTS else json.loads(v) for k, v in metadata.items()}
-        bad = [name for name, kind in _TYPES.items() if not isinstance(facts[name], kind)]
-        if bad:
-            wrong = f"{bad[0]} {facts[bad[0]]!r}"
-        elif _untagged(facts["architecture"]) not in timm.list_models():
-            wrong = f"architecture {facts['architecture']!r}"
-        elif fetching := sorted(_FETCHING & facts["arguments"].keys()):
-            wrong = f"argument {fetching[0]!r}"
-    except KeyError as error:
-        wrong = f"no {error}"
-    except (ValueError, RecursionError) as error:
-        wrong = f"no JSON ({first_line(error)})"
-    if wrong:
-        raise RequestError(
-            f"weights is {path}, whose metadata has {wrong[:100]}; expected that of a timm model, as written by "
-            f"fastmim: take a file that fastmim wrote"
-        )
-    return facts
+    return tensors, metadata.decode(path, described, tensors)
 
 
 def load_backbone(
@@ -260,7 +234,7 @@ def check(facts: Mapping[str, Any], *, backbone: str | None, backbone_args: Mapp
         RequestError: something differs; the message names each difference.
     """
     wrong = []
-    if backbone is not None and _untagged(resolve(backbone)) != _untagged(facts["architecture"]):
+    if backbone is not None and metadata.untagged(resolve(backbone)) != metadata.untagged(facts["architecture"]):
         wrong.append(f"backbone {facts['architecture']}, not {backbone}")
     if backbone_args is not None:
         # As in the file: tuples become lists.
@@ -287,7 +261,3 @@ def input_size(model: nn.Module, facts: Mapping[str, Any]) -> int:
     """Side in pixels of the images for a weights file's model; timm's default for models that take any size."""
     stored = facts["arguments"].get("img_size", get_model_input_config(model)["input_size"][-2:])
     return stored if isinstance(stored, int) else int(stored[0])
-
-
-def _untagged(name: str) -> str:
-    return name.partition(".")[0]
