@@ -45,3 +45,11 @@ def png(width: int, height: int, *, depth: int = 8, colour: int = 0, pixels: byt
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
     body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(pixels)) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + body
+
+
+def patched(data: bytes, *changes: tuple[int, bytes]) -> bytes:
+    """Replace bytes at the given positions."""
+    changed = bytearray(data)
+    for position, content in changes:
+        changed[position : position + len(content)] = content
+    return bytes(changed)

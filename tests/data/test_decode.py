@@ -19,7 +19,7 @@ from fastmim.data.jpeg import jpeg_orientation
 from fastmim.data.pillow import image_extensions, only_images
 from fastmim.data.pixels import Box
 from fastmim.data.unreadable import BadImage
-from pictures import encode, photograph, png, psnr
+from pictures import encode, patched, photograph, png, psnr
 
 BOX = Box(top=20, left=150, height=300, width=260)
 REGION = (150, 20, 410, 320)
@@ -297,6 +297,21 @@ def test_no_picture_reaches_ghostscript(monkeypatch: pytest.MonkeyPatch) -> None
     with only_images(), pytest.raises(UnidentifiedImageError):
         Image.open(io.BytesIO(eps_in_iptc()))
     assert not ran and before == Image.ID and ".iim" not in image_extensions()
+
+
+def test_damaged_tiffs_print_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    """libtiff itself would write to standard error, past Python, what files make it say."""
+    data = encode(photograph(), "TIFF", compression="tiff_adobe_deflate")
+    damaged = patched(data, (8, b"no deflate"))
+    with pytest.raises(BadImage, match="decoder error"):
+        crop(damaged)
+    samples = patched(data, (data.index(b"\x15\x01\x03\x00\x01\x00\x00\x00") + 8, b"\xc8"))
+    with pytest.raises(BadImage, match="not an image"):
+        crop(samples)  # Pillow logs that 200 samples are too many
+    assert not capfd.readouterr().err
+    with pytest.raises(OSError, match="decoder error"):
+        Image.open(io.BytesIO(damaged)).load()
+    assert "ZIPDecode" in capfd.readouterr().err, "Pillow's own use is as it was"
 
 
 @pytest.mark.parametrize("array", [np.zeros((4, 4)), np.zeros((4, 4, 2), np.uint8), np.zeros(4, np.uint8)])

@@ -18,7 +18,7 @@ from fastmim.data.decode import decode_box, decode_whole
 from fastmim.data.limits import MAX_MEMORY, MAX_PIXELS, RESAMPLED
 from fastmim.data.pixels import Box
 from fastmim.data.unreadable import BadImage
-from pictures import encode, photograph, png
+from pictures import encode, patched, photograph, png
 
 SMALL = photograph().resize((60, 40))
 SIDE = 13_000  # within the limit in pixels
@@ -26,14 +26,6 @@ SIDE = 13_000  # within the limit in pixels
 
 def whole(height: int, width: int) -> Box:
     return Box(0, 0, height, width)
-
-
-def patched(data: bytes, *changes: tuple[int, bytes]) -> bytes:
-    """Replace bytes at the given positions."""
-    changed = bytearray(data)
-    for position, content in changes:
-        changed[position : position + len(content)] = content
-    return bytes(changed)
 
 
 def jpeg(*, side: int = SIDE, **options: object) -> bytes:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import io
+import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from functools import cache
 
@@ -13,6 +15,8 @@ from PIL import Image, UnidentifiedImageError
 from fastmim.data.jpeg import ORIENTATION_TAG, ORIENTATIONS, count_scans
 from fastmim.data.limits import MAX_INSIDE, MAX_PIXELS, check_opened, check_pixels, more_than
 from fastmim.data.unreadable import BadImage, one_line
+
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # else Python prints what Pillow logs of a damaged file
 
 # An allow-list, so that a new plugin is not trusted unseen. Left out are documents, video, data containers, formats
 # that Pillow only identifies, EPS, which runs Ghostscript, and IPTC, which opens the file inside it in any format.
@@ -75,6 +79,8 @@ def only_images(max_pixels: int = MAX_PIXELS) -> Iterator[None]:
     """
     formats, before = list(image_formats()), (Image.ID[:], Image.MAX_IMAGE_PIXELS)
     Image.ID[:], Image.MAX_IMAGE_PIXELS = formats, max_pixels
+    handle_tiff_errors = _tiff_error_handling()
+    printing = handle_tiff_errors(None)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -82,6 +88,21 @@ def only_images(max_pixels: int = MAX_PIXELS) -> Iterator[None]:
             yield
     finally:
         Image.ID[:], Image.MAX_IMAGE_PIXELS = before
+        handle_tiff_errors(printing)
+
+
+@cache
+def _tiff_error_handling() -> Callable[[int | None], int | None]:
+    """libtiff's function that sets what handles errors and returns what did; None is nothing, else they are printed.
+
+    Pillow reports them too, as exceptions, but libtiff writes to standard error what a file made it say.
+    """
+    try:
+        function = ctypes.CDLL(Image.core.__file__).TIFFSetErrorHandler  # type: ignore[attr-defined]
+    except (AttributeError, OSError, TypeError):  # linked in another way
+        return lambda handler: handler
+    function.argtypes, function.restype = [ctypes.c_void_p], ctypes.c_void_p
+    return function
 
 
 def _orientation(image: Image.Image) -> int:
