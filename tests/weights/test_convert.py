@@ -280,6 +280,45 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         fastmim.convert(file, out=settings["out"])
 
 
+def test_odd_pickles_and_tensors_are_refused(tmp_path: Path) -> None:
+    """What torch's unpickler raises, names that are no text, tensors without dimensions, numbers or memory."""
+    settings = small_vit(tmp_path)
+    file, state = settings["file"], torch.load(settings["file"])["model"]
+    for program in (
+        b"\x80\x020.",
+        b"\x80\x02.",
+        b"\x80\x02(\x8c\x01au.",
+        b"\x80\x02K\x01K\x02a.",
+        b"\x80\x02" + b"(l" * 5000,
+    ):
+        file.write_bytes(program)
+        with pytest.raises(RequestError, match="is damaged or no PyTorch checkpoint.*: download it again"):
+            fastmim.convert(**settings)
+    for odd in (
+        {7: torch.zeros(1)},
+        {"a": torch.zeros(1).to_sparse()},
+        {"a": torch.zeros(1, device="meta")},
+        {"a": torch.zeros(1, dtype=torch.complex64)},
+    ):
+        torch.save({"model": state | odd}, file)
+        with pytest.raises(RequestError, match="which holds model; expected tensors by name"):
+            fastmim.convert(**settings)
+    for name in ("patch_embed.proj.weight", "pos_embed"):
+        torch.save({"model": state | {name: torch.tensor(1.0)}}, file)
+        with pytest.raises(RequestError, match="shapes of no known model|which is not vit_tiny.*other shapes"):
+            fastmim.convert(**settings)
+    huge = state | {"blocks.0.norm1.bias": torch.zeros((), dtype=torch.float16).expand(10**12)}
+    torch.save({"model": huge}, file)
+    with pytest.raises(RequestError, match="other shapes blocks.0.norm1.bias"):
+        fastmim.convert(**settings)
+    too_long = "x" * 300 + ".safetensors"
+    with pytest.raises(RequestError, match="file is xxx.*; expected a checkpoint"):
+        fastmim.convert(**(settings | {"file": too_long}))
+    torch.save({"model": state}, file)
+    with pytest.raises(RequestError, match="out is xxx.*: File name too long; expected a path that can be written"):
+        fastmim.convert(**(settings | {"out": too_long}))
+
+
 def test_an_existing_file_is_replaced_only_with_overwrite(tmp_path: Path) -> None:
     settings = small_vit(tmp_path)
     result = fastmim.convert(**settings)

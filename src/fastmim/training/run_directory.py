@@ -68,7 +68,7 @@ class RunDirectory:
         Raises:
             RequestError: the directory holds no run.
         """
-        if not self.config.exists():
+        if not files.exists(self.config):
             raise RequestError(
                 f"run is {self.path}; expected a run directory with a config.yaml, as `fastmim pretrain` makes"
             )
@@ -143,7 +143,7 @@ def resolve(cls: type[Config], settings: Mapping[str, Any], *, recipes: Recipes,
     """
     given = configs.build(cls, settings)
     path = RunDirectory(given.out).config
-    if path.exists() and not overwrite:
+    if files.exists(path) and not overwrite:
         stored = configs.read(path)
         config = configs.build(cls, stored, settings)
         if differing := configs.differences(stored, config):

@@ -6,7 +6,6 @@ import argparse
 import pickle
 import re
 import warnings
-import zipfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,8 +18,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fastmim.backbone import Backbone, resolve
-from fastmim.errors import RequestError, RunError
+from fastmim.errors import RequestError, RunError, first_line
 from fastmim.system import locking
+from fastmim.system.files import exists
 from fastmim.weights import files, foreign
 from fastmim.weights.foreign import State
 
@@ -100,20 +100,19 @@ def convert(
     file, out = Path(file), Path(out)
     if out.suffix != ".safetensors":
         raise RequestError(f"out is {out}; expected a file ending in .safetensors")
-    if out.exists() and not overwrite:
+    if exists(out) and not overwrite:
         raise RequestError(f"out is {out}, which exists; expected a path that is free: take another, or --overwrite")
     state, left = _read(file)
     layout = foreign.recognise(state)
     tensors, dropped = foreign.split(state, layout)
-    found = foreign.identify(
-        tensors, state, layout, name=backbone and resolve(backbone), arguments=dict(backbone_args or {})
-    )
+    found = _identify(file, tensors, state, layout, name=backbone and resolve(backbone), arguments=backbone_args or {})
     model = Backbone(found.name, img_size=found.img_size, args=found.arguments)
     expected = model.model.state_dict()
     classifier = [name for name in tensors if name.startswith(_CLASSIFIERS) and name not in expected]
     dropped += classifier
-    tensors = {k: v.float() if v.is_floating_point() else v for k, v in tensors.items() if k not in classifier}
+    tensors = {k: v for k, v in tensors.items() if k not in classifier}
     _check(file, found, tensors, expected)
+    tensors = {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
     model.model.load_state_dict(tensors)
     about = {"converted_from": file.name, "method": layout.method, "mean": found.mean, "std": found.std}
     _write(out, model, about, as_is=found.img_size != found.native_size)
@@ -134,12 +133,12 @@ def convert(
 
 def _read(file: Path) -> tuple[dict[str, Tensor], list[str]]:
     """The state dict in a file, and the names of the file's other contents."""
-    if not file.is_file():
+    if not (exists(file) and file.is_file()):
         raise RequestError(f"file is {file}; expected a checkpoint, such as mae_pretrain_vit_base.pth")
     loaded = _load_safetensors(file) if file.suffix == ".safetensors" else _load_pickle(file)
     container = next((key for key in _CONTAINERS if isinstance(loaded.get(key), Mapping)), None)
     state = loaded[container] if container else loaded
-    if not state or not all(isinstance(value, Tensor) for value in state.values()):
+    if not state or not all(isinstance(name, str) and _is_plain(value) for name, value in state.items()):
         raise RequestError(
             f"file is {file}, which holds {_some([str(key) for key in loaded])}; expected tensors by name, alone or "
             f"under {' or '.join(_CONTAINERS)}: save the model's state_dict"
@@ -148,6 +147,25 @@ def _read(file: Path) -> tuple[dict[str, Tensor], list[str]]:
         if all(name.startswith(wrapper) for name in state):
             state = {name.removeprefix(wrapper): tensor for name, tensor in state.items()}
     return dict(state), [str(key) for key in loaded if key != container] if container else []
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value is a tensor with numbers in memory: not sparse, quantised, complex or without data."""
+    return (
+        isinstance(value, Tensor)
+        and value.layout == torch.strided
+        and value.device.type == "cpu"
+        and not (value.is_complex() or value.is_quantized)
+    )
+
+
+def _identify(file: Path, backbone: State, state: State, layout: foreign.Layout, **given: Any) -> foreign.TimmModel:
+    try:
+        return foreign.identify(backbone, state, layout, **given)
+    except (TypeError, IndexError, ZeroDivisionError) as error:  # such as the width of a tensor without dimensions
+        raise RequestError(
+            f"file is {file}, whose tensors have shapes of no known model ({first_line(error)}); download it again"
+        ) from None
 
 
 def _load_safetensors(file: Path) -> Mapping[str, Any]:
@@ -178,7 +196,7 @@ def _load_pickle(file: Path) -> Mapping[str, Any]:
             f"as anything else could run code (nothing was run): if you trust its author, save its tensors alone, "
             f'torch.save(torch.load("{file.name}", weights_only=False)["model"], "tensors.pth")'
         ) from None
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except Exception as error:  # torch's unpickler raises whatever a damaged file leads it to
         reason = " ".join(str(error).split())[:120] or type(error).__name__
         raise RequestError(
             f"file is {file}, which is damaged or no PyTorch checkpoint ({reason}): download it again"

@@ -27,6 +27,7 @@ from fastmim.data.sources import open_source
 from fastmim.data.statistics import IMAGENET_MEAN, IMAGENET_STD
 from fastmim.errors import RequestError, RunError, first_line
 from fastmim.system import locking
+from fastmim.system.files import exists
 from fastmim.system.tensor_files import save_tensors
 from fastmim.weights import files
 
@@ -160,7 +161,7 @@ def _check_out(out: Path, to: str, *, overwrite: bool) -> None:
         raise RequestError(
             f"out is {out}; expected {'a directory or ' if to == 'timm' else ''}a file ending in {ending} for {to}"
         )
-    if not out.exists():
+    if not exists(out):
         return
     if out.is_dir() != is_directory:
         raise RequestError(

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from fastmim.backbone import Backbone, resolve
 from fastmim.backbone.architecture import Architecture
 from fastmim.errors import RequestError, first_line, shown
-from fastmim.system.files import exists, replacing
+from fastmim.system.files import exists, is_folder, replacing
 from fastmim.system.tensor_files import save_tensors
 from fastmim.training import checkpoint
 from fastmim.weights import metadata
@@ -85,7 +85,7 @@ def read(source: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             than its metadata says.
     """
     path = Path(source)
-    path = path / FILE if exists(path) and path.is_dir() else path
+    path = path / FILE if is_folder(path) else path
     if not (exists(path) and path.is_file()):
         raise RequestError(
             f"weights is {source}; expected a fastmim weights file or a finished run directory with {FILE}"

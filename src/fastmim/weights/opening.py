@@ -15,7 +15,7 @@ from fastmim.backbone import Backbone, published_input, resolve
 from fastmim.backbone.architecture import Architecture
 from fastmim.data.statistics import IMAGENET_MEAN, IMAGENET_STD
 from fastmim.errors import RequestError
-from fastmim.system.files import exists
+from fastmim.system.files import exists, is_folder
 from fastmim.training import checkpoint, schedule
 from fastmim.weights import files
 
@@ -96,7 +96,7 @@ def open_weights(
 
 def _find(name: str, from_checkpoint: bool) -> Opened:
     path = Path(name)
-    if from_checkpoint and exists(path) and path.is_dir():
+    if from_checkpoint and is_folder(path):
         saved = checkpoint.newest(path / "checkpoints")
         if saved and "target" in saved.manifest["config"]:  # not a fine-tuning run
             return _of_run(name, saved)

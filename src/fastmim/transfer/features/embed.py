@@ -16,6 +16,7 @@ from fastmim.data.bad_images import BadImages
 from fastmim.data.sources import Source, open_source
 from fastmim.errors import RequestError
 from fastmim.system import devices, display, growing
+from fastmim.system.files import exists
 from fastmim.transfer.features.encoder import Encoder, open_encoder
 from fastmim.transfer.features.extraction import extract
 from fastmim.transfer.features.feature_file import FeatureWriter, clear, holds
@@ -115,7 +116,7 @@ def _write(config: EmbedConfig, encoder: Encoder, source: Source, writer: Featur
 
 def _finished(out: Path, width: int, settings: dict[str, Any], overwrite: bool) -> int | None:
     """The number of rows of `out` if it is what is asked for; refuse to replace anything else without `overwrite`."""
-    if overwrite or not out.exists() or (growing.partial_folder(out) / growing.PROGRESS).exists():
+    if overwrite or not exists(out) or (growing.partial_folder(out) / growing.PROGRESS).exists():
         return None
     if (num_rows := holds(out, width=width, settings=settings)) is None:
         raise RequestError(f"out is {out}, which exists; expected a new file: take another, or add --overwrite")
