@@ -20,6 +20,7 @@ import yaml
 
 import fastmim
 from fastmim import cli
+from fastmim.cli.commands import app
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "src/fastmim"
@@ -47,7 +48,7 @@ def test_readme_commands_run(command: str, photos: Path, tmp_path: Path, monkeyp
 def test_every_readme_command_is_a_command() -> None:
     for command in COMMANDS:
         name = shlex.split(command)[1]
-        assert name in {n.strip("-") for n in cli.app}, command
+        assert name in {n.strip("-") for n in app}, command
 
 
 def test_readme_python_runs(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

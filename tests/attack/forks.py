@@ -20,7 +20,7 @@ _MAX_TEXT = 1 << 20
 def warm() -> None:
     """Import what commands import, so that forks need not."""
     import fastmim
-    import fastmim.cli
+    import fastmim.cli.commands
     import fastmim.data.packs.packing
     import fastmim.method.visualise
     import fastmim.pretraining

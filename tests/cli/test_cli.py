@@ -15,6 +15,7 @@ import yaml
 import fastmim
 from conftest import SMALL
 from fastmim import cli
+from fastmim.cli.commands import app
 from fastmim.errors import RequestError
 
 PACKAGE = Path(fastmim.__file__).parent
@@ -42,7 +43,7 @@ def test_help_does_not_import_torch() -> None:
 def test_a_flag_counts_as_given_even_at_its_default() -> None:
     """A recipe or a resumed study's settings yield to flags, but not to defaults."""
     words = ["pretrain", "--lr", "1.5e-4", "--no-compile", "--backbone-args.depth", "4"]
-    _, bound, _ = cli.app.parse_args(words, exit_on_error=False, print_error=False)
+    _, bound, _ = app.parse_args(words, exit_on_error=False, print_error=False)
     assert bound.arguments["settings"].given == {"lr": 1.5e-4, "compile": False, "backbone_args": {"depth": "4"}}
 
 

@@ -1,6 +1,27 @@
-"""The `fastmim` command: one module for each group of commands, all added to `app` when they are imported."""
+"""The `fastmim` command: one module for each group of commands, all added to `app` when `main` imports them."""
 
-from fastmim.cli import data, measurement, pretraining, transfer, weights
-from fastmim.cli.app import app, main
+from __future__ import annotations
 
-__all__ = ["app", "data", "main", "measurement", "pretraining", "transfer", "weights"]
+import sys
+from contextlib import redirect_stderr
+from typing import NoReturn
+
+from fastmim.errors import STOPPED
+from fastmim.system.output import Enduring
+from fastmim.system.signals import Stopped, StopSignals
+
+__all__ = ["main"]
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Run a command and exit with its status: 0 done, 1 failed, 2 the request is wrong, 75 stopped after saving."""
+    with redirect_stderr(Enduring(sys.stderr)):
+        try:
+            with StopSignals(whole_process=True):  # from the first import until the process has ended
+                from fastmim.cli import commands
+
+                status = commands.run(arguments)
+        except Stopped as stopped:
+            print(f"fastmim: {stopped}", file=sys.stderr)
+            status = STOPPED
+    sys.exit(status)

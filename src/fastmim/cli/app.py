@@ -1,4 +1,4 @@
-"""The application, the parameters and the exit status that its commands share, and `main`.
+"""The application, the parameters and the exit status that its commands share, and `run`.
 
 A command calls the function of the same name in `fastmim`, which imports torch only then. Flags and help come from the
 dataclasses of settings.
@@ -11,17 +11,16 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 from cyclopts import App, CycloptsError, Parameter
 
 from fastmim import config as configs
 from fastmim.errors import DONE, FAILED, REFUSED, STOPPED, RequestError, RunError, first_line
 from fastmim.system.output import Enduring, discard
-from fastmim.system.signals import Stopped, StopSignals
 from fastmim.system.text import printable
 
 app = App(
@@ -82,17 +81,11 @@ Options = Annotated[Resumable, AsFlags]
 OPTIONS = Resumable()
 
 
-def main(arguments: list[str] | None = None) -> NoReturn:
-    """Run a command and exit with its status: 0 done, 1 failed, 2 the request is wrong, 75 stopped after saving."""
-    with warnings.catch_warnings(), redirect_stderr(Enduring(sys.stderr)):
+def run(arguments: list[str] | None) -> int:
+    """Run a command and return its exit status."""
+    with warnings.catch_warnings():
         warnings.showwarning = _warn  # type: ignore[assignment]
-        try:
-            with StopSignals(whole_process=True):  # from before torch is imported until the process has ended
-                status = _run(arguments)
-        except Stopped as stopped:
-            _print_line(str(stopped))
-            status = STOPPED
-        sys.exit(status)
+        return _run(arguments)
 
 
 def _run(arguments: list[str] | None) -> int:

@@ -45,7 +45,7 @@ class StopSignals:
 
     Args:
         whole_process: The block is all that this process does. Then nothing is to be saved outside inner blocks: the
-            first signal raises `Stopped` there, and the handlers stay until the process has ended.
+            first signal raises `Stopped` there, and further ones have no effect between the ends of block and process.
     """
 
     _current: StopSignals | None = None
@@ -105,9 +105,9 @@ class StopSignals:
         if self is not StopSignals._current:
             return
         StopSignals._current = self._outer
-        if not (self._whole_process and self.requested):  # a repeated signal must not change the exit status
-            for number, before in self._before.items():
-                signal.signal(number, before or signal.SIG_DFL)
+        ending = self._whole_process and self.requested  # then a repeated signal must not change the exit status
+        for number, before in self._before.items():
+            signal.signal(number, signal.SIG_IGN if ending else before or signal.SIG_DFL)
 
 
 def stop_requested() -> bool:
