@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fastmim.errors import RequestError
+from fastmim.errors import RequestError, RunError, first_line, shown
 
 MAX_BYTES = 1 << 30
 """The largest file of unknown origin that is read, in bytes."""
@@ -58,9 +58,20 @@ def write_json(path: Path, content: Any, *, indent: int | None = 1) -> None:
     write_text(path, text.encode("utf-8", "backslashreplace").decode())
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file."""
-    return json.loads(path.read_text(encoding="utf-8"))
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object that `write_json` wrote.
+
+    Raises:
+        RunError: the file is damaged.
+        OSError: it cannot be read.
+    """
+    try:
+        content = json.loads(read_regular(path))
+    except (ValueError, RecursionError) as error:
+        raise RunError(f"{path} is damaged ({first_line(error)}); expected JSON: restore or remove it") from None
+    if not isinstance(content, dict):
+        raise RunError(f"{path} holds {shown(content)}; expected a JSON object: restore or remove it")
+    return content
 
 
 def open_regular(path: str | bytes | Path) -> int:

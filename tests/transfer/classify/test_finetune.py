@@ -117,6 +117,8 @@ def test_a_finished_run_stays_as_it_is(tmp_path: Path, labelled: Path) -> None:
     (first.out / "evaluation.json").unlink()
     assert fastmim.finetune(out=first.out) == first
     assert json.loads((first.out / "evaluation.json").read_text())["step"] == 4
+    (first.out / "evaluation.json").write_text("[4]")
+    assert fastmim.finetune(out=first.out) == first
 
 
 def test_augmentation_does_not_depend_on_workers_or_micro_batches(tmp_path: Path, labelled: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from fastmim import weights
 from fastmim.data.bad_images import BadImages
 from fastmim.data.labelled import Labelled
+from fastmim.errors import RunError
 from fastmim.system import files
 from fastmim.training.plan import Plan
 from fastmim.training.run_directory import RunDirectory
@@ -90,11 +92,13 @@ class Validator:
         weights.write(path, state, facts | more)
 
     def last_scores(self, step: int) -> dict[str, Any]:
-        """The contents of `evaluation.json` for this step; evaluate again if they are of another."""
+        """The contents of `evaluation.json` for this step; evaluate again if they are of another, or damaged."""
         path = self.directory.evaluation
-        if not path.exists() or files.read_json(path).get("step") != step:
-            self(step)
-        return dict(files.read_json(path))
+        with suppress(RunError, FileNotFoundError):
+            if (scores := files.read_json(path)).get("step") == step:
+                return scores
+        self(step)
+        return files.read_json(path)
 
     def summary(self, final: dict[str, Any]) -> str:
         """The final scores in plain words."""
