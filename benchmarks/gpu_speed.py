@@ -181,7 +181,7 @@ def save(options: Namespace) -> dict[str, Any]:
         root, seconds = Path(folder), []
         for number in range(1, 4):
             start = time.perf_counter()
-            saved = checkpoint.save(root, number, mim, optimizer, about={})
+            saved = checkpoint.save(root, number, mim, optimizer, about={"config": {}, "num_images": 1, "stages": []})
             seconds.append(time.perf_counter() - start)
         size = sum(file.stat().st_size for file in saved.iterdir())
     return {"blocking_seconds": statistics.median(seconds), "mib": size / 2**20}

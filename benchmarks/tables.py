@@ -46,6 +46,26 @@ ROWS = (
         "fashion-mnist",
         ("600 labels", "hog", "gain"),
     ),
+    *(
+        (
+            f"On a GPU, {what}, bf16 and compiled: times the images per second of the plain fp16 form",
+            "gpu-step-cuda",
+            (case, "times_faster"),
+        )
+        for what, case in (
+            ("ViT-B at 128 px, 1024 images a step", "vit_base_patch16_224, in-place, batch 1024"),
+            ("Swin-B, 256 images", "swin_base_patch4_window7_224, in-place, batch 256"),
+            ("ConvNeXt-B, 256 images", "convnext_base, in-place, batch 256"),
+        )
+    ),
+    *(
+        (
+            f"On a GPU, {method}: time of an image over FastMIM's at 128 px (ViT-B, both compiled)",
+            "gpu-methods-cuda",
+            ("vit_base_patch16_224", "methods", method, "times_slower"),
+        )
+        for method in ("MAE 224", "SimMIM 192", "SimMIM 224")
+    ),
     ("Training loop: CPU time of a step over a bare loop's", "loop-overhead", ("fastmim_over_bare",)),
     ("Fine-tuning loop: likewise", "finetune-overhead", ("fastmim_over_bare",)),
     (
