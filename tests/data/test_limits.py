@@ -138,9 +138,9 @@ def test_an_icon_holds_no_large_picture() -> None:
         decode_box(icon(), 16, whole)
 
 
-def with_scans(num: int, *, comment: bytes = b"", side: int = SIDE) -> bytes:
+def with_scans(num: int, *, comment: bytes = b"", side: int = SIDE, mode: str = "L") -> bytes:
     """A progressive JPEG whose last scan is repeated, after a comment."""
-    data = jpeg(side=side, image=SMALL.convert("L"), progressive=True)
+    data = jpeg(side=side, image=SMALL.convert(mode), progressive=True)
     last = data.rindex(b"\xff\xda")
     segment = b"\xff\xfe" + struct.pack(">H", 2 + len(comment)) + comment
     return data[:-2] + (segment + data[last:-2]) * num + data[-2:]
@@ -154,6 +154,22 @@ def test_scans_without_end_are_refused(comment: bytes) -> None:
     assert len(data) < 400_000
     with pytest.raises(BadImage, match=r"251 or more scans of 16,000,000 pixels"):
         decode_whole(data)
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK"])
+@pytest.mark.parametrize("inserted", [b"\xff\x01", b"\xff\xd3\xff", b"rubbish"])
+def test_no_header_hides_the_scans(inserted: bytes, mode: str) -> None:
+    """libjpeg passes over markers without a segment, padding, and what is no marker; Pillow not over all of it."""
+    data = with_scans(300, mode=mode)
+    frame = data.index(b"\xff\xc2")
+    with pytest.raises(BadImage, match="scans of 169,000,000 pixels take too long to decode|not an image"):
+        decode_whole(data[:frame] + inserted + data[frame:])
+
+
+def test_a_jpeg_in_a_texture_has_few_scans() -> None:
+    texture = b"BLP1" + struct.pack("<IIIIII", 0, 8, 2048, 2048, 5, 0) + bytes(128 + 4) + b"\xff\xda" * 1000
+    with pytest.raises(BadImage, match="1,000 or more scans of 4,194,304 pixels"):
+        decode_whole(texture)
 
 
 def test_what_follows_a_progressive_jpeg_is_not_counted() -> None:

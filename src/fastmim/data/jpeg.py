@@ -18,7 +18,8 @@ ORIENTATIONS = range(1, 9)
 
 _SOS, _EOI, _APP1 = 0xDA, 0xD9, 0xE1
 _PROGRESSIVE = {0xC2, 0xCA}
-_FRAMES = {0xC0, 0xC1, 0xC9} | _PROGRESSIVE  # those that libjpeg decodes (ISO 10918-1, table B.1)
+_FRAMES = {0xC0, 0xC1, 0xC3, 0xC9} | _PROGRESSIVE  # those that libjpeg decodes (ISO 10918-1, table B.1)
+_ALONE = {0x01, *range(0xD0, 0xD8)}  # markers without a segment
 _NEXT_MARKER = re.compile(rb"\xff[\x02-\xcf\xd8-\xfe]")  # not a stuffed byte, padding or restart
 
 
@@ -42,7 +43,8 @@ def jpeg_orientation(data: bytes) -> int:
 def count_scans(data: bytes, num_pixels: int) -> int:
     """The number of scans if a JPEG has several, which are collected before they are decoded; else 0.
 
-    Counting ends when `limits.check_scans` has enough.
+    Counting ends when `limits.check_scans` has enough. If the header cannot be followed, as in a JPEG inside another
+    format, whatever looks like a scan counts.
     """
     progressive, num_channels = False, 1
     for segment in _header(data):
@@ -52,7 +54,7 @@ def count_scans(data: bytes, num_pixels: int) -> int:
             if not progressive and segment.start < len(data) and data[segment.start] >= num_channels:
                 return 0
             return _count(data, segment.end, most=MAX_SCANNED // max(num_pixels, 1) + 1)
-    return 0
+    return data.count(b"\xff\xda")
 
 
 def _count(data: bytes, position: int, *, most: int) -> int:
@@ -79,8 +81,8 @@ def _header(data: bytes) -> Iterator[_Segment]:
     position = 2
     while position + 4 <= len(data) and data[position] == 0xFF:
         marker = data[position + 1]
-        if marker == 0xFF:  # padding before a marker
-            position += 1
+        if marker == 0xFF or marker in _ALONE:  # 0xFF is padding before a marker
+            position += 1 if marker == 0xFF else 2
             continue
         end = position + 2 + int.from_bytes(data[position + 2 : position + 4])
         yield _Segment(marker, position + 4, end)

@@ -85,9 +85,8 @@ def _needed_to_decode(image: Image.Image, data: bytes, num_scans: int) -> int:
         return 12 * num_pixels
     if image.format == "JPEG2000":
         found = (map(int.from_bytes, sizes) for sizes in _SIZES.findall(data))
-        return (
-            6 * num_bands * max((min(w, tile_w) * min(h, tile_h) for w, h, tile_w, tile_h in found), default=num_pixels)
-        )
+        tiles = (min(width, tile_width) * min(height, tile_height) for width, height, tile_width, tile_height in found)
+        return 6 * num_bands * max(tiles, default=num_pixels)
     if image.format == "TIFF":
         return _needed_by_tiff(image)
     if image.format == "TGA":  # mirrored when it is complete

@@ -55,8 +55,8 @@ def opened(data: bytes, max_pixels: int) -> Iterator[tuple[Image.Image, int]]:
     try:
         with only_images(limit), closing(Image.open(io.BytesIO(data), formats=image_formats())) as image:
             check_pixels(image.height, image.width, limit)
-            is_jpeg = data.startswith(b"\xff\xd8")
-            check_opened(image, data, num_scans=count_scans(data, image.height * image.width) if is_jpeg else 0)
+            has_scans = data.startswith((b"\xff\xd8", b"BLP"))
+            check_opened(image, data, num_scans=count_scans(data, image.height * image.width) if has_scans else 0)
             image.load()
             yield image, _orientation(image)
     except BadImage:
