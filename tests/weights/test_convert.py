@@ -115,9 +115,36 @@ def test_simmim_vit_gives_the_features_of_the_original(tmp_path: Path) -> None:
         tmp_path / "c.pth", out=tmp_path / "w.safetensors", backbone="beit_base_patch16_224", backbone_args=given
     )
     assert result.img_size == grid * 16 and result.arguments["use_shared_rel_pos_bias"]
+    assert result.mean == (0.485, 0.456, 0.406)  # timm's BEiT has 0.5
     images = torch.randn(2, 3, 48, 48)
     expected = simmim_vit_forward(make.state, images, 4)
     torch.testing.assert_close(features_of(result, images), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("named", [True, False])
+@pytest.mark.parametrize("layout", ["FastMIM", "MAE", "encoder", "fine-tuned"])
+def test_imagenets_normalisation_whoever_names_the_backbone(tmp_path: Path, layout: str, named: bool) -> None:
+    """timm's own weights of this name, which these are not, have mean and deviation 0.5."""
+    make = Maker()
+    make.vit(width=192, depth=2 if named else 12, grid=8)
+    if layout == "fine-tuned":
+        make.linear("head", 192, 10)
+    elif layout != "encoder":
+        make.decoder(192, 64, 108)
+        make("mask_token", *((1, 3, 1, 1) if layout == "FastMIM" else (1, 1, 64)))
+    if layout == "MAE":
+        make("decoder_pos_embed", 1, 65, 64)
+    torch.save({"model": make.state}, tmp_path / "c.pth")
+    given = {"backbone": "vit_tiny_patch16_224", "backbone_args": {"depth": 2}} if named else {}
+    result = fastmim.convert(tmp_path / "c.pth", out=tmp_path / "w.safetensors", **given)
+    assert (result.mean, result.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    assert weights.open_weights(str(result.path)).mean == result.mean
+    # Names that timm uses too say nothing of the images; the user does, by a tag.
+    assert ("does not say how" in result.note) == (layout in ("encoder", "fine-tuned"))
+    if layout == "fine-tuned" and named:
+        tagged = {"backbone": "vit_tiny_patch16_224.augreg_in21k_ft_in1k", "overwrite": True}
+        result = fastmim.convert(tmp_path / "c.pth", out=tmp_path / "w.safetensors", **(given | tagged))
+        assert (result.mean, result.note) == ((0.5, 0.5, 0.5), "")
 
 
 def meta(name: str, **arguments: Any) -> State:

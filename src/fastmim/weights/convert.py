@@ -127,7 +127,7 @@ def convert(
         num_parameters=sum(parameter.numel() for parameter in model.parameters()),
         dropped=tuple(dropped),
         left=tuple(left),
-        note=layout.note,
+        note=layout.note or found.note,
     )
 
 

@@ -64,6 +64,8 @@ class TimmModel:
     """timm's default for the model."""
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    note: str
+    """A note for the user, or empty."""
 
 
 def recognise(state: State) -> Layout:
@@ -116,8 +118,6 @@ def identify(
     Raises:
         RequestError: no name is given, and the tensors are not of a known ViT or Swin.
     """
-    # MAE publishes bare encoders, which look like timm's; timm's own have a classifier, or the user names them.
-    is_timms = layout.method == "timm" and (name is not None or any(key.startswith("head.") for key in backbone))
     name = name or _name(backbone)
     given = layout.arguments | dict(arguments)
     architecture = Architecture(name, given)
@@ -138,8 +138,27 @@ def identify(
         own = architecture.bare.state_dict().get("pos_embed")
         prefix = own.shape[1] - (native // patch) ** 2 if own is not None else 0
         size = math.isqrt(max(0, backbone["pos_embed"].shape[1] - prefix)) * patch
-    _, mean, std, _ = published_input(name) if is_timms else (0, IMAGENET_MEAN, IMAGENET_STD, 1)
-    return TimmModel(name, given, size, native, tuple(mean), tuple(std))
+    mean, std, note = _normalisation(name, layout)
+    return TimmModel(name, given, size, native, mean, std, note)
+
+
+def _normalisation(name: str, layout: Layout) -> tuple[tuple[float, ...], tuple[float, ...], str]:
+    """Mean and deviation of the images that a checkpoint was trained on, and a note where they are assumed.
+
+    FastMIM, MAE and SimMIM use ImageNet's. So do bare encoders and fine-tuned models of theirs, whose tensors have
+    timm's names: only a tag says that the weights are timm's own, which for most ViTs have 0.5 and 0.5.
+    """
+    imagenet = (tuple(IMAGENET_MEAN), tuple(IMAGENET_STD))
+    if layout.method != "timm":
+        return *imagenet, ""
+    _, mean, std, _ = published_input(name)
+    if "." in name or (mean, std) == imagenet:
+        return mean, std, ""
+    tag = next(iter(timm.list_pretrained(f"{name}.*")), name)
+    return *imagenet, (
+        f"the file does not say how its images were normalised: ImageNet's mean and deviation are recorded; if it "
+        f"holds timm's own weights, name them by their tag, such as --backbone {tag}"
+    )
 
 
 def _name(backbone: State) -> str:
