@@ -74,7 +74,7 @@ def test_command_line_numbers_reach_backbone_args_as_numbers() -> None:
         ({"stages": "0:1"}, "stages is '0:1'; expected SIZE:SHARE"),
         ({"stages": "128:1..0"}, "stages is '128:1..0'; expected SIZE:SHARE"),
         ({"seed": 2**70}, "seed is 1180591620717411303424; expected an integer of 64 bits"),
-        ({"seed": 16**5000}, "seed is a number of thousands of digits; expected int"),
+        ({"seed": 16**5000}, "seed is a number of thousands of digits; expected an integer of 64 bits"),
         ({"seed": float("inf")}, "seed is inf; expected int"),
         ({"epochs": float("inf")}, "epochs is inf; expected more than 0, and finite"),
         ({"lr": 16**5000}, "lr is a number of thousands of digits; expected float"),

@@ -61,12 +61,6 @@ def check_positive(config: Settings, *names: str) -> None:
             raise RequestError(f"{name} is {shown(value)}; expected {expected}")
 
 
-def check_seed(seed: int) -> None:
-    """Raise RequestError for a seed that PyTorch's generators do not take."""
-    if not -(1 << 63) <= seed < 1 << 63:
-        raise RequestError(f"seed is {shown(seed)}; expected an integer of 64 bits, such as 0")
-
-
 def check_workers(num_workers: int | None) -> None:
     """Raise RequestError for a negative number of worker processes."""
     if num_workers is not None and num_workers < 0:
@@ -127,8 +121,10 @@ def _coerce(key: str, value: Any, hint: Any) -> Any:
             return {k.replace("-", "_"): parse(f"{key}.{k}", v) if isinstance(v, str) else v for k, v in value.items()}
         if origin is bool and isinstance(value, bool):
             return value
-        if origin is int and not isinstance(value, bool) and int(value) == float(value):
-            return int(value)
+        if origin is int and not isinstance(value, bool) and (isinstance(value, int) or int(value) == float(value)):
+            if -(1 << 63) <= int(value) < 1 << 63:
+                return int(value)
+            expected = "an integer of 64 bits"
         if origin is float and not isinstance(value, bool):
             return float(value)
         if origin in (str, Path) and isinstance(value, str | int | float | Path):
@@ -184,12 +180,10 @@ def read(path: Path) -> dict[str, Any]:
     try:
         with path.open(encoding="utf-8") as file:
             text = file.read(_MAX_CHARACTERS + 1)
-        if len(text) > _MAX_CHARACTERS:
-            raise RequestError(
-                f"config is {path}, of more than {_MAX_CHARACTERS:,} characters; expected lines of settings"
-            )
-        _check_size(path, yaml.compose(text, yaml.SafeLoader))
+        _check_size(path, text)
         settings = yaml.safe_load(text)
+    except RequestError:
+        raise
     except OSError as error:
         raise RequestError(f"config is {path}: {error.strerror}; expected a YAML file of settings") from None
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
@@ -207,9 +201,11 @@ def read(path: Path) -> dict[str, Any]:
     return settings
 
 
-def _check_size(path: Path, node: yaml.Node | None) -> None:
-    """Refuse a file whose aliases (`*name`), written out, would fill the memory."""
-    left, waiting = _MAX_VALUES, [node]
+def _check_size(path: Path, text: str) -> None:
+    """Refuse a file that is too long, or whose aliases (`*name`), written out, would fill the memory."""
+    if len(text) > _MAX_CHARACTERS:
+        raise RequestError(f"config is {path}, of more than {_MAX_CHARACTERS:,} characters; expected lines of settings")
+    left, waiting = _MAX_VALUES, [yaml.compose(text, yaml.SafeLoader)]
     while waiting:
         content = getattr(waiting.pop(), "value", None)
         for item in content if isinstance(content, list) else ():  # a sequence's nodes, or a mapping's pairs of nodes

@@ -101,6 +101,14 @@ def test_help_shows_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
         (["pretrain", "--data", "no/such/dir"], "no/such/dir"),
         (["visualise", "no/such/run"], "run is no/such/run; expected a run directory with a config.yaml"),
         (["backbones", "vit_tinny*"], "vit_tinny*"),
+        (["backbones", "vit_tiny_patch16_224", "--img-size", "0"], "img_size is 0; expected at least 1 pixel"),
+        (["visualise", "no/such/run", "--num-images", "0"], "num_images is 0; expected at least 1"),
+        (["pack", "samples", "/"], "out is /; expected a path with a name"),
+        (["probe", "--data", "samples", "--weights", "none", "--out", "."], "out is ., a folder; expected a file"),
+        (["pretrain", "--config", "/dev/zero"], "config is /dev/zero, of more than 262,144 characters; expected lines"),
+        (["pretrain", "--img-size", "100000000", "--dry-run"], "img_size is 100000000; expected at most 8192 pixels"),
+        (["pretrain", "--block", "9" * 18, "--dry-run"], "expected a multiple of the block of 999999999999999999"),
+        (["pretrain", "--steps", "9" * 30, "--dry-run"], "; expected an integer of 64 bits"),
     ],
 )
 def test_a_wrong_request_is_one_line_and_exits_2(
@@ -129,6 +137,13 @@ def test_flags_override_the_file_and_dry_run_does_nothing(
     assert "lr: 0.5" in printed and "batch_size: 8" in printed
     assert "24 images, 3 steps an epoch" in printed and "12 steps (4.0 epochs)" in printed
     assert not (tmp_path / "run").exists()
+
+
+def test_a_length_beyond_counting_is_planned(tmp_path: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = SMALL | {"data": str(photos), "steps": None, "epochs": 1e308}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(config))
+    assert run("pretrain", "--config", str(tmp_path / "run.yaml"), "--dry-run") == 0
+    assert "length    9223372036854775807 steps" in capsys.readouterr().out
 
 
 def test_a_run_and_its_pictures(tmp_path: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 import fastmim
 from fastmim import recipes
 from fastmim.cli.app import OPTIONS, AsFlags, Options, Switch, app
-from fastmim.errors import DONE
+from fastmim.errors import DONE, RequestError
 from fastmim.method.settings import PretrainConfig
 from fastmim.system.text import printable
 
@@ -53,6 +53,8 @@ def backbones(
     """
     from fastmim.studies import survey
 
+    if img_size < 1:
+        raise RequestError(f"img_size is {img_size}; expected at least 1 pixel, such as 128")
     if check:
         journal = out.with_suffix(".jsonl")
         return survey.check(pattern, max_parameters=max_parameters * 1e6, img_size=img_size, out=out, journal=journal)

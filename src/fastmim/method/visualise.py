@@ -26,6 +26,8 @@ def visualise_run(run: Path, *, images: str | None = None, out: Path, num_images
     Raises:
         RequestError: The run, a checkpoint or images are missing, or the file cannot be written.
     """
+    if num_images < 1:
+        raise RequestError(f"num_images is {num_images}; expected at least 1")
     directory = RunDirectory(run)
     config = directory.read_config(PretrainConfig)
     found = checkpoint.newest(directory.checkpoints)

@@ -25,8 +25,10 @@ _CHUNK = 1 << 22
 
 
 def partial_folder(out: Path) -> Path:
-    """The folder that holds an output until it is complete."""
-    return out.absolute().with_name(out.absolute().name + ".partial")
+    """The folder that holds an output until it is complete; RequestError for the root of the file system."""
+    if not (name := out.absolute().name):
+        raise RequestError(f"out is {out}; expected a path with a name")
+    return out.absolute().with_name(f"{name}.partial")
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -90,7 +91,8 @@ def make_plan(config: TrainConfig, source: Source, *, sizes: Sequence[tuple[int,
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise RequestError("WORLD_SIZE is above 1; several processes are not supported yet: start one process")
     per_epoch = steps_per_epoch(source, config.batch_size)
-    total = config.steps or max(1, round((config.epochs or config.DEFAULT_EPOCHS) * per_epoch))
+    epochs = config.epochs or config.DEFAULT_EPOCHS
+    total = config.steps or max(1, round(min(epochs * per_epoch, sys.maxsize)))
     warmup = schedule.to_steps(
         config.warmup, total_steps=total, steps_per_epoch=per_epoch, batch_size=config.batch_size
     )

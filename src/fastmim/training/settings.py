@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from fastmim.config import Settings, check_bad_share, check_positive, check_seed, check_workers
+from fastmim.config import Settings, check_bad_share, check_positive, check_workers
 from fastmim.errors import RequestError, shown
 from fastmim.training import schedule
 
@@ -111,7 +111,6 @@ class TrainConfig(Settings):
     def __post_init__(self) -> None:
         check_positive(self, "batch_size", "micro_batch", "steps", "save_every", "keep_every", "log_every")
         check_positive(self, "epochs", "lr", "clip")
-        check_seed(self.seed)
         check_workers(self.num_workers)
         check_bad_share(self.max_bad_share)
         if self.epochs is not None and self.steps is not None:

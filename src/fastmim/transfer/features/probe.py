@@ -17,7 +17,7 @@ from fastmim.data.sources import Source
 from fastmim.errors import RequestError
 from fastmim.system import devices
 from fastmim.system.display import say
-from fastmim.system.files import write_json
+from fastmim.system.files import is_folder, write_json
 from fastmim.transfer.features import scores
 from fastmim.transfer.features.encoder import Encoder, open_encoder
 from fastmim.transfer.features.extraction import extract, gather
@@ -106,6 +106,8 @@ def _score(config: ProbeConfig, train: LabelledFeatures, val: LabelledFeatures) 
 
 
 def _check_writable(out: Path) -> None:
+    if is_folder(out):
+        raise RequestError(f"out is {out}, a folder; expected a file that can be written, such as probe.json")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with out.with_name(out.name + ".tmp").open("w"):

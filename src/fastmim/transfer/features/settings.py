@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from fastmim.config import Settings, check_bad_share, check_positive, check_seed, check_workers
+from fastmim.config import Settings, check_bad_share, check_positive, check_workers
 from fastmim.errors import RequestError
 
 
@@ -55,7 +55,6 @@ class FeatureConfig(Settings):
 
     def __post_init__(self) -> None:
         check_positive(self, "batch_size", "img_size")
-        check_seed(self.seed)
         check_workers(self.num_workers)
         check_bad_share(self.max_bad_share)
 
