@@ -85,11 +85,21 @@ def _hand_made(seeds: list[tuple[str, bytes]]) -> list[tuple[str, bytes]]:
     pcx = dict(seeds).get("PCX L", b"")
     dcx = struct.pack("<III", 0x3ADE68B1, 12, 0) + pcx
     xpm = b'/* XPM */\nstatic char *x[] = {\n"4 2 2 1",\n". c #ff0000",\n"# c #00ff00",\n".#.#",\n"#.#.",\n};\n'
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 16 16\n%%EndComments\n(%pipe%touch owned) (w) file\n%%EOF\n"
+    iptc = _iptc(eps), _iptc(dict(seeds)["JPEG RGB"])
     orientation = struct.pack("<2sHIHHHII", b"II", 42, 8, 1, 0x0112, 3, 1, 6) + bytes(4)
     exif = b"\xff\xe1" + struct.pack(">H", len(orientation) + 8) + b"Exif\0\0" + orientation
     jpeg = dict(seeds)["JPEG RGB"]
     more = {"PSD": psd, "SUN": sun, "FITS": fits, "DCX": dcx, "XPM": xpm, "JPEG turned": jpeg[:2] + exif + jpeg[2:]}
+    more |= {"EPS": eps, "IPTC with EPS": iptc[0], "IPTC with JPEG": iptc[1], "PDF": b"%PDF-1.4\n%\xe2\xe3\n" + jpeg}
     return list(more.items())
+
+
+def _iptc(inside: bytes) -> bytes:
+    """A container that Pillow opens with any of its plugins, and so an EPS with Ghostscript."""
+    facts = {(3, 20): b"\0\x10", (3, 30): b"\0\x10", (3, 60): b"\x01\x01", (3, 65): b"\x01", (3, 120): b"\x05\0"}
+    fields = [*facts.items(), ((8, 10), inside)]
+    return b"".join(struct.pack(">BBBH", 0x1C, *key, len(value)) + value for key, value in fields)
 
 
 def mutate(data: bytes, random: Random, others: list[bytes]) -> bytes:
