@@ -469,10 +469,15 @@ def test_an_unwritable_directory_is_refused(tmp_path: Path, photos: Path, monkey
     with pytest.raises(RequestError, match=r"out is .*file/run: Not a directory; expected a path that can be written"):
         pretrain(tmp_path / "file/run", photos)
     (tmp_path / "run/config.yaml/mine").mkdir(parents=True)
-    with pytest.raises(RequestError, match=r"config is .*run/config.yaml: Is a directory; expected a YAML file"):
+    not_a_file = r"config is .*run/config.yaml, which is not a file; expected the config of a run: remove it"
+    with pytest.raises(RequestError, match=not_a_file):
         pretrain(tmp_path / "run", photos)
     (tmp_path / "run/config.yaml/mine").rename(tmp_path / "run/mine")
     (tmp_path / "run/config.yaml").rmdir()
+    os.mkfifo(tmp_path / "run/config.yaml")
+    with pytest.raises(RequestError, match=not_a_file):
+        pretrain(tmp_path / "run", photos)
+    (tmp_path / "run/config.yaml").unlink()
 
     def refuse(*_: object) -> None:
         raise OSError(errno.EIO, "Input/output error")

@@ -85,7 +85,11 @@ def attempt(world: World, random: Random, number: int) -> Outcome:
         (run / "weights.safetensors").unlink()
         shutil.rmtree(sorted((run / "checkpoints").iterdir())[-1])
     done = spoil(run, random)
-    door = random.choice(list(doors(world, run)))
+    # A pipe as --config is for the user to write to.
+    possible = [
+        d for d in doors(world, run) if done != "config.yaml replaced by a pipe" or d != "resume from its config"
+    ]
+    door = random.choice(possible)
     outcome = watch.command(world, doors(world, run)[door])
     outcome.did = f"{done}{', unfinished' if unfinished else ''}, {door}: {outcome.did}"
     finished = (run / "weights.safetensors").is_file() and "done" in Path(f"{world.log()}.out").read_text()

@@ -40,7 +40,7 @@ ODD += [
     "a\nb",
     "a\rb",
     "\u202etxt",
-    "\ud800",
+    "\udcff",
     "'",
     '"',
 ]
@@ -233,7 +233,7 @@ def names(world: World, random: Random) -> list[str]:
     folder = world.folder / "images" / random.choice(("plain", "[red]", "a\nb", "\x1b[31m"))
     shutil.copytree(world.photos, folder)
     for number, odd in enumerate(random.sample(ODD, 8)):
-        name = os.fsencode(odd.replace("\0", "").replace("/", "_").replace("\ud800", "\udc80")[:100])
+        name = os.fsencode(odd.replace("\0", "").replace("/", "_").replace("\udcff", "\udc80")[:100])
         target = os.path.join(os.fsencode(folder), name + b"%d.jpg" % number)  # noqa: PTH118
         with open(target, "wb") as file:  # noqa: PTH123 - names that are not UTF-8
             file.write(random.choice((b"", b"\x1b[31m not an image", (world.photos / "01.jpg").read_bytes())))
@@ -242,10 +242,10 @@ def names(world: World, random: Random) -> list[str]:
 
 def outs(world: World, random: Random) -> list[str]:
     """A place to write to whose name is odd, or that is something else already."""
-    odd = world.folder / "out" / random.choice([text for text in ODD if ".." not in text and text[:1] != "/"])
+    odd = world.folder / "out" / random.choice([text for text in ODD if not text.startswith((".", "/"))])
     odd.parent.mkdir(parents=True, exist_ok=True)
     kind = random.randrange(4)
-    if kind == 0 and "\0" not in str(odd) and len(odd.name) < 200 and "\ud800" not in odd.name:
+    if kind == 0 and "\0" not in str(odd) and len(odd.name) < 200 and "\udcff" not in odd.name:
         random.choice([Path.touch, os.mkfifo, lambda path: path.symlink_to("nowhere")])(odd)
     return random.choice(
         [

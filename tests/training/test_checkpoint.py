@@ -64,7 +64,7 @@ def test_layout(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "optim.safetensors", "manifest.json"])
-@pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
+@pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "pipe"])
 def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, name: str, damage: str) -> None:
     save(tmp_path, 1)
     path = save(tmp_path, 2) / name
@@ -72,8 +72,10 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, name: str, damage: 
     if damage == "flip":
         content[len(content) // 2 if name != "manifest.json" else 0] ^= 1
     path.write_bytes(content[: len(content) // 2] if damage == "truncate" else content)
-    if damage == "remove":
+    if damage in ("remove", "pipe"):
         path.unlink()
+    if damage == "pipe":  # which nobody writes to
+        os.mkfifo(path)
     found = checkpoint.newest(tmp_path)
     assert found is not None and found.step == 1
     save(tmp_path, 2)  # the resumed run comes to the same step again and replaces it

@@ -134,9 +134,9 @@ def exists(path: str | Path) -> bool:
 
 
 def crc32(path: Path) -> int:
-    """The CRC-32 checksum of a file's contents."""
+    """The CRC-32 checksum of a file's contents; OSError as `open_regular`."""
     checksum = 0
-    with path.open("rb") as file:
+    with os.fdopen(open_regular(path), "rb") as file:
         while chunk := file.read(_CHUNK):
             checksum = zlib.crc32(chunk, checksum)
     return checksum

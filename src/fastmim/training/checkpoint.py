@@ -143,7 +143,7 @@ def newest(root: Path) -> Checkpoint | None:
 def _read(path: Path) -> Checkpoint | None:
     """Return the checkpoint in a directory, or None if its manifest is not one of ours or its files do not match it."""
     try:
-        manifest = json.loads((path / "manifest.json").read_text())
+        manifest = json.loads(files.read_regular(path / "manifest.json"))
         step, listed, checksum = manifest["step"], manifest["files"], manifest.pop("crc32", None)
         ours = manifest["format"] == FORMAT and type(step) is int and step == _step(path)
         ours = ours and _has_facts(manifest) and checksum in (None, _checksum(manifest))

@@ -72,7 +72,17 @@ class RunDirectory:
             raise RequestError(
                 f"run is {self.path}; expected a run directory with a config.yaml, as `fastmim pretrain` makes"
             )
-        return configs.build(cls, configs.read(self.config))
+        return configs.build(cls, self.read_settings())
+
+    def read_settings(self) -> dict[str, Any]:
+        """Read config.yaml.
+
+        Raises:
+            RequestError: as `config.read`, or it is not a file: a pipe would never end.
+        """
+        if not self.config.is_file():
+            raise RequestError(f"config is {self.config}, which is not a file; expected the config of a run: remove it")
+        return configs.read(self.config)
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """Read the lines of metrics.jsonl in order; no lines if there is no such file.
@@ -142,9 +152,9 @@ def resolve(cls: type[Config], settings: Mapping[str, Any], *, recipes: Recipes,
         RequestError: unknown or wrong settings, or settings that differ from the run that `out` holds.
     """
     given = configs.build(cls, settings)
-    path = RunDirectory(given.out).config
-    if files.exists(path) and not overwrite:
-        stored = configs.read(path)
+    directory = RunDirectory(given.out)
+    if files.exists(directory.config) and not overwrite:
+        stored = directory.read_settings()
         config = configs.build(cls, stored, settings)
         if differing := configs.differences(stored, config):
             raise RequestError(
