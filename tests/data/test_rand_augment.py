@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pickle
 import random
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from fastmim.data.decode import decode_box
 from fastmim.data.pixels import Box
@@ -35,6 +37,21 @@ def test_only_the_key_decides(image: torch.Tensor) -> None:
     changed = sum(not torch.equal(a, image) for a in first)
     assert changed >= 10
     assert len({a.numpy().tobytes() for a in first}) >= 10
+
+
+def test_images_are_moved_by_bicubic_interpolation(monkeypatch: pytest.MonkeyPatch, image: torch.Tensor) -> None:
+    drawn = []
+    transform = Image.Image.transform
+
+    def record(*args: Any, **kwargs: Any) -> Image.Image:
+        drawn.append(kwargs.get("resample", args[-1]))
+        return transform(*args, **kwargs)
+
+    monkeypatch.setattr(Image.Image, "transform", record)
+    augment = RandAugment("rand-m9-n3-p1", fill=(0.5, 0.5, 0.5))
+    for key in range(20):
+        augment(image, key)
+    assert len(drawn) > 10 and set(drawn) == {Image.Resampling.BICUBIC}
 
 
 def test_the_global_generators_are_restored(image: torch.Tensor) -> None:

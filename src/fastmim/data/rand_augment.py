@@ -52,7 +52,9 @@ class RandAugment:
         from timm.data.auto_augment import rand_augment_transform
 
         fill = tuple(min(255, round(255 * value)) for value in self.fill)
-        transform = rand_augment_transform(self.policy, {"translate_pct": 0.45, "img_mean": fill})
+        # Without the last entry timm would draw bilinear or bicubic; MAE and FastMIM fine-tune with bicubic.
+        options = {"translate_pct": 0.45, "img_mean": fill, "interpolation": Image.Resampling.BICUBIC}
+        transform = rand_augment_transform(self.policy, options)
         for operation in transform.ops:
             if operation.name.startswith("Posterize"):
                 operation.level_fn = _at_least_one_bit(operation.level_fn)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -128,10 +129,53 @@ def test_layers_learn_at_falling_rates_in_every_family(
         assert (decay[key] == 0) == (parameter.ndim <= 1 or key in spared), key
 
 
+def rate_exponents(name: str, args: dict[str, Any]) -> dict[str, int]:
+    """Parameter name -> how often the layer decay multiplies the learning rate."""
+    model = classifier("none", backbone=name, backbone_args=args, img_size=64)
+    names = {parameter: key for key, parameter in model.model.named_parameters()}
+    groups = model.parameter_groups(weight_decay=0.05, layer_decay=0.5)
+    return {names[p]: -round(math.log2(group["lr_scale"])) for group in groups for p in group["params"]}
+
+
+def test_pvtv2_learns_at_a_rate_for_each_block() -> None:
+    """PVTv2-B2's 16 blocks make 18 layers; a stage's patch embedding and norm go with the block before them."""
+    depths, widths = (3, 4, 6, 3), (8, 16, 40, 64)
+    found = rate_exponents("pvt_v2_b2", {"depths": depths, "embed_dims": widths})
+    assert len(set(found.values())) == 18
+    for key, exponent in found.items():
+        part = key.split(".")
+        stage = int(part[1]) if part[0] == "stages" else 0
+        before = sum(depths[:stage])  # blocks in the stages below
+        if part[0] == "patch_embed":
+            layer = 0
+        elif key.startswith("head") or key.startswith("stages.3.norm"):
+            layer = 17
+        elif part[2] == "blocks":
+            layer = before + int(part[3]) + 1
+        else:
+            layer = before if part[2] == "downsample" else before + depths[stage]
+        assert exponent == 17 - layer, key
+
+
+def test_swins_patch_merging_learns_with_the_block_before_it() -> None:
+    depths = (2, 2, 3, 2)
+    found = rate_exponents("swin_tiny_patch4_window7_224", {"depths": depths, "embed_dim": 24})
+    for key, exponent in found.items():
+        part = key.split(".")
+        before = sum(depths[: int(part[1])]) if part[0] == "layers" else 0
+        if part[0] == "patch_embed":
+            layer = 0
+        elif part[0] == "layers":
+            layer = before if part[2] == "downsample" else before + int(part[3]) + 1
+        else:  # the final norm and the classifier
+            layer = 10
+        assert exponent == 10 - layer, key
+
+
 def test_layers_that_timm_cannot_tell_apart_are_refused(labelled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = classifier("none", **NETWORK)
     everything = [{"params": list(model.model.parameters()), "lr_scale": 1.0, "weight_decay": 0.0}]
-    monkeypatch.setattr("fastmim.backbone.classifier.param_groups_layer_decay", lambda *args, **kwargs: everything)
+    monkeypatch.setattr("fastmim.backbone.layers.param_groups_layer_decay", lambda *args, **kwargs: everything)
     with pytest.raises(RequestError, match=r"layer_decay is 0.5, and timm does not tell the layers of .* set it to 1"):
         model.parameter_groups(weight_decay=0.05, layer_decay=0.5)
     assert model.parameter_groups(weight_decay=0.05, layer_decay=1.0) == everything
