@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from fastmim.data.augment import NUM_RANDOMS, decode_crop
-from fastmim.data.loader import StepSampler, load, steps_per_epoch
+from fastmim.data.loader import load
+from fastmim.data.order import StepSampler, steps_per_epoch
 from fastmim.data.sources import Source, open_source
 from fastmim.data.sources.source import ByPosition
 from fastmim.data.unreadable import BadImage
@@ -95,22 +96,6 @@ def test_the_tail_is_dropped_and_differs_by_epoch() -> None:
     assert len(set(left_out)) > 1
 
 
-def test_every_image_is_as_likely_first_as_last() -> None:
-    places = np.array([order_of for seed in range(300) for order_of in [positions(seed)]])
-    assert abs(places.mean(axis=0) - 19.5).max() < 3.5  # 5 standard errors of 11.5 / sqrt(300)
-
-
-def positions(seed: int) -> np.ndarray:
-    (indices,) = [indices for _, indices in StepSampler(40, 40, seed, 0, 1)]
-    return np.argsort(indices)
-
-
-def test_the_order_is_pinned() -> None:
-    """A change would give every interrupted run another order when it resumes."""
-    pairs = [(epoch, indices.tolist()) for epoch, indices in StepSampler(7, 3, 123, 1, 4)]
-    assert pairs == [(0, [2, 0, 4]), (1, [3, 6, 1]), (1, [2, 5, 4])]
-
-
 def test_resuming_reads_only_what_it_needs() -> None:
     whole, rest = Numbered(), Numbered()
     everything = batches(whole)
@@ -130,7 +115,7 @@ def test_processes_and_micro_batches_share_the_same_global_batch(world_size: int
     for key in ("images", "keys", "labels"):
         per_step = [
             torch.cat(
-                [parts[rank][step * accumulation + i][key] for rank in range(world_size) for i in range(accumulation)]
+                [parts[rank][step * accumulation + i][key] for i in range(accumulation) for rank in range(world_size)]
             )
             for step in range(12)
         ]

@@ -16,7 +16,7 @@ from torch import nn
 from torch.optim import AdamW
 
 from conftest import file_size_limit
-from fastmim.errors import RunError
+from fastmim.errors import RequestError, RunError
 from fastmim.system import files
 from fastmim.training import checkpoint, optim
 
@@ -48,6 +48,16 @@ def test_round_trip(tmp_path: Path) -> None:
     ours, theirs = optim.named_state(model, optimizer), optim.named_state(other, other_optimizer)
     assert ours.keys() == theirs.keys() == {"0.weight", "0.bias", "1.weight", "1.bias"}
     assert all(torch.equal(ours[n][k], theirs[n][k]) for n in ours for k in ("exp_avg", "exp_avg_sq", "step"))
+
+
+def test_checkpoints_of_another_version_are_refused_not_begun_anew(tmp_path: Path) -> None:
+    manifest = save(tmp_path, 2) / "manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"format": 1}))
+    with pytest.raises(RequestError, match="holds checkpoints of format 1; expected format 2, which this version"):
+        checkpoint.newest(tmp_path)
+    later = save(tmp_path, 3)
+    found = checkpoint.newest(tmp_path)
+    assert found is not None and found.path == later
 
 
 def test_layout(tmp_path: Path) -> None:
@@ -199,14 +209,14 @@ def test_a_linked_checkpoint_can_be_resumed(tmp_path: Path) -> None:
         "null",
         '"text"',
         "[" * 100_000,
-        '{"format": 1, "step": 2, "files": {}}',
-        '{"format": 1, "step": 2, "files": []}',
-        '{"format": 1, "step": 2, "files": {"model.safetensors": 1, "optim.safetensors": 2}}',
-        '{"format": 1, "step": "2", "files": {"model.safetensors": {}, "optim.safetensors": {}}}',
-        '{"format": 1, "step": true, "files": {"model.safetensors": {}, "optim.safetensors": {}}}',
-        '{"format": 1, "step": 2, "files": {"../../secret": {"bytes": 0, "crc32": 0}}}',
-        '{"format": 1, "step": "' + "9" * 5000 + '"}',
-        '{"format": 1, "step": ' + "9" * 5000 + "}",
+        '{"format": 2, "step": 2, "files": {}}',
+        '{"format": 2, "step": 2, "files": []}',
+        '{"format": 2, "step": 2, "files": {"model.safetensors": 1, "optim.safetensors": 2}}',
+        '{"format": 2, "step": "2", "files": {"model.safetensors": {}, "optim.safetensors": {}}}',
+        '{"format": 2, "step": true, "files": {"model.safetensors": {}, "optim.safetensors": {}}}',
+        '{"format": 2, "step": 2, "files": {"../../secret": {"bytes": 0, "crc32": 0}}}',
+        '{"format": 2, "step": "' + "9" * 5000 + '"}',
+        '{"format": 2, "step": ' + "9" * 5000 + "}",
         "",
     ],
 )

@@ -14,81 +14,16 @@ from torch.utils.data import DataLoader, Dataset
 
 from fastmim.data.augment import CROP_STREAM, NUM_RANDOMS, decode_crop
 from fastmim.data.limits import MAX_PIXELS
+from fastmim.data.order import Shuffle, StepSampler, steps_per_epoch
 from fastmim.data.sources import Source
 from fastmim.data.unreadable import UNREADABLE, reason
 from fastmim.data.workers import dismiss, obey_parent_only, signals_blocked
-from fastmim.errors import RequestError, RunError
-from fastmim.randomness import image_keys, step_seed, uniform
+from fastmim.errors import RunError
+from fastmim.randomness import image_keys, uniform
 from fastmim.system.signals import Stopped, stop_requested
 
-_ORDER_STREAM = 3
 _MAX_TRIES = 100
 _POLL_SECONDS = 1.0
-
-
-def steps_per_epoch(source: Source, global_batch: int) -> int:
-    """The number of whole batches in an epoch; the images left over differ by epoch.
-
-    Raises:
-        RequestError: The source has fewer images than one batch.
-    """
-    if len(source) < global_batch:
-        raise RequestError(
-            f"{len(source):,} images in {source.origin} are fewer than one batch of {global_batch:,}: "
-            f"lower --batch-size to {len(source)} or less"
-        )
-    return len(source) // global_batch
-
-
-@dataclass(frozen=True)
-class StepSampler:
-    """The indices of steps `first_step` to `last_step` - 1 for one process, one micro-batch at a time.
-
-    Step n belongs to epoch n // (num_images // global_batch); the epoch's order is drawn from
-    (seed, epoch). Each process takes its contiguous slice of the global batch and splits it into
-    `accumulation` micro-batches. So a step sees the same images for any world size and accumulation, and
-    wherever the run was interrupted.
-
-    Raises:
-        ValueError: The global batch does not divide into world_size * accumulation equal parts, or is
-            larger than num_images.
-    """
-
-    num_images: int
-    global_batch: int
-    seed: int
-    first_step: int
-    last_step: int
-    accumulation: int = 1
-    rank: int = 0
-    world_size: int = 1
-
-    def __post_init__(self) -> None:
-        if self.global_batch % (self.world_size * self.accumulation) or self.global_batch > self.num_images:
-            raise ValueError(
-                f"a batch of {self.global_batch} of {self.num_images} images does not divide into "
-                f"{self.world_size} processes x {self.accumulation} micro-batches"
-            )
-
-    def __len__(self) -> int:
-        return (self.last_step - self.first_step) * self.accumulation
-
-    def __iter__(self) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield (epoch, indices), indices int64 (global_batch / world_size / accumulation,)."""
-        num_steps = self.num_images // self.global_batch
-        share = self.global_batch // self.world_size
-        epoch, order = -1, np.empty(0, dtype=np.int64)
-        for step in range(self.first_step, self.last_step):
-            if step // num_steps != epoch:
-                epoch = step // num_steps
-                order = self._order(epoch)
-            start = step % num_steps * self.global_batch + self.rank * share
-            for indices in np.split(order[start : start + share], self.accumulation):
-                yield epoch, indices
-
-    def _order(self, epoch: int) -> np.ndarray:
-        generator = np.random.Generator(np.random.PCG64(step_seed(self.seed, epoch, _ORDER_STREAM)))
-        return generator.permutation(self.num_images)
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,6 +102,7 @@ def load(
     pin_memory: bool = False,
     start_method: str | None = None,
     transform: Callable[[torch.Tensor, int], torch.Tensor] | None = None,
+    shuffle: Shuffle = "full",
 ) -> Generator[dict[str, Any], None, None]:
     """Read the micro-batches of steps `first_step` to `last_step` - 1, in order.
 
@@ -192,6 +128,7 @@ def load(
         start_method: "fork", "spawn" or "forkserver"; the platform's default if None.
         transform: More augmentation in the worker, (crop uint8 (3, size, size), the image's key) -> the same
             shape: a picklable function of these two only.
+        shuffle: See `order.shuffled`.
 
     Yields:
         "images" uint8 (b, 3, size, size), "keys" int64 (b,), "labels" int64 (b,) if the source has any,
@@ -203,9 +140,9 @@ def load(
     """
     steps_per_epoch(source, global_batch)
     crops = _Crops(source, size, seed, crop_scale, crop_ratio, max_pixels, transform)
-    sampler = StepSampler(len(source), global_batch, seed, first_step, last_step, accumulation, rank, world_size)
+    order = StepSampler(len(source), global_batch, seed, first_step, last_step, accumulation, rank, world_size, shuffle)
     return read_ahead(
-        crops, sampler, source.origin, num_workers=num_workers, pin_memory=pin_memory, start_method=start_method
+        crops, order, source.origin, num_workers=num_workers, pin_memory=pin_memory, start_method=start_method
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from fastmim import config as configs
-from fastmim.data import loader, sources
+from fastmim.data import order, sources
 from fastmim.data.labelled import Labelled, limit_labels, open_labelled
 from fastmim.errors import RequestError
 from fastmim.method import build
@@ -125,7 +125,7 @@ def check(config: StudyConfig) -> Request:
     for point in found:
         try:
             if point.config:
-                loader.steps_per_epoch(source, point.config.batch_size)
+                order.steps_per_epoch(source, point.config.batch_size)
                 _build_model(point.config)
             else:
                 _build_classifier(request, point, labelled)

@@ -29,12 +29,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim import AdamW
 
-from fastmim.errors import RunError
+from fastmim.errors import RequestError, RunError
 from fastmim.system import files
 from fastmim.system.tensor_files import save_tensors
 from fastmim.training import optim
 
-FORMAT = 1
+FORMAT = 2
+"""2: the order of an epoch is a keyed permutation; a run of format 1 would go on with other images."""
 NUM_KEPT = 2
 _FILES = ("model.safetensors", "optim.safetensors")
 FACTS: dict[str, type] = {"config": dict, "num_images": int, "stages": list}
@@ -136,8 +137,28 @@ def remedy(root: Path) -> str:
 
 
 def newest(root: Path) -> Checkpoint | None:
-    """Return the newest checkpoint whose sizes and checksums match; skip damaged ones."""
-    return next((checkpoint for path in _named(root) if (checkpoint := _read(path))), None)
+    """Return the newest checkpoint whose sizes and checksums match; skip damaged ones.
+
+    Raises:
+        RequestError: there are only checkpoints of other versions of fastmim.
+    """
+    found = next((checkpoint for path in _named(root) if (checkpoint := _read(path))), None)
+    others = [] if found else [form for path in _named(root) if (form := _format(path)) not in (None, FORMAT)]
+    if others:
+        raise RequestError(
+            f"{root} holds checkpoints of format {others[0]}; expected format {FORMAT}, which this version of fastmim "
+            f"reads: go on with the version that began the run (config.yaml names it), or begin anew with --overwrite"
+        )
+    return found
+
+
+def _format(path: Path) -> int | None:
+    """The format in a checkpoint's manifest, if it has one."""
+    try:
+        form = json.loads((path / "manifest.json").read_text())["format"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return form if type(form) is int else None
 
 
 def _read(path: Path) -> Checkpoint | None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from fastmim.data.loader import steps_per_epoch
+from fastmim.data.order import steps_per_epoch
 from fastmim.data.sources import Source
 from fastmim.errors import RequestError
 from fastmim.system import devices

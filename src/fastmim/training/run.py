@@ -171,6 +171,7 @@ class Task(ABC, Generic[Config]):
             crop_scale=self.config.crop_scale,
             pin_memory=self.plan.device.type == "cuda",
             transform=self.transform(),
+            shuffle=self.config.shuffle,
         )
         with closing(stream):
             for batch in stream:

@@ -78,6 +78,10 @@ class TrainConfig(Settings):
     crop_scale: tuple[float, float] = (0.2, 1.0)
     """Smallest and largest share of the image's area that a random crop covers."""
 
+    shuffle: Literal["full", "blocks"] = "full"
+    """Order of the images in an epoch: `full` mixes all of them; `blocks` reads runs of 8,192 neighbours together, in
+    mixed order, for slow or remote disks: neighbours should be no more alike than other images."""
+
     seed: int = 0
     """Decides everything random: weights, order, crops, masks, drop path."""
 
