@@ -96,7 +96,8 @@ HUGE: dict[str, Callable[[], bytes]] = {
     "progressive CMYK JPEG": lambda: jpeg(progressive=True, image=SMALL.convert("CMYK")),
     "animated WebP": webp,
     "AVIF": avif,
-    "JPEG 2000": jpeg_2000,
+    "JPEG 2000": lambda: jpeg_2000(8000, 8000),
+    "JPEG 2000 of many tiles": lambda: jpeg_2000(10_000, 32),
     "PNG, RGB": lambda: png(SIDE, SIDE, colour=2),
     "PNG, 16-bit RGBA": lambda: png(SIDE, SIDE, depth=16, colour=6),
     "PNG, 16-bit grey and alpha": lambda: png(SIDE, SIDE, depth=16, colour=4),
@@ -131,6 +132,11 @@ def test_what_pillow_decodes_in_python_must_be_small(kind: str) -> None:
     make, name = LONG[kind]
     with pytest.raises(BadImage, match=f"more than 10,000,000 pixels or bytes take too long to decode as {name}"):
         decode_box(make(), 16, whole)
+
+
+def test_a_jpeg_2000_of_many_samples_takes_too_long() -> None:
+    with pytest.raises(BadImage, match="more than 400,000,000 samples take too long to decode as JPEG2000"):
+        decode_whole(jpeg_2000(11_800, 1024))
 
 
 def test_an_icon_holds_no_large_picture() -> None:

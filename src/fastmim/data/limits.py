@@ -27,6 +27,9 @@ MAX_SCANNED = 4_000_000_000
 MAX_IN_PYTHON = 10_000_000
 """The most pixels, and bytes in the file, of formats that Pillow decodes in Python: about 3 s."""
 
+MAX_JPEG_2000 = 400_000_000
+"""The most samples (pixels times channels) of a JPEG 2000: 5 s."""
+
 MAX_INSIDE = 1 << 22
 """The most pixels of an image inside an icon or a texture."""
 
@@ -74,6 +77,8 @@ def check_opened(image: Image.Image, data: bytes, *, num_scans: int) -> None:
     in_python = any(tile.codec_name in Image.DECODERS for tile in getattr(image, "tile", ()))
     if in_python and max(num_pixels, len(data)) > MAX_IN_PYTHON:
         raise BadImage(f"more than {MAX_IN_PYTHON:,} pixels or bytes take too long to decode as {image.format}")
+    if image.format == "JPEG2000" and num_pixels * len(image.getbands()) > MAX_JPEG_2000:
+        raise BadImage(f"more than {MAX_JPEG_2000:,} samples take too long to decode as JPEG2000")
     stored = _STORED.get(image.mode, 4) * num_pixels
     check_memory(max(stored + max(_needed_to_decode(image, data, num_scans), 3 * num_pixels), RESAMPLED * num_pixels))
 
@@ -84,9 +89,8 @@ def _needed_to_decode(image: Image.Image, data: bytes, num_scans: int) -> int:
     if image.format in ("WEBP", "AVIF"):  # canvases of an animation; planes of up to 12 bits, and their sum
         return 12 * num_pixels
     if image.format == "JPEG2000":
-        found = (map(int.from_bytes, sizes) for sizes in _SIZES.findall(data))
-        tiles = (min(width, tile_width) * min(height, tile_height) for width, height, tile_width, tile_height in found)
-        return 6 * num_bands * max(tiles, default=num_pixels)
+        whole = 6 * num_bands * num_pixels
+        return max((_needed_by_jpeg_2000(found, num_bands) for found in _SIZES.finditer(data)), default=whole)
     if image.format == "TIFF":
         return _needed_by_tiff(image)
     if image.format == "TGA":  # mirrored when it is complete
@@ -97,6 +101,13 @@ def _needed_to_decode(image: Image.Image, data: bytes, num_scans: int) -> int:
 def jpeg_coefficients(num_pixels: int, num_bands: int) -> int:
     """The bytes in which a JPEG of several scans is collected: 16 bits each, without subsampling."""
     return 2 * num_bands * num_pixels
+
+
+def _needed_by_jpeg_2000(sizes: re.Match[bytes], num_bands: int) -> int:
+    """A tile, in four bytes a sample and then in two, and the 16 KB that are kept of each tile."""
+    width, height, tile_width, tile_height = (max(1, int.from_bytes(size)) for size in sizes.groups())
+    num_tiles = -(-width // tile_width) * -(-height // tile_height)
+    return 6 * num_bands * min(width, tile_width) * min(height, tile_height) + 16_000 * num_tiles
 
 
 def _needed_by_tiff(image: Image.Image) -> int:
