@@ -19,7 +19,7 @@ from timm.models import get_model_args, get_model_input_config
 from torch import Tensor, nn
 
 from fastmim.backbone.maps import last_map, nearest_grid
-from fastmim.backbone.position_tables import fit_tables
+from fastmim.backbone.position_tables import fit_tables, list_tables, resample_tables
 from fastmim.backbone.surgery import init_sincos, list_blocks, num_kept, skip_blocks
 from fastmim.errors import RequestError, RunError, first_line, shown
 
@@ -151,8 +151,10 @@ class Architecture:
             return model
         if self.sizing == "method":
             resizable: Any = model
+            tables = list_tables(model)
             with _quiet():
                 resizable.set_input_size(img_size=new)
+            resample_tables(model, tables)
             return model
         # Other models get their size in the constructor only. timm resamples weights while it loads published ones,
         # so these are passed as published. Where it fails, `fit_tables` resamples them.

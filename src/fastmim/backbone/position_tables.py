@@ -1,16 +1,104 @@
-"""Learned tables over positions, resampled to another input size where timm cannot do it."""
+"""Learned tables over positions, resampled to another input size: fixed linear maps of their values."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.interpolate import make_interp_spline
+from scipy.optimize import brentq
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+Grid = tuple[int, int]
+
 _MAX_PREFIX = 2  # class and distillation token
+_MAX_RATIO = 3.0  # between the steps of two neighbouring offsets
+
+
+def list_tables(model: nn.Module) -> dict[str, tuple[Tensor, Grid]]:
+    """A model's relative-position tables, by name, with the sides (h, w) of their windows."""
+    return {name: (table.detach(), sides) for name, table, sides in _tables(model)}
+
+
+def resample_tables(model: nn.Module, before: Mapping[str, tuple[Tensor, Grid]]) -> None:
+    """Replace a model's relative-position tables by those that it had before it was resized, resampled.
+
+    Args:
+        model: The model, whose tables timm has resampled.
+        before: `list_tables` of the model at the old size.
+    """
+    for name, parameter, sides in _tables(model):
+        table, old = before[name]
+        if old != sides and not table.is_meta:
+            with torch.no_grad():
+                parameter.copy_(resample_bias(table, old, sides))
+
+
+def _tables(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, Grid]]:
+    for name, parameter in model.named_parameters():
+        if name.endswith("relative_position_bias_table"):
+            module: Any = model.get_submodule(name.rpartition(".")[0])
+            height, width = module.window_size
+            yield name, parameter, (height, width)
+
+
+def resample_bias(table: Tensor, old: Grid, new: Grid) -> Tensor:
+    """Resample a table of relative-position biases to windows of another size.
+
+    Geometric, as in SimMIM's and FastMIM's code: near offsets keep their distance in tokens, far ones are stretched, so
+    that the outermost offset of one window is that of the other. Between them, cubic splines. A smaller table takes
+    the values at the places where its offsets would be stretched to, so growing and shrinking undo each other.
+
+    Args:
+        table: ((2 h - 1) (2 w - 1) + n, heads) for windows of h x w, whose last n rows are of other tokens and are
+            kept; or (heads, 2 h - 1, 2 w - 1).
+        old: h and w.
+        new: The same for the result.
+    """
+    rows, columns = (
+        torch.from_numpy(_bias_weights(a, b)).to(table.device, torch.float32) for a, b in zip(old, new, strict=True)
+    )
+    if table.ndim == 3:
+        return (rows @ table.float() @ columns.T).to(table.dtype)
+    num_offsets = rows.shape[1] * columns.shape[1]
+    planes = table[:num_offsets].float().T.unflatten(1, (rows.shape[1], columns.shape[1]))
+    resampled = (rows @ planes @ columns.T).flatten(1).T
+    return torch.cat([resampled.to(table.dtype), table[num_offsets:]])
+
+
+@lru_cache
+def _bias_weights(old: int, new: int) -> np.ndarray:
+    """(2 * new - 1, 2 * old - 1) matrix that resamples the biases of one axis."""
+    if new > old:
+        known, wanted = _stretched(old, new), np.arange(1.0 - new, new)
+    else:
+        known, wanted = np.arange(1.0 - old, old), _stretched(new, old)
+    if len(known) == 1:
+        return np.ones((len(wanted), 1))
+    splines = make_interp_spline(known, np.eye(len(known)), k=1 if len(known) <= 3 else 3)
+    weights: np.ndarray = splines(wanted.clip(known[0], known[-1]))
+    return weights
+
+
+def _stretched(small: int, large: int) -> np.ndarray:
+    """The places of a window's 2 * small - 1 offsets among those of a larger one: 0, 1, 1 + q, 1 + q + q^2, ...
+
+    q is such that the last is large - 1, but at most 3: 1.79 for windows of 4 and 7.
+    """
+    powers = np.arange(small - 1)
+
+    def beyond(ratio: float) -> float:
+        return float((ratio**powers).sum() - (large - 1))
+
+    ratio = brentq(beyond, 1.0, _MAX_RATIO) if beyond(_MAX_RATIO) > 0 else _MAX_RATIO
+    places = np.cumsum(ratio**powers)
+    return np.concatenate([-places[::-1], [0.0], places])
 
 
 def fit_tables(state: Mapping[str, Tensor], model: nn.Module, scale: float) -> dict[str, Tensor]:
