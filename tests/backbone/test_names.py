@@ -45,6 +45,10 @@ def test_find_takes_shell_patterns():
         ({"embed_dims": 96}, "embed_dims.*expected arguments that timm's vit_tiny_patch16_224 takes"),
         ({"embed_dim": 97}, r"args \{'embed_dim': 97\}: .*correct or drop them"),
         ({"img_size": 64}, "args img_size: expected only arguments that fastmim does not set"),
+        (
+            {"pretrained_cfg_overlay": {"url": "http://127.0.0.1:9/x"}},
+            "args pretrained_cfg_overlay: expected only arguments",
+        ),
     ],
 )
 def test_arguments_that_the_model_does_not_take_are_refused(args, message):

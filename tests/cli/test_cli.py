@@ -193,6 +193,8 @@ def test_backbones_lists(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (OSError(errno.ENOSPC, "No space left on device"), "No space left on device; checkpoints are intact: free"),
         (OSError(errno.EROFS, "Read-only file system"), "Read-only file system; checkpoints are intact: free space or"),
+        (FileExistsError(errno.EEXIST, "File exists", "run/samples"), "'run/samples'; checkpoints are intact: mend or"),
+        (ConnectionError("no\nroute"), "fastmim: ConnectionError: no; set FASTMIM_DEBUG=1"),
         (RecursionError(), "fastmim: RecursionError; set FASTMIM_DEBUG=1 to see where it happened"),
         (KeyError("a\nb"), r"KeyError: 'a\nb'; set FASTMIM_DEBUG=1"),
         (RuntimeError("\x1b]0;title\x07 of [bold]\nmany\nlines"), r"RuntimeError: \x1b]0;title\x07 of [bold]; set"),

@@ -25,7 +25,8 @@ from fastmim.errors import RequestError, RunError, first_line, shown
 
 _LARGEST = 8192  # pixels
 _NEAR = 0.15  # how far the size of the model's input may be from the image size, as a share of it
-_RESERVED = {"checkpoint_path", "features_only", "img_size", "in_chans", "num_classes", "pretrained"}
+_RESERVED = {"features_only", "img_size", "in_chans", "num_classes"}
+_RESERVED |= {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"}  # timm fetches
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ dataclasses of settings.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import traceback
@@ -28,6 +29,8 @@ app = App(
     help="Pre-train any vision backbone on your own images: masked image modeling, made fast.",
     default_parameter=Parameter(negative_iterable=()),
 )
+
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG, errno.ESTALE)
 
 AsFlags = Parameter(name="*")
 """Marks a dataclass of settings whose fields become flags of the command."""
@@ -107,8 +110,10 @@ def _complain(error: Exception) -> int:
         return REFUSED
     if isinstance(error, RunError):
         _print_line(str(error))
-    elif isinstance(error, OSError):
+    elif isinstance(error, OSError) and error.errno in _DISK:
         _print_line(f"{error}; checkpoints are intact: free space or mend the disk, and run the same command to resume")
+    elif isinstance(error, OSError) and error.filename is not None:
+        _print_line(f"{error}; checkpoints are intact: mend or move that path, and run the same command to resume")
     else:
         said = f"{type(error).__name__}: {first_line(error)[:500]}" if str(error) else type(error).__name__
         _print_line(f"{said}; set FASTMIM_DEBUG=1 to see where it happened")
