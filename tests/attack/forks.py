@@ -57,8 +57,9 @@ def start(arguments: list[str], log: Path, before: Callable[[], object] = lambda
 def _command(arguments: list[str]) -> int:
     from fastmim import cli
 
+    sys.argv[1:] = arguments
     try:
-        cli.main(arguments)
+        cli.main()
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else 1
     finally:

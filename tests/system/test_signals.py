@@ -128,12 +128,32 @@ cli.main(sys.argv[1:])
 """
 
 
+SWALLOWED = START.replace(
+    "            os.kill(os.getpid(), signal.Signals[{name!r}])\n",
+    "            try:\n                os.kill(os.getpid(), signal.Signals[{name!r}])\n"
+    "            except BaseException:\n                raise ImportError('no torch') from None\n",
+)
+
+
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGINT", "SIGHUP"])
 def test_a_command_that_is_stopped_while_it_starts_exits_75(name: str) -> None:
     script = START.format(module="torch", name=name)
     done = subprocess.run([sys.executable, "-c", script, "pretrain"], capture_output=True, text=True, timeout=60)
     assert done.returncode == 75
     assert done.stderr == f"fastmim: stopped by {name} with nothing to save yet: run the same command again\n"
+
+
+def test_an_import_that_fails_because_of_a_signal_is_no_failure() -> None:
+    script = SWALLOWED.format(module="torch", name="SIGTERM")
+    done = subprocess.run([sys.executable, "-c", script, "pretrain"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 75
+    assert done.stderr == "fastmim: stopped by SIGTERM with nothing to save yet: run the same command again\n"
+
+
+def test_a_signal_does_not_change_the_status_of_a_command_that_is_over() -> None:
+    script = "import atexit, os, sys; from fastmim import cli; atexit.register(os.kill, os.getpid(), 15); cli.main()"
+    done = subprocess.run([sys.executable, "-c", script, "recipes"], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_command_that_is_stopped_while_it_waits_for_the_lock_exits_75(tmp_path: Path) -> None:

@@ -17,7 +17,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     """Run a command and exit with its status: 0 done, 1 failed, 2 the request is wrong, 75 stopped after saving."""
     with redirect_stderr(Enduring(sys.stderr)):
         try:
-            with StopSignals(whole_process=True):  # from the first import until the process has ended
+            # From the first import until the process has ended.
+            with StopSignals(whole_process=True, ends_process=arguments is None):
                 from fastmim.cli import commands
 
                 status = commands.run(arguments)

@@ -22,6 +22,7 @@ from cyclopts import App, CycloptsError, Parameter
 from fastmim import config as configs
 from fastmim.errors import DONE, FAILED, REFUSED, STOPPED, RequestError, RunError, first_line
 from fastmim.system.output import Enduring, discard
+from fastmim.system.signals import raise_again
 from fastmim.system.text import printable
 
 app = App(
@@ -98,6 +99,7 @@ def _run(arguments: list[str] | None) -> int:
         discard(sys.stdout)
         return DONE
     except Exception as error:
+        raise_again()
         if os.environ.get("FASTMIM_DEBUG") == "1":
             traceback.print_exc()
         return _complain(error)

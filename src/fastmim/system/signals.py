@@ -35,6 +35,7 @@ class Stopped(BaseException):
 class _Request:
     name: str = ""
     since: float = 0.0
+    raised: str = ""
 
 
 class StopSignals:
@@ -46,12 +47,13 @@ class StopSignals:
     Args:
         whole_process: The block is all that this process does. Then nothing is to be saved outside inner blocks: the
             first signal raises `Stopped` there, and further ones have no effect between the ends of block and process.
+        ends_process: The process ends with the block in any case, so no signal has an effect between them.
     """
 
     _current: StopSignals | None = None
 
-    def __init__(self, *, whole_process: bool = False) -> None:
-        self._whole_process = whole_process
+    def __init__(self, *, whole_process: bool = False, ends_process: bool = False) -> None:
+        self._whole_process, self._ends_process = whole_process, ends_process
         self._request = _Request()
         self._before: dict[signal.Signals, Any] = {}
         self._outer: StopSignals | None = None
@@ -91,7 +93,8 @@ class StopSignals:
                     if self._had_inner
                     else " with nothing to save yet: run the same command again"
                 )
-                raise Stopped(f"stopped by {self._request.name}{saved}")
+                self._request.raised = f"stopped by {self._request.name}{saved}"
+                raise Stopped(self._request.raised)
         elif time.monotonic() > self._request.since + PATIENCE_SECONDS:
             self._restore(signal.Signals(number))
             signal.raise_signal(number)
@@ -105,7 +108,8 @@ class StopSignals:
         if self is not StopSignals._current:
             return
         StopSignals._current = self._outer
-        ending = self._whole_process and self.requested  # then a repeated signal must not change the exit status
+        # A signal must not change the exit status of a command that is over.
+        ending = self._ends_process or (self._whole_process and self.requested)
         for number, before in self._before.items():
             signal.signal(number, signal.SIG_IGN if ending else before or signal.SIG_DFL)
 
@@ -113,3 +117,9 @@ class StopSignals:
 def stop_requested() -> bool:
     """Whether a signal has come in the `StopSignals` blocks that run now."""
     return StopSignals._current is not None and StopSignals._current.requested
+
+
+def raise_again() -> None:
+    """Raise `Stopped` if a signal has raised it and some code, such as an extension's imports, has swallowed it."""
+    if StopSignals._current is not None and StopSignals._current._request.raised:
+        raise Stopped(StopSignals._current._request.raised)
