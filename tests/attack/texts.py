@@ -243,9 +243,10 @@ def names(world: World, random: Random) -> list[str]:
 def outs(world: World, random: Random) -> list[str]:
     """A place to write to whose name is odd, or that is something else already."""
     odd = world.folder / "out" / random.choice([text for text in ODD if not text.startswith((".", "/"))])
-    odd.parent.mkdir(parents=True, exist_ok=True)
+    if len(str(odd)) < 1000:
+        odd.parent.mkdir(parents=True, exist_ok=True)
     kind = random.randrange(4)
-    if kind == 0 and "\0" not in str(odd) and len(odd.name) < 200 and "\udcff" not in odd.name:
+    if kind == 0 and "\0" not in str(odd) and len(odd.name) < 200 and odd.parent.exists() and "\udcff" not in odd.name:
         random.choice([Path.touch, os.mkfifo, lambda path: path.symlink_to("nowhere")])(odd)
     return random.choice(
         [

@@ -45,6 +45,8 @@ def command(world: World, arguments: list[str], *, before: Callable[[], object] 
 
     def prepare() -> None:
         before()
+        (world.folder / "out").mkdir(exist_ok=True)
+        os.chdir(world.folder / "out")  # where some commands write by default
         guard(
             report, [world.folder / "out", *(Path(os.environ[name]) for name in ("XDG_CACHE_HOME", "TMPDIR", "HOME"))]
         )
