@@ -124,6 +124,9 @@ def test_unreadable_config_files(tmp_path: Path) -> None:
     path.write_text("- a")
     with pytest.raises(RequestError, match="expected `setting: value` lines"):
         configs.read(path)
+    path.write_text("lr: 1\nnull: 2\n")
+    with pytest.raises(RequestError, match="bad.yaml, with the setting None; expected a name, such as `epochs: 200`"):
+        configs.read(path)
 
 
 @pytest.mark.parametrize("kind", ["sequences", "mappings", "merged", "its own"])

@@ -197,6 +197,10 @@ def read(path: Path) -> dict[str, Any]:
         ) from None
     if not isinstance(settings, dict):
         raise RequestError(f"config is {path}; expected `setting: value` lines, such as `epochs: 200`")
+    if odd := [key for key in settings if not isinstance(key, str)]:
+        raise RequestError(
+            f"config is {path}, with the setting {shown(odd[0])}; expected a name, such as `epochs: 200`"
+        )
     settings.pop("versions", None)
     return settings
 
