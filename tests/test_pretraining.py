@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 import fastmim
 from conftest import SMALL, command_line
 from fastmim import RequestError, RunError
+from fastmim.backbone.initial import sincos_table
 from fastmim.method.visualise import visualise_run
 
 
@@ -272,6 +273,33 @@ def test_encoder_depth_trains_the_first_blocks_only(tmp_path: Path, photos: Path
     pretrain(tmp_path / "run", photos, encoder_depth=0.5)
     facts = _read(tmp_path / "run")[1]
     assert (facts["trained_blocks"], facts["num_blocks"], facts["untrained"]) == (1, 2, ["blocks.1"])
+
+
+def positions(run: Path, step: int) -> torch.Tensor:
+    tensors = load_file(run / f"checkpoints/step_{step:09d}/model.safetensors")
+    return tensors["backbone.model.pos_embed"]
+
+
+def test_position_embeddings_are_fixed_and_computed_anew_at_a_stage(tmp_path: Path, photos: Path) -> None:
+    staged = SMALL | {"data": str(photos), "out": tmp_path / "run", "stages": "32:0.5,48:0.5", "save_every": 6}
+    fastmim.pretrain(**staged)
+    for step, grid in ((6, 4), (12, 6)):
+        expected = sincos_table((grid, grid), 48)
+        assert torch.equal(positions(tmp_path / "run", step)[0, 1:], expected)
+    shutil.rmtree(tmp_path / "run/checkpoints/step_000000012")
+    assert fastmim.pretrain(**staged).finished  # resumes behind the boundary, at the second size
+    assert torch.equal(positions(tmp_path / "run", 12)[0, 1:], expected)
+
+
+def test_position_embeddings_of_given_weights_are_trained(tmp_path: Path, photos: Path, pretrained: Path) -> None:
+    before = load_file(pretrained / "weights.safetensors")["pos_embed"]
+    settings = SMALL | {"data": str(photos), "out": tmp_path / "run", "init": str(pretrained), "save_every": 6}
+    fastmim.pretrain(**settings)
+    first, last = positions(tmp_path / "run", 6), positions(tmp_path / "run", 12)
+    assert not torch.equal(first, before) and not torch.equal(last, first)
+    shutil.rmtree(tmp_path / "run/checkpoints/step_000000012")
+    fastmim.pretrain(**settings)  # a resumed run trains them too
+    assert torch.equal(positions(tmp_path / "run", 12), last)
 
 
 def test_init_goes_on_from_weights_and_refuses_others(tmp_path: Path, photos: Path) -> None:

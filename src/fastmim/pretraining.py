@@ -69,12 +69,12 @@ class Pretraining(Task[PretrainConfig]):
         return self.config.sizes()
 
     def build(self, found: Checkpoint | None) -> None:
-        config = dataclasses.replace(self.config, init=None) if found else self.config  # the checkpoint has the weights
-        self.model = build_model(config).to(self.plan.device)
+        self.model = build_model(self.config, resuming=found is not None).to(self.plan.device)
         if (size := self.plan.stages[0].size) != self.model.backbone.img_size:
             self.model.set_input_size(size)  # the share of the config's first stage is less than a step
-        if config.init and config.init != "timm":
-            weights.load_into(self.model.backbone, config.init)
+        init = self.config.init
+        if init and init != "timm" and found is None:  # otherwise the checkpoint has the weights
+            weights.load_into(self.model.backbone, init)
 
     def prepare(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         unlabelled = {name: batch[name] for name in ("images", "keys")}

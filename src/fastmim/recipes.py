@@ -136,6 +136,7 @@ def simmim_swin_b() -> Settings:
         "decoder": "linear",
         "target": "rgb",
         "loss": "l1",
+        "linear_init": "timm",
     }
 
 
@@ -168,6 +169,7 @@ def maskfeat_vit_b() -> Settings:
         "block": 16,
         "decoder": "linear",
         "target": "hog",
+        "linear_init": "timm",
     }
 
 

@@ -311,7 +311,7 @@ def test_plain_vits_start_from_sincos_embeddings():
             for i in range(dim // 4):
                 frequency = 10000.0 ** (-i / (dim / 4))
                 channels = [i, i + dim // 4, i + dim // 2, i + 3 * dim // 4]
-                angles = [row * frequency, row * frequency, column * frequency, column * frequency]
+                angles = [column * frequency, column * frequency, row * frequency, row * frequency]
                 values = [np.sin(angles[0]), np.cos(angles[1]), np.sin(angles[2]), np.cos(angles[3])]
                 expected[1 + row * grid + column, channels] = values
     np.testing.assert_allclose(table, expected, atol=1e-6)

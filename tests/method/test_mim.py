@@ -58,30 +58,34 @@ def test_dropping_no_tokens_gives_the_feature_map() -> None:
         backbone = Backbone(name, img_size=64, args=args).eval()
         everywhere = torch.arange(16).expand(2, -1)
         picture = torch.randn(2, 3, 64, 64)
-        tokens = backbone.encode_visible(picture, everywhere)
-        torch.testing.assert_close(tokens.transpose(1, 2).unflatten(2, (4, 4)), backbone(picture))
+        tokens, prefix = backbone.encode_visible(picture, everywhere)
+        features, beside = backbone.encode(picture)
+        torch.testing.assert_close(tokens.transpose(1, 2).unflatten(2, (4, 4)), features)
+        torch.testing.assert_close(prefix, beside)
+        torch.testing.assert_close(features, backbone(picture))
+        assert prefix.shape[1] == backbone.model.num_prefix_tokens
 
 
 def test_the_decoder_puts_visible_tokens_back_at_their_positions() -> None:
     mask = torch.tensor([[[True, False], [False, True]], [[False, True], [True, False]]])
     assert visible_positions(mask, 2).tolist() == [[1, 2], [0, 3]]
     decoder = FillingDecoder(4, 32, 0, 4)  # without blocks, each position is decoded on its own
-    tokens = torch.randn(2, 2, 4)
-    filled = decoder(tokens, visible_positions(mask, 2), (2, 2)).flatten(2)
-    same = decoder(tokens.flip(1), visible_positions(mask, 2).flip(1), (2, 2)).flatten(2)
+    tokens, none = torch.randn(2, 2, 4), torch.zeros(2, 0, 4)
+    filled = decoder(tokens, none, visible_positions(mask, 2), (2, 2)).flatten(2)
+    same = decoder(tokens.flip(1), none, visible_positions(mask, 2).flip(1), (2, 2)).flatten(2)
     torch.testing.assert_close(filled, same)
-    alone = decoder(torch.zeros(2, 2, 4), visible_positions(mask, 2), (2, 2)).flatten(2)
+    alone = decoder(torch.zeros(2, 2, 4), none, visible_positions(mask, 2), (2, 2)).flatten(2)
     hidden = mask.flatten(1)[:, None].expand(-1, 4, -1)
     torch.testing.assert_close(filled[hidden], alone[hidden])
     assert not torch.allclose(filled[~hidden], alone[~hidden])
 
 
 def test_decoders_take_grids_that_are_not_square() -> None:
-    features = torch.randn(2, 8, 2, 3)
+    features, prefix = torch.randn(2, 8, 2, 3), torch.randn(2, 1, 8)
     everywhere = torch.arange(6).expand(2, -1)
     for decoder in (Decoder(8, 32, 1, 5), LinearDecoder(8, 5)):
-        assert decoder(features).shape == (2, 5, 2, 3)
-    filled = FillingDecoder(8, 32, 0, 5)(features.flatten(2).transpose(1, 2), everywhere, (2, 3))
+        assert decoder(features, prefix).shape == (2, 5, 2, 3)
+    filled = FillingDecoder(8, 32, 0, 5)(features.flatten(2).transpose(1, 2), prefix, everywhere, (2, 3))
     assert filled.shape == (2, 5, 2, 3)
 
 

@@ -52,8 +52,8 @@ def test_round_trip(tmp_path: Path) -> None:
 
 def test_checkpoints_of_another_version_are_refused_not_begun_anew(tmp_path: Path) -> None:
     manifest = save(tmp_path, 2) / "manifest.json"
-    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"format": 1}))
-    with pytest.raises(RequestError, match="holds checkpoints of format 1; expected format 2, which this version"):
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"format": 2}))
+    with pytest.raises(RequestError, match="holds checkpoints of format 2; expected format 3, which this version"):
         checkpoint.newest(tmp_path)
     later = save(tmp_path, 3)
     found = checkpoint.newest(tmp_path)
@@ -209,20 +209,20 @@ def test_a_linked_checkpoint_can_be_resumed(tmp_path: Path) -> None:
         "null",
         '"text"',
         "[" * 100_000,
-        '{"format": 2, "step": 2, "files": {}}',
-        '{"format": 2, "step": 2, "files": []}',
-        '{"format": 2, "step": 2, "files": {"model.safetensors": 1, "optim.safetensors": 2}}',
-        '{"format": 2, "step": "2", "files": {"model.safetensors": {}, "optim.safetensors": {}}}',
-        '{"format": 2, "step": true, "files": {"model.safetensors": {}, "optim.safetensors": {}}}',
-        '{"format": 2, "step": 2, "files": {"../../secret": {"bytes": 0, "crc32": 0}}}',
-        '{"format": 2, "step": "' + "9" * 5000 + '"}',
-        '{"format": 2, "step": ' + "9" * 5000 + "}",
+        '{"format": FORMAT, "step": 2, "files": {}}',
+        '{"format": FORMAT, "step": 2, "files": []}',
+        '{"format": FORMAT, "step": 2, "files": {"model.safetensors": 1, "optim.safetensors": 2}}',
+        '{"format": FORMAT, "step": "2", "files": {"model.safetensors": {}, "optim.safetensors": {}}}',
+        '{"format": FORMAT, "step": true, "files": {"model.safetensors": {}, "optim.safetensors": {}}}',
+        '{"format": FORMAT, "step": 2, "files": {"../../secret": {"bytes": 0, "crc32": 0}}}',
+        '{"format": FORMAT, "step": "' + "9" * 5000 + '"}',
+        '{"format": FORMAT, "step": ' + "9" * 5000 + "}",
         "",
     ],
 )
 def test_an_odd_manifest_is_damage(tmp_path: Path, manifest: str) -> None:
     save(tmp_path, 1)
-    (save(tmp_path, 2) / "manifest.json").write_text(manifest)
+    (save(tmp_path, 2) / "manifest.json").write_text(manifest.replace("FORMAT", str(checkpoint.FORMAT)))
     assert checkpoint.newest(tmp_path).step == 1  # type: ignore[union-attr]
 
 

@@ -18,9 +18,10 @@ import torch
 from timm.models import get_model_args, get_model_input_config
 from torch import Tensor, nn
 
+from fastmim.backbone.initial import init_sincos
 from fastmim.backbone.maps import last_map, nearest_grid
 from fastmim.backbone.position_tables import fit_tables, list_tables, resample_tables
-from fastmim.backbone.surgery import init_sincos, list_blocks, num_kept, skip_blocks
+from fastmim.backbone.surgery import list_blocks, num_kept, skip_blocks
 from fastmim.errors import RequestError, RunError, first_line, shown
 
 _LARGEST = 8192  # pixels

@@ -10,7 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from fastmim.backbone.architecture import Architecture
-from fastmim.backbone.maps import drops_tokens, inner_map, last_map, resample, visible_tokens
+from fastmim.backbone.initial import init_sincos
+from fastmim.backbone.maps import (
+    drops_tokens,
+    inner_map,
+    last_map,
+    map_and_prefix,
+    no_tokens,
+    resample,
+    returns_prefix,
+    visible_tokens,
+)
 from fastmim.backbone.names import resolve
 from fastmim.backbone.surgery import (
     checkpoint_activations,
@@ -80,7 +90,7 @@ class Backbone(nn.Module):
         self.img_size = img_size
         self.encoder_depth = encoder_depth
         self.model = self._architecture.create(self._fit.input_size, pretrained=pretrained)
-        self._checkpoints_activations = False
+        self._checkpoints_activations = self._fixes_positions = False
         self._settle()
 
     @property
@@ -100,9 +110,23 @@ class Backbone(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, S, S) normalised images, S = `img_size` -> (B, `width`, `grid`, `grid`)."""
+        return resample(last_map(self.model, self._input(images), norm=self._fit.norm), self.grid)
+
+    def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """The map as from `forward`, and the tokens beside it, such as a ViT's class token.
+
+        Returns:
+            (B, `width`, `grid`, `grid`), and (B, P, `width`) with P = 0 for models without such tokens.
+        """
+        if not self._returns_prefix:
+            features = self(images)
+            return features, no_tokens(features)
+        features, prefix = map_and_prefix(self.model, self._input(images), norm=self._fit.norm)
+        return resample(features, self.grid), prefix
+
+    def _input(self, images: Tensor) -> Tensor:
         # Convolutions are faster with channels last, and a transformer's tokens have that layout anyway.
-        x = resample(images, self.input_size).contiguous(memory_format=torch.channels_last)
-        return resample(last_map(self.model, x, norm=self._fit.norm), self.grid)
+        return resample(images, self.input_size).contiguous(memory_format=torch.channels_last)
 
     def check_drops_tokens(self) -> None:
         """Raise RequestError unless `encode_visible` works on this backbone."""
@@ -112,7 +136,7 @@ class Backbone(nn.Module):
                 f"ViT such as vit_small_patch16_224, at a multiple of its patch; or take masking in-place"
             )
 
-    def encode_visible(self, images: Tensor, visible: Tensor) -> Tensor:
+    def encode_visible(self, images: Tensor, visible: Tensor) -> tuple[Tensor, Tensor]:
         """Encode the visible positions only, as if there were no others; see `check_drops_tokens`.
 
         Args:
@@ -120,7 +144,7 @@ class Backbone(nn.Module):
             visible: (B, n) int64, positions on the map in row-major order.
 
         Returns:
-            (B, n, `width`).
+            (B, n, `width`), and the prefix tokens as from `encode`.
         """
         return visible_tokens(self.model, images, visible)
 
@@ -132,6 +156,14 @@ class Backbone(nn.Module):
         """
         checkpoint_activations(self.model, self.name)
         self._checkpoints_activations = True
+
+    def fix_positions(self) -> None:
+        """Keep a plain ViT's position embedding at MAE's sines and cosines, for every size, instead of training it.
+
+        Other models are left unchanged.
+        """
+        self._fixes_positions = True
+        self._settle()
 
     @property
     def num_maps(self) -> int:
@@ -154,8 +186,9 @@ class Backbone(nn.Module):
     def set_input_size(self, img_size: int) -> None:
         """Take images of another size from now on; timm resamples the weights that depend on it.
 
-        Position embeddings are interpolated, windows keep their share of the map. The new weights are a fixed
-        linear function of the old ones, so an optimiser's moments can be resampled by the same call.
+        Position embeddings are interpolated (fixed ones computed anew), windows keep their share of the map. The new
+        weights are a fixed linear function of the old ones, so an optimiser's moments can be resampled by the same
+        call.
 
         Raises:
             RequestError: the model cannot take the size, or its stride would change; nothing is changed then.
@@ -235,5 +268,8 @@ class Backbone(nn.Module):
             checkpoint_activations(self.model, self.name)
         if "drop_path_rate" not in self.args:
             disable_drop_path(self.model)
+        self._returns_prefix = returns_prefix(self.model)
+        if self._fixes_positions and init_sincos(self.model):
+            self.untrained |= {"pos_embed"}
         for name, parameter in self.model.named_parameters():
-            parameter.requires_grad_(name not in fit.frozen)
+            parameter.requires_grad_(name not in self.untrained)

@@ -23,9 +23,35 @@ def last_map(model: nn.Module, images: Tensor, *, norm: bool) -> Tensor:
         images: Normalised images.
         norm: Apply the final norm. Models that keep it in their classifier (Hiera) raise an error.
     """
+    return _last(model, images, norm=norm)
+
+
+def map_and_prefix(model: nn.Module, images: Tensor, *, norm: bool) -> tuple[Tensor, Tensor]:
+    """`last_map`, and the prefix tokens (class token, registers) beside it.
+
+    Args:
+        model: A model for which `returns_prefix` holds.
+
+    Returns:
+        (B, D, h, h) and (B, P, D), with the norm likewise.
+    """
+    found = _last(model, images, norm=norm, return_prefix_tokens=True)
+    return (found, no_tokens(found)) if isinstance(found, Tensor) else found
+
+
+def returns_prefix(model: nn.Module) -> bool:
+    """Whether timm returns the model's prefix tokens beside its maps."""
+    return "return_prefix_tokens" in inspect.signature(model.forward_intermediates).parameters  # type: ignore[arg-type]
+
+
+def no_tokens(features: Tensor) -> Tensor:
+    """(B, D, h, w) -> (B, 0, D): the prefix tokens of a model that has none."""
+    return features.flatten(2).transpose(1, 2)[:, :0]
+
+
+def _last(model: nn.Module, images: Tensor, **options: Any) -> Any:
     intermediates: Any = model.forward_intermediates
-    maps: list[Tensor] = intermediates(images, indices=1, norm=norm, output_fmt="NCHW", intermediates_only=True)
-    return maps[-1]
+    return intermediates(images, indices=1, output_fmt="NCHW", intermediates_only=True, **options)[-1]
 
 
 def inner_map(model: nn.Module, images: Tensor, block: int, *, norm: bool) -> tuple[Tensor, Tensor | None]:
@@ -41,8 +67,7 @@ def inner_map(model: nn.Module, images: Tensor, block: int, *, norm: bool) -> tu
         (B, D, h, h), and (B, D) or None.
     """
     intermediates: Any = model.forward_intermediates
-    has_option = "return_prefix_tokens" in inspect.signature(intermediates).parameters
-    prefix = {"return_prefix_tokens": True} if has_option else {}
+    prefix = {"return_prefix_tokens": True} if returns_prefix(model) else {}
     [found] = intermediates(
         images, indices=[block], norm=norm, stop_early=True, output_fmt="NCHW", intermediates_only=True, **prefix
     )
@@ -59,7 +84,7 @@ def drops_tokens(model: nn.Module) -> bool:
     return isinstance(model.patch_embed, PatchEmbed)  # a convolutional stem would see across patches
 
 
-def visible_tokens(model: nn.Module, images: Tensor, visible: Tensor) -> Tensor:
+def visible_tokens(model: nn.Module, images: Tensor, visible: Tensor) -> tuple[Tensor, Tensor]:
     """Encode the visible patches only, as if there were no others (MAE, He et al., CVPR 2022, section 3).
 
     Args:
@@ -68,7 +93,7 @@ def visible_tokens(model: nn.Module, images: Tensor, visible: Tensor) -> Tensor:
         visible: (B, n) int64, the patches' positions in row-major order.
 
     Returns:
-        (B, n, D), with the final norm.
+        (B, n, D) and the prefix tokens (class token, registers), (B, P, D), both with the final norm.
     """
     vit: Any = model
     tokens = vit._pos_embed(vit.patch_embed(images))  # (B, prefix + N, D)
@@ -77,7 +102,8 @@ def visible_tokens(model: nn.Module, images: Tensor, visible: Tensor) -> Tensor:
     tokens = vit.norm_pre(torch.cat([prefix, patches], dim=1))
     for block in vit.blocks:
         tokens = block(tokens)
-    return vit.norm(tokens)[:, vit.num_prefix_tokens :]
+    tokens = vit.norm(tokens)
+    return tokens[:, vit.num_prefix_tokens :], tokens[:, : vit.num_prefix_tokens]
 
 
 def resample(x: Tensor, size: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Changes to a timm model after it is made: skipped blocks, recomputed activations, strides, position embeddings."""
+"""Changes to a timm model after it is made: skipped blocks, recomputed activations, strides."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from timm.layers import DropPath, build_sincos2d_pos_embed, use_fused_attn
+from timm.layers import DropPath, use_fused_attn
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -107,27 +107,6 @@ def checkpoint_activations(model: nn.Module, name: str) -> None:
     for module in map(model.get_submodule, blocks):
         if "forward" not in vars(module):  # neither wrapped already nor skipped
             module.forward = partial(checkpoint, module.forward, use_reentrant=False)
-
-
-def init_sincos(model: nn.Module) -> None:
-    """Initialise a plain ViT's position embedding with MAE's 2-D sines and cosines, its prefix tokens' rows with zeros.
-
-    A plain ViT is a model with a learned `pos_embed` (1, prefix + h * w, D) over the h x w cells of
-    `patch_embed.grid_size`. The first D/2 channels encode the row, the others the column, each as D/4 sines
-    followed by D/4 cosines of position * 10000^(-i / (D/4)). Other models are left unchanged.
-    """
-    table = getattr(model, "pos_embed", None)
-    grid = getattr(getattr(model, "patch_embed", None), "grid_size", None)
-    if not isinstance(table, nn.Parameter) or table.ndim != 3 or table.shape[-1] % 4 or not grid:
-        return
-    num_prefix = table.shape[1] - grid[0] * grid[1]
-    if num_prefix not in (0, getattr(model, "num_prefix_tokens", 0)):
-        return
-    with torch.no_grad():
-        table[:, :num_prefix] = 0
-        table[:, num_prefix:] = build_sincos2d_pos_embed(
-            grid, table.shape[-1], interleave_sin_cos=True, device=table.device
-        )
 
 
 def untrained_head(whole: Mapping[str, Tensor], bare: Mapping[str, Tensor]) -> dict[str, Tensor]:

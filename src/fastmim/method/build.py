@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 
 import torch
@@ -13,8 +12,11 @@ from fastmim.method.targets import TARGETS
 from fastmim.training import checkpoint, schedule
 
 
-def build_model(config: PretrainConfig) -> MIM:
+def build_model(config: PretrainConfig, *, resuming: bool = False) -> MIM:
     """Build the MIM of a config at the first stage's size, after a trial of every other stage's size.
+
+    Args:
+        resuming: Load no published weights, because a checkpoint replaces them.
 
     Raises:
         RequestError: the backbone is unknown or cannot take one of the sizes.
@@ -31,7 +33,9 @@ def build_model(config: PretrainConfig) -> MIM:
         decoder=config.decoder_size(),
         loss=config.loss,
         encoder_depth=config.encoder_depth,
-        pretrained=config.init == "timm",
+        pretrained=config.init == "timm" and not resuming,
+        learn_positions=config.init is not None,
+        linear_init=config.linear_init,
         backbone_args=config.backbone_args,
     )
     if len(sizes) > 1:  # a size that fails should fail now, not days into the run
@@ -47,7 +51,7 @@ def build_model(config: PretrainConfig) -> MIM:
 
 def load_checkpointed(config: PretrainConfig, found: checkpoint.Checkpoint) -> MIM:
     """Build the model of a checkpoint, at the image size it was saved at, and load its weights."""
-    model = build_model(dataclasses.replace(config, init=None))  # the checkpoint has the weights
+    model = build_model(config, resuming=True)
     stages = [schedule.Stage(**stage) for stage in found.manifest["stages"]]
     size = schedule.stage_at(stages, found.step - 1).size  # at a stage's boundary, that of the stage before
     if size != model.backbone.img_size:

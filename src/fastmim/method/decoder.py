@@ -1,6 +1,7 @@
 """Decoders, from encoder features to target channels: a light transformer, or one linear map.
 
-Shapes: B batch, D encoder width, h x w the encoder's grid, n visible positions, K target channels per position.
+Shapes: B batch, D encoder width, h x w the encoder's grid, n visible positions, P prefix tokens (class token,
+registers; 0 for most backbones), K target channels per position.
 """
 
 from __future__ import annotations
@@ -8,10 +9,11 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from timm.layers import build_sincos2d_pos_embed, trunc_normal_
+from timm.layers import trunc_normal_
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
+from fastmim.backbone.initial import sincos_table
 from fastmim.errors import RequestError
 
 
@@ -30,7 +32,7 @@ class _Transformer(nn.Module):
         self.width, self.depth = width, depth
         self.embed = nn.Linear(in_width, width)
         self.blocks = nn.Sequential(*(Block(width, num_heads=width // 32, qkv_bias=True) for _ in range(depth)))
-        self.norm = nn.LayerNorm(width)
+        self.norm = nn.LayerNorm(width, eps=1e-6)  # that of the blocks
         self.head = nn.Linear(width, out_channels)
         for module in self.modules():
             if isinstance(module, nn.Linear):
@@ -39,9 +41,10 @@ class _Transformer(nn.Module):
         # Targets are small (a HOG bin is 0.26 on average): start near zero, not at unit variance.
         trunc_normal_(self.head.weight, std=0.02)
 
-    def _predict(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-        """(B, h * w, width) -> (B, K, h, w)."""
-        tokens = self.head(self.norm(self.blocks(tokens)))  # (B, h * w, K)
+    def _predict(self, tokens: Tensor, prefix: Tensor, grid: tuple[int, int]) -> Tensor:
+        """(B, h * w, width) and (B, P, width) -> (B, K, h, w)."""
+        tokens = self.blocks(torch.cat([prefix, tokens], dim=1))  # positions attend to the prefix too
+        tokens = self.head(self.norm(tokens[:, prefix.shape[1] :]))  # (B, h * w, K)
         return tokens.transpose(1, 2).unflatten(2, grid)
 
     def extra_repr(self) -> str:
@@ -55,11 +58,11 @@ class Decoder(_Transformer):
     It needs no position embedding, because hidden positions went through the backbone like all others.
     """
 
-    def forward(self, features: Tensor) -> Tensor:
-        """(B, D, h, w) -> (B, K, h, w)."""
+    def forward(self, features: Tensor, prefix: Tensor) -> Tensor:
+        """(B, D, h, w) and (B, P, D) -> (B, K, h, w)."""
         h, w = features.shape[-2:]
         tokens = self.embed(features.flatten(2).transpose(1, 2))  # (B, h * w, width)
-        return self._predict(tokens, (h, w))
+        return self._predict(tokens, self.embed(prefix), (h, w))
 
 
 class FillingDecoder(_Transformer):
@@ -73,30 +76,29 @@ class FillingDecoder(_Transformer):
         super().__init__(in_width, width, depth, out_channels)
         self.mask_token = nn.Parameter(trunc_normal_(torch.empty(width), std=0.02))
 
-    def forward(self, tokens: Tensor, visible: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Predict every position from the visible ones.
+    def forward(self, tokens: Tensor, prefix: Tensor, visible: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Predict every position from the visible ones and the prefix tokens, which have no position.
 
         Args:
             tokens: (B, n, D).
+            prefix: (B, P, D).
             visible: (B, n) int64, the positions of the tokens in row-major order.
             grid: (h, w).
 
         Returns:
             (B, K, h, w).
         """
-        tokens = self.embed(tokens)
+        tokens, prefix = self.embed(tokens), self.embed(prefix)
         index = visible[..., None].expand(-1, -1, self.width)  # (B, n, width)
         everywhere = self.mask_token.to(tokens.dtype).expand(len(tokens), grid[0] * grid[1], -1)
-        positions = build_sincos2d_pos_embed(
-            list(grid), self.width, interleave_sin_cos=True, dtype=tokens.dtype, device=tokens.device
-        )
-        return self._predict(everywhere.scatter(1, index, tokens) + positions, grid)
+        positions = sincos_table(grid, self.width, dtype=tokens.dtype, device=tokens.device)
+        return self._predict(everywhere.scatter(1, index, tokens) + positions, prefix, grid)
 
 
 class LinearDecoder(nn.Module):
     """One linear map at each position: MaskFeat's head, and SimMIM's 1x1 convolution with pixel shuffle.
 
-    `MIM` regroups the target as `pixel_unshuffle` does, so nothing is left to shuffle.
+    Prefix tokens are not used. `MIM` regroups the target as `pixel_unshuffle` does, so nothing is left to shuffle.
 
     Args:
         in_width: D.
@@ -109,7 +111,7 @@ class LinearDecoder(nn.Module):
         trunc_normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)  # type: ignore[arg-type]
 
-    def forward(self, features: Tensor) -> Tensor:
+    def forward(self, features: Tensor, prefix: Tensor) -> Tensor:
         """(B, D, h, w) -> (B, K, h, w)."""
         return self.head(features)
 

@@ -1,7 +1,8 @@
 """Masked image modeling: hide blocks of an image, encode the rest, predict features of the hidden blocks.
 
 Shapes: B batch, C image channels, H x W image, s backbone stride, h = H/s and w = W/s, D backbone width,
-c target cell, k = s/c cells along a stride, K = target channels per backbone position (9C k^2 for HOG).
+P prefix tokens of the backbone (a ViT's class token), c target cell, k = s/c cells along a stride, K = target channels
+per backbone position (9C k^2 for HOG).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastmim.backbone import Backbone
+from fastmim.backbone.initial import init_xavier
 from fastmim.method.decoder import build_decoder
 from fastmim.method.loss import masked_loss
 from fastmim.method.masking import (
@@ -48,7 +50,13 @@ class MIM(nn.Module):
         loss: "l2" (squared error) or "l1" (absolute error).
         encoder_depth: Share of the backbone's blocks to pre-train.
         pretrained: Start from timm's published weights.
+        learn_positions: Train a plain ViT's position embedding, as belongs to weights that come with one of their own;
+            otherwise it stays at sines and cosines, as in MAE and FastMIM. Off if None, unless `pretrained`.
+        linear_init: Untrained linear layers of a ViT, Swin, PVTv2 or CMT: "xavier" as in MAE and FastMIM
+            (`backbone.initial.init_xavier`), or "timm", which is also SimMIM's and MaskFeat's way.
         backbone_args: Arguments for timm.create_model.
+
+    A `Backbone` is taken as it is; `pretrained` and what follows are for names.
 
     Raises:
         RequestError: The backbone is unknown or cannot take the size, the block does not fit, or tokens are to
@@ -70,6 +78,8 @@ class MIM(nn.Module):
         loss: Literal["l2", "l1"] = "l2",
         encoder_depth: float = 1.0,
         pretrained: bool = False,
+        learn_positions: bool | None = None,
+        linear_init: Literal["xavier", "timm"] = "xavier",
         backbone_args: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -77,6 +87,10 @@ class MIM(nn.Module):
             backbone = Backbone(
                 backbone, img_size=img_size, encoder_depth=encoder_depth, pretrained=pretrained, args=backbone_args
             )
+            if linear_init == "xavier" and not pretrained:
+                init_xavier(backbone.model)
+            if not (pretrained if learn_positions is None else learn_positions):
+                backbone.fix_positions()
         self.backbone = backbone
         self.mask_ratio = mask_ratio
         self.block = block or default_block(backbone.stride, backbone.img_size)
@@ -120,12 +134,12 @@ class MIM(nn.Module):
         target = F.pixel_unshuffle(self.target.forward(images), self._cells_per_side)  # (B, K, h, w)
         if self.mask_token is None:  # the encoder sees only the visible positions (MAE)
             visible = visible_positions(mask, self.num_visible)  # (B, n)
-            tokens = self.backbone.encode_visible(images, visible)  # (B, n, D)
-            prediction = self.decoder(tokens, visible, grid)  # (B, K, h, w)
+            tokens, prefix = self.backbone.encode_visible(images, visible)  # (B, n, D), (B, P, D)
+            prediction = self.decoder(tokens, prefix, visible, grid)  # (B, K, h, w)
         else:  # the encoder sees every position, hidden ones painted over (FastMIM)
             painted = paint(images, blocks, self.mask_token)
-            features = self.backbone(painted)  # (B, D, h, w)
-            prediction = self.decoder(features)  # (B, K, h, w)
+            features, prefix = self.backbone.encode(painted)  # (B, D, h, w), (B, P, D)
+            prediction = self.decoder(features, prefix)  # (B, K, h, w)
         prediction = prediction.float()
         loss = masked_loss(prediction, target, mask, error=self.loss)
         return {"loss": loss, "prediction": prediction, "target": target, "mask": mask}

@@ -31,6 +31,10 @@ class PretrainConfig(TrainConfig):
     init: str | None = None
     """Weights to start the backbone from: a run directory, a weights file, or `timm` (timm's own)."""
 
+    linear_init: Literal["xavier", "timm"] = "xavier"
+    """How a ViT's, Swin's, PVTv2's or CMT's linear layers start: Xavier-uniform as in MAE and FastMIM, or `timm`'s
+    truncated normal, as in SimMIM and MaskFeat. Other backbones start as timm has them."""
+
     img_size: int = 128
     """Side of the training crops in pixels."""
 

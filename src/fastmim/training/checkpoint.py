@@ -34,8 +34,10 @@ from fastmim.system import files
 from fastmim.system.tensor_files import save_tensors
 from fastmim.training import optim
 
-FORMAT = 2
-"""2: the order of an epoch is a keyed permutation; a run of format 1 would go on with other images."""
+FORMAT = 3
+"""2: the order of an epoch is a keyed permutation; a run of format 1 would go on with other images.
+3: a plain ViT's class token passes through the decoder and its position embedding is fixed; its classifier has a norm
+of its own; a run of format 2 would go on as another model."""
 NUM_KEPT = 2
 _FILES = ("model.safetensors", "optim.safetensors")
 FACTS: dict[str, type] = {"config": dict, "num_images": int, "stages": list}
