@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import signal
 import threading
 import time
@@ -74,15 +73,7 @@ class StopSignals:
             for number in SIGNALS:
                 if number.name != "SIGHUP" or signal.getsignal(number) is not signal.SIG_IGN:  # `nohup` ignores it
                     self._before[number] = signal.signal(number, self._on_signal)
-            if self._whole_process:
-                atexit.register(self._ignore_repeated)
         return self
-
-    def _ignore_repeated(self) -> None:
-        # Python is about to give the signals their default handlers back, while the modules are torn down.
-        if self.requested:
-            for number in self._before:
-                signal.signal(number, signal.SIG_IGN)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if not self.requested:
@@ -108,7 +99,8 @@ class StopSignals:
         if self is not StopSignals._current:
             return
         StopSignals._current = self._outer
-        # A signal must not change the exit status of a command that is over.
+        # A signal must not change the exit status of a command that is over, not even when Python, while it tears down
+        # its modules, has given back the default handlers: it leaves ignored signals as they are.
         ending = self._ends_process or (self._whole_process and self.requested)
         for number, before in self._before.items():
             signal.signal(number, signal.SIG_IGN if ending else before or signal.SIG_DFL)
