@@ -119,7 +119,7 @@ def attempt(world: World, random: Random, number: int) -> Outcome:
     outcome = Outcome(tries=0, did=f"fastmim {' '.join(arguments)};")
     for _ in range(random.randint(1, 2)):
         error, at, stays = random.choice(ERRORS), random.randint(1, total), random.random() < 0.5
-        if workers == 0 and random.random() < 0.3:  # workers also need files in /dev/shm
+        if random.random() < 0.25:  # in /dev/shm too, for workers
             limit = random.randint(1, 400_000)
             outcome.did += f" files of at most {limit} bytes,"
             ended = forks.run(arguments, world.log(), before=lambda limit=limit: _limit(limit))

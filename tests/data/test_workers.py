@@ -46,6 +46,16 @@ class Stuck(Plain):
         raise AssertionError
 
 
+class NoSharedMemory(Plain):
+    """Batches find no room, as in a full /dev/shm."""
+
+    def read(self, index: int) -> np.ndarray:
+        import resource  # which Windows lacks
+
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+        return super().read(index)
+
+
 class Numbered(Plain):
     """Each image is as bright as its number."""
 
@@ -233,3 +243,8 @@ def test_a_program_that_ends_leaves_no_process_and_prints_nothing(tmp_path: Path
     assert trainer.returncode == 0
     assert errors == ""
     wait_until_gone([int(pid) for pid in output.split()], 1)
+
+
+def test_a_batch_that_finds_no_room_in_shared_memory_is_told() -> None:
+    with pytest.raises(RunError, match="a data worker died .*shared memory ran out.*--shm-size"):
+        next(iter(load(NoSharedMemory(), num_workers=1, **OPTIONS)))  # type: ignore[arg-type]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import multiprocessing
+import multiprocessing.queues
 import os
 import signal
 import threading
@@ -41,9 +42,15 @@ def obey_parent_only(worker_id: int) -> None:
     # A spawned worker exits by finalising Python, which sometimes aborts because the thread that hands over batches
     # is inside torch. Nothing is left to do at that point.
     atexit.register(os._exit, 0)
+    # A batch that finds no room in shared memory would be lost, and waited for: the trainer tells of a dead worker.
+    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_end)  # type: ignore[attr-defined]
     if _SIGNALS:
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # a fork server was not started in `signals_blocked`
         threading.Thread(target=_watch, name="obey-parent", daemon=True).start()
+
+
+def _end(error: Exception, batch: object) -> None:
+    os._exit(1)
 
 
 def dismiss(workers: Iterable[BaseProcess]) -> None:
