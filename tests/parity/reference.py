@@ -106,6 +106,23 @@ def fastmim(images: Tensor, mask: Tensor, weights: Weights) -> Tensor:
     return torch.stack(predictions)
 
 
+def classify(images: Tensor, weights: Weights) -> Tensor:
+    """MAE's classifier (its appendix A.1, and FastMIM's): images (B, 3, SIZE, SIZE) -> logits (B, number of classes).
+
+    Args:
+        weights: With fc_norm and head in place of norm and the decoder.
+    """
+    weights = {name: tensor.double() for name, tensor in weights.items()}
+    logits = []
+    for tokens in _patches(images, weights):
+        tokens = torch.cat([_class_token(weights), tokens])
+        for number in range(DEPTH):
+            tokens = _block(tokens, weights, f"blocks.{number}", HEADS)
+        mean = tokens[1:].mean(dim=0)
+        logits.append(_linear(_norm(mean, weights, "fc_norm"), weights, "head"))
+    return torch.stack(logits)
+
+
 def _patches(images: Tensor, weights: Weights) -> Tensor:
     """(B, 3, SIZE, SIZE) -> (B, GRID * GRID, WIDTH), with positions."""
     kernel = weights["patch_embed.proj.weight"].flatten(1)  # (WIDTH, 3 * PATCH * PATCH)

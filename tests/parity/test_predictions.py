@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 import fastmim
+from fastmim.backbone import Classifier
 from fastmim.method.mim import MIM
 from fastmim.randomness import image_keys
 from parity import reference
@@ -90,6 +91,20 @@ def test_fastmim_vit() -> None:
     target = output["target"].flatten(2).transpose(1, 2).double()
     loss = (expected - target).square()[hidden].mean()
     torch.testing.assert_close(output["loss"].double(), loss, rtol=1e-6, atol=0)
+
+
+def test_fine_tuned_vit() -> None:
+    """A classifier with the names and the weights of a fine-tuned MAE gives its logits."""
+    generator = torch.Generator().manual_seed(2)
+    weights = reference.official_checkpoint(out_channels=1, mask_token=(1, 3, 1, 1))
+    body = {key: value for key, value in weights.items() if key.startswith(("blocks", "patch_embed", "cls", "pos"))}
+    body |= {"fc_norm.weight": torch.randn(reference.WIDTH, generator=generator)}
+    body |= {"fc_norm.bias": torch.randn(reference.WIDTH, generator=generator)}
+    body |= {"head.weight": torch.randn(5, reference.WIDTH, generator=generator), "head.bias": torch.arange(5.0)}
+    classifier = Classifier(NETWORK["backbone"], num_classes=5, img_size=SIZE, args=NETWORK["backbone_args"]).eval()
+    classifier.model.load_state_dict(body)
+    with torch.no_grad():
+        assert relative_error(classifier(IMAGES), reference.classify(IMAGES, body)) < 1e-6
 
 
 def test_decoders_positions_follow_the_grid() -> None:

@@ -113,7 +113,7 @@ class Architecture:
         try:
             with torch.device("meta"):
                 self._make(**more)
-        except TypeError:
+        except (TypeError, AssertionError):  # unknown, or refused
             return False
         return True
 

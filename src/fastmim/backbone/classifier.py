@@ -19,13 +19,15 @@ from fastmim.errors import RequestError
 # Arguments that follow from the image size or the classifier, so they do not identify the architecture.
 _DERIVED = ("img_size", "num_classes", "in_chans", "global_pool", "fc_norm")
 _DROP_PATH = 0.1
+_HEAD_STD = 2e-5  # as in the fine-tuning of MAE and FastMIM
 
 
 class Classifier(nn.Module):
     """A timm model with a new classifier: images -> logits.
 
-    Where timm's ViT would classify the class token, the mean of the other tokens after the final norm is classified
-    instead: masked image modeling trains those tokens, but not the class token.
+    Where timm's ViT would classify the class token, the mean of the other tokens is classified instead, after a norm
+    that starts anew and replaces the pre-trained one (He et al., MAE, CVPR 2022, and FastMIM): masked image modeling
+    trains those tokens, but not the class token. The classifying layer starts near zero, with a deviation of 2e-5.
 
     Args:
         name: One of `timm.list_models()`.
@@ -67,15 +69,15 @@ class Classifier(nn.Module):
         self.input_size = resizable.nearest(img_size).size
         self.drop_path = self._drop_path(resizable, drop_path)
         rate = {"drop_path_rate": self.drop_path} if self.drop_path else {}
-        self.model = resizable.create(self.input_size, pretrained=pretrained, num_classes=num_classes, **rate)
+        pooling = {} if own_pooling else _mean_pooling(resizable)
+        self.model = resizable.create(
+            self.input_size, pretrained=pretrained, num_classes=num_classes, **rate, **pooling
+        )
         fuse_attention(self.model)
         replace_strides(self.model)
-        model: Any = self.model
-        if not own_pooling and hasattr(model, "fc_norm") and get_model_args(model).get("global_pool") == "token":
-            model.reset_classifier(num_classes, "avg")
-        head = model.get_classifier()
+        head = self.model.get_classifier()  # type: ignore[operator]
         if isinstance(head, nn.Linear):
-            trunc_normal_(head.weight, std=0.02)
+            trunc_normal_(head.weight, std=_HEAD_STD)
             nn.init.zeros_(head.bias)
 
     @property
@@ -98,8 +100,9 @@ class Classifier(nn.Module):
             RequestError: they are another model's.
         """
         kept = tuple(f"{block}." for block in fresh)
-        trained = {name: tensor for name, tensor in state.items() if not name.startswith(kept)}
         bare = self._architecture.bare.state_dict().keys()
+        replaced = bare - self.model.state_dict().keys()  # the final norm, where the mean has a norm of its own
+        trained = {name: t for name, t in state.items() if not name.startswith(kept) and name not in replaced}
         try:
             missing, wrong = self.model.load_state_dict(trained, strict=False)
             wrong += [name for name in missing if name in bare and not name.startswith(kept)]
@@ -150,6 +153,14 @@ class Classifier(nn.Module):
         if rate is None:
             return 0.0
         raise RequestError(f"drop_path is {rate:g}, and {self.name} has no drop path; set it to 0")
+
+
+def _mean_pooling(architecture: Architecture) -> dict[str, Any]:
+    """timm's arguments for a ViT that classifies the mean of its tokens, if it would classify the class token."""
+    bare = architecture.bare
+    pools_token = hasattr(bare, "fc_norm") and get_model_args(bare).get("global_pool") == "token"
+    pooling = {"global_pool": "avg"}
+    return pooling if pools_token and architecture.accepts(**pooling) else {}
 
 
 def _side(img_size: Any) -> int | None:

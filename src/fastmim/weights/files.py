@@ -215,8 +215,12 @@ def fill(backbone: Backbone, source: str | Path, tensors: Mapping[str, Tensor], 
     """`load_into` for weights that `read` returned."""
     check(facts, backbone=backbone.name, backbone_args=backbone.args)
     model = build(source, tensors, facts, img_size=backbone.input_size)
+    state = model.state_dict()
+    for name in backbone.model.state_dict().keys() - state.keys():  # a fine-tuned ViT's only norm is its classifier's
+        if f"fc_{name}" in state:
+            state[name] = state.pop(f"fc_{name}")
     try:
-        backbone.model.load_state_dict(model.state_dict())
+        backbone.model.load_state_dict(state)
     except RuntimeError as error:
         raise RequestError(
             f"weights is {source}, which does not fit {backbone.name} with {backbone.args or 'no arguments'}: "

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import timm
 import torch
 
 import fastmim
@@ -30,11 +29,12 @@ def test_at_the_training_size_the_weights_are_those_of_the_checkpoint(pretrained
     model = classifier(pretrained).model.state_dict()
     trained = tensors(pretrained)
     backbone = {k.removeprefix("backbone.model."): v for k, v in trained.items() if k.startswith("backbone.model.")}
-    assert model.keys() - backbone.keys() == {"head.weight", "head.bias"}
-    assert equal(backbone, {name: model[name] for name in backbone})
+    assert model.keys() - backbone.keys() == {"head.weight", "head.bias", "fc_norm.weight", "fc_norm.bias"}
+    assert backbone.keys() - model.keys() == {"norm.weight", "norm.bias"}
+    shared = backbone.keys() & model.keys()
+    assert equal({name: backbone[name] for name in shared}, {name: model[name] for name in shared})
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning:timm")
 @pytest.mark.parametrize(
     ("name", "args"),
     [
@@ -42,7 +42,7 @@ def test_at_the_training_size_the_weights_are_those_of_the_checkpoint(pretrained
         ("swin_tiny_patch4_window7_224", {"embed_dim": 24, "depths": (1, 1, 1, 1), "num_heads": (1, 2, 3, 4)}),
     ],
 )
-def test_weights_are_exact_at_the_training_size_and_resampled_by_timm_at_another(
+def test_weights_are_exact_at_the_training_size_and_resampled_as_a_backbone_is_at_another(
     tmp_path: Path, labelled: Path, name: str, args: dict[str, Any]
 ) -> None:
     data = str(labelled / "train")
@@ -50,13 +50,14 @@ def test_weights_are_exact_at_the_training_size_and_resampled_by_timm_at_another
     run = fastmim.pretrain(**(SMALL | settings | {"data": data, "out": tmp_path / "run"})).out
     trained = {k.removeprefix("backbone.model."): v for k, v in tensors(run).items() if "backbone.model." in k}
     same = classifier(run, img_size=128).model.state_dict()
-    assert equal(trained, {key: same[key] for key in trained})
+    replaced = {"norm.weight", "norm.bias"} if name.startswith("vit") else set()  # by the norm of the mean
+    kept = trained.keys() - replaced
+    assert equal({key: trained[key] for key in kept}, {key: same[key] for key in kept})
     high = classifier(run, img_size=224)
-    reference = timm.create_model(name, num_classes=0, **args)
-    reference.set_input_size(128)
-    reference.load_state_dict(trained)
+    reference = Backbone(name, img_size=128, args=args)
+    reference.model.load_state_dict(trained)
     reference.set_input_size(224)
-    resampled = reference.state_dict()
+    resampled = {key: tensor for key, tensor in reference.model.state_dict().items() if key not in replaced}
     assert equal(resampled, {key: high.model.state_dict()[key] for key in resampled})
     assert high(torch.zeros(1, 3, 224, 224)).shape == (1, 3)
 
@@ -86,13 +87,28 @@ def test_fine_tuning_can_start_from_a_fine_tuned_run(tmp_path: Path, labelled: P
     fastmim.load_backbone(first.out)
 
 
-def test_the_mean_of_the_patches_is_classified_after_the_pretrained_norm(pretrained: Path) -> None:
+def test_the_mean_of_the_patches_is_classified_after_a_norm_of_its_own(pretrained: Path) -> None:
     model = classifier(pretrained).eval()
+    assert torch.equal(model.model.fc_norm.weight, torch.ones(48)) and not model.model.fc_norm.bias.any()
+    assert model.model.head.weight.std().item() == pytest.approx(2e-5, rel=0.3) and not model.model.head.bias.any()
     images = torch.randn(2, 3, 32, 32)
     backbone = Backbone("vit_tiny_patch16_224", img_size=32, args=SMALL["backbone_args"])
     weights.load_into(backbone, pretrained)
-    expected = model.model.head(backbone.eval()(images).mean((2, 3)))
-    torch.testing.assert_close(model(images), expected, rtol=1e-4, atol=1e-5)
+    backbone.model.norm = torch.nn.Identity()
+    mean = backbone.eval()(images).mean((2, 3))
+    expected = model.model.head(torch.nn.functional.layer_norm(mean, (48,), eps=1e-6))
+    torch.testing.assert_close(model(images), expected, rtol=1e-4, atol=1e-8)
+
+
+def test_pretraining_can_start_from_a_fine_tuned_vit(tmp_path: Path, labelled: Path) -> None:
+    tuned = finetune(tmp_path / "tuned", labelled, steps=2)
+    backbone = Backbone("vit_tiny_patch16_224", img_size=32, args=SMALL["backbone_args"])
+    weights.load_into(backbone, tuned.out)
+    stored = weights.read(tuned.out)[0]
+    assert torch.equal(backbone.model.norm.weight, stored["fc_norm.weight"])
+    assert torch.equal(backbone.model.blocks[0].attn.qkv.weight, stored["blocks.0.attn.qkv.weight"])
+    settings = {"data": str(labelled / "train"), "out": tmp_path / "run", "init": str(tuned.out), "steps": 1}
+    assert fastmim.pretrain(**(SMALL | settings)).finished
 
 
 # Layer-wise learning rates
