@@ -76,6 +76,29 @@ class Maker:
                 self.norm(f"{prefix}layers.{stage}.downsample.norm", 4 * dim)
         self.norm(f"{prefix}norm", width * 2 ** (len(depths) - 1))
 
+    def pvt(self, prefix: str, *, widths: tuple[int, ...], depth: int, reductions: tuple[int, ...]) -> None:
+        """PVTv2 with twice as many hidden channels as its block has."""
+        for stage, (width, reduction) in enumerate(zip(widths, reductions, strict=True), start=1):
+            side = 7 if stage == 1 else 3
+            self(f"{prefix}patch_embed{stage}.proj.weight", width, widths[stage - 2] if stage > 1 else 3, side, side)
+            self(f"{prefix}patch_embed{stage}.proj.bias", width)
+            self.norm(f"{prefix}patch_embed{stage}.norm", width)
+            for index in range(depth):
+                name = f"{prefix}block{stage}.{index}"
+                for part, outputs in (("q", width), ("kv", 2 * width), ("proj", width)):
+                    self.linear(f"{name}.attn.{part}", width, outputs)
+                if reduction > 1:
+                    self(f"{name}.attn.sr.weight", width, width, reduction, reduction)
+                    self(f"{name}.attn.sr.bias", width)
+                    self.norm(f"{name}.attn.norm", width)
+                self.linear(f"{name}.mlp.fc1", width, 2 * width)
+                self(f"{name}.mlp.dwconv.dwconv.weight", 2 * width, 1, 3, 3)
+                self(f"{name}.mlp.dwconv.dwconv.bias", 2 * width)
+                self.linear(f"{name}.mlp.fc2", 2 * width, width)
+                for part in ("norm1", "norm2"):
+                    self.norm(f"{name}.{part}", width)
+            self.norm(f"{prefix}norm{stage}", width)
+
 
 # The foreign forward passes, from their papers
 
@@ -185,6 +208,41 @@ def simmim_vit_forward(state: State, images: Tensor, heads: int) -> Tensor:
         x = x + state[f"{name}.gamma_1"] * y
         x = x + state[f"{name}.gamma_2"] * mlp(state, f"{name}.mlp", norm(state, f"{name}.norm2", x, 1e-6))
     return norm(state, "encoder.norm", x, 1e-6)
+
+
+def pvt_forward(state: State, images: Tensor, *, prefix: str, heads: tuple[int, ...]) -> Tensor:
+    """(B, D, H / 32, W / 32) of PVTv2 with the final norm."""
+    x = images
+    for stage, num_heads in enumerate(heads, start=1):
+        embed = f"{prefix}patch_embed{stage}"
+        weight = state[f"{embed}.proj.weight"]
+        stride, padding = (4, 3) if stage == 1 else (2, 1)
+        x = F.conv2d(x, weight, state[f"{embed}.proj.bias"], stride=stride, padding=padding)
+        side = x.shape[-1]
+        x = norm(state, f"{embed}.norm", x.flatten(2).transpose(1, 2), 1e-6)
+        index = 0
+        while (name := f"{prefix}block{stage}.{index}") + ".norm1.weight" in state:
+            y = norm(state, f"{name}.norm1", x, 1e-6)
+            keys = y
+            if f"{name}.attn.sr.weight" in state:
+                weight = state[f"{name}.attn.sr.weight"]
+                planes = y.transpose(1, 2).unflatten(2, (side, side))
+                planes = F.conv2d(planes, weight, state[f"{name}.attn.sr.bias"], stride=weight.shape[-1])
+                keys = norm(state, f"{name}.attn.norm", planes.flatten(2).transpose(1, 2), 1e-6)
+            kv = F.linear(keys, state[f"{name}.attn.kv.weight"], state[f"{name}.attn.kv.bias"]).chunk(2, dim=-1)
+            q = F.linear(y, state[f"{name}.attn.q.weight"], state[f"{name}.attn.q.bias"])
+            q, k, v = (t.unflatten(-1, (num_heads, -1)).transpose(1, 2) for t in (q, *kv))
+            y = ((q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).softmax(-1) @ v).transpose(1, 2).flatten(2)
+            x = x + F.linear(y, state[f"{name}.attn.proj.weight"], state[f"{name}.attn.proj.bias"])
+            y = norm(state, f"{name}.norm2", x, 1e-6)
+            y = F.linear(y, state[f"{name}.mlp.fc1.weight"], state[f"{name}.mlp.fc1.bias"])
+            planes = y.transpose(1, 2).unflatten(2, (side, side))
+            weight, bias = (state[f"{name}.mlp.dwconv.dwconv.{part}"] for part in ("weight", "bias"))
+            y = F.conv2d(planes, weight, bias, padding=1, groups=len(weight)).flatten(2).transpose(1, 2)
+            x = x + F.linear(F.gelu(y), state[f"{name}.mlp.fc2.weight"], state[f"{name}.mlp.fc2.bias"])
+            index += 1
+        x = norm(state, f"{prefix}norm{stage}", x, 1e-6).transpose(1, 2).unflatten(2, (side, side))
+    return x
 
 
 def features_of(converted: Any, images: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import reprlib
+from collections.abc import Sequence
 from typing import Any
 
 DONE, FAILED, REFUSED, STOPPED = 0, 1, 2, 75
@@ -20,6 +21,12 @@ class RunError(RuntimeError):
 def first_line(error: Exception) -> str:
     """The first line of an error's message, or its type if the message is empty."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def listed(names: Sequence[str], most: int = 8) -> str:
+    """The first names of a list and the number of the others, as in "a, b and 3 more"."""
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + rest
 
 
 _REPR = reprlib.Repr()

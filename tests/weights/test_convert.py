@@ -235,7 +235,7 @@ def small_vit(tmp_path: Path, **more: Any) -> dict[str, Any]:
         ({f"extra.{i}": torch.zeros(1) for i in range(12)}, r"extra\.7 and 4 more;"),
         (
             {"fc_norm.weight": torch.zeros(48), "norm.weight": None},
-            "unknown keys fc_norm.weight; missing keys norm.weight",
+            "unknown keys norm.bias; missing keys fc_norm.bias",
         ),
     ],
 )
@@ -302,7 +302,7 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         fastmim.convert(tmp_path / "cut.safetensors", out=settings["out"])
     torch.save({"model": timm.create_model("convnext_atto").state_dict()}, file)
     with pytest.raises(
-        RequestError, match=r"is no ViT or Swin of a known size; expected its timm name: --backbone NAME"
+        RequestError, match=r"is no ViT, Swin, PVTv2 or CMT of a known size; expected its timm name: --backbone NAME"
     ):
         fastmim.convert(file, out=settings["out"])
 

@@ -9,7 +9,7 @@ from rich.console import Console
 
 import fastmim
 from fastmim import config as configs
-from fastmim.cli.app import Overwrite, app
+from fastmim.cli.app import Overwrite, Switch, app
 from fastmim.errors import DONE
 from fastmim.system.display import say
 
@@ -42,6 +42,7 @@ def convert(
     out: Path,
     backbone: str | None = None,
     backbone_args: dict[str, Any] | None = None,
+    keep_head: Switch = False,
     overwrite: Overwrite = False,
 ) -> int:
     """Convert another project's checkpoint (FastMIM, MAE, SimMIM, timm) to a weights file, without running its code.
@@ -56,8 +57,15 @@ def convert(
         Any timm model. [default: inferred from the tensors]
     backbone_args
         Arguments for timm.create_model, such as --backbone-args.depth 4.
+    keep_head
+        Keep the classifier of a fine-tuned checkpoint.
     """
-    args = {name: configs.parse(f"backbone_args.{name}", str(value)) for name, value in (backbone_args or {}).items()}
-    converted = fastmim.convert(file, out=out, backbone=backbone, backbone_args=args, overwrite=overwrite)
+    args = {
+        name.replace("-", "_"): configs.parse(f"backbone_args.{name}", str(value))
+        for name, value in (backbone_args or {}).items()
+    }
+    converted = fastmim.convert(
+        file, out=out, backbone=backbone, backbone_args=args, keep_head=keep_head, overwrite=overwrite
+    )
     say(Console(highlight=False), converted.describe())
     return DONE

@@ -2,32 +2,25 @@
 
 from __future__ import annotations
 
-import argparse
-import pickle
 import re
-import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
-from torch import Tensor
+from torch import nn
 
 from fastmim.backbone import Backbone, resolve
-from fastmim.errors import RequestError, RunError, first_line
+from fastmim.backbone.architecture import Architecture
+from fastmim.errors import RequestError, RunError, first_line, listed
 from fastmim.system import locking
 from fastmim.system.files import exists
-from fastmim.weights import files, foreign
+from fastmim.weights import files, foreign, foreign_file
 from fastmim.weights.foreign import State
 
-_MAX_NAMED = 8  # keys in a message
-_CONTAINERS = ("model", "state_dict")
 _CLASSIFIERS = ("head.", "fc.", "classifier.")
-_WRAPPERS = ("module.", "_orig_mod.")  # DistributedDataParallel's and torch.compile's
 
 
 @dataclass(frozen=True)
@@ -44,6 +37,8 @@ class Conversion:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     num_parameters: int
+    num_classes: int
+    """Classes of the classifier, if it was kept; else 0."""
     dropped: tuple[str, ...]
     """Names of the tensors outside the backbone: decoder, mask token, classifier, computed buffers."""
     left: tuple[str, ...]
@@ -67,6 +62,8 @@ class Conversion:
         if self.left:
             lines.append(f"left out   {', '.join(self.left)}")
         lines.append(f"wrote      {self.path}; read back, equal to the bit")
+        if self.num_classes:
+            lines.append(f"classifier kept, {self.num_classes} classes")
         lines.append(f"continue   fastmim pretrain --init {self.path} --backbone {self.backbone}{flags}")
         return "\n".join(lines)
 
@@ -77,24 +74,26 @@ def convert(
     out: str | Path,
     backbone: str | None = None,
     backbone_args: Mapping[str, Any] | None = None,
+    keep_head: bool = False,
     overwrite: bool = False,
 ) -> Conversion:
     """Write another project's checkpoint as a fastmim weights file, at the image size that it was trained at.
 
-    Supported are pre-training checkpoints of FastMIM (ViT-B, Swin-B), MAE (ViT-B, L, H; with or without decoder) and
-    SimMIM (Swin-B, ViT-B), and any timm state dict, as a PyTorch pickle or safetensors. Only tensors, plain Python
-    values and `argparse.Namespace` are loaded from a pickle.
+    Supported are the pre-trained and fine-tuned checkpoints of FastMIM (ViT, Swin, PVTv2, CMT-S), MAE (ViT; with or
+    without decoder) and SimMIM (Swin, ViT), the original Swin and PVTv2, and any timm state dict, as a PyTorch pickle
+    or safetensors. Only tensors, plain Python values, `argparse.Namespace` and yacs' configs are loaded from a pickle.
 
     Args:
         file: The checkpoint.
         out: The .safetensors file to write.
         backbone: timm's name of the architecture; inferred from the tensors if None.
         backbone_args: Further arguments of the timm model.
+        keep_head: Keep the classifier of a fine-tuned checkpoint, with its classes' numbers as their names.
         overwrite: Replace `out`.
 
     Raises:
         RequestError: the file is missing, damaged or holds other objects; tensors are unknown, missing or of other
-            shapes (the message names them); `out` exists or cannot be written.
+            shapes (the message names them); there is no classifier to keep; `out` exists or cannot be written.
         RunError: the written file does not read back the same.
     """
     file, out = Path(file), Path(out)
@@ -102,20 +101,19 @@ def convert(
         raise RequestError(f"out is {out}; expected a file ending in .safetensors")
     if exists(out) and not overwrite:
         raise RequestError(f"out is {out}, which exists; expected a path that is free: take another, or --overwrite")
-    state, left = _read(file)
+    state, left = foreign_file.read(file)
     layout = foreign.recognise(state)
     tensors, dropped = foreign.split(state, layout)
     found = _identify(file, tensors, state, layout, name=backbone and resolve(backbone), arguments=backbone_args or {})
-    model = Backbone(found.name, img_size=found.img_size, args=found.arguments)
-    expected = model.model.state_dict()
-    classifier = [name for name in tensors if name.startswith(_CLASSIFIERS) and name not in expected]
-    dropped += classifier
-    tensors = {k: v for k, v in tensors.items() if k not in classifier}
-    _check(file, found, tensors, expected)
-    tensors = {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
-    model.model.load_state_dict(tensors)
+    encoder = Backbone(found.name, img_size=found.img_size, args=found.arguments)
+    head = [name for name in tensors if name.startswith(_CLASSIFIERS) and name not in encoder.model.state_dict()]
+    network = _with_head(file, found, tensors, head) if keep_head else encoder.model
+    dropped += [] if keep_head else head
+    tensors = {name: tensor for name, tensor in tensors.items() if keep_head or name not in head}
+    _check(file, found, tensors, network.state_dict())
+    network.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in tensors.items()})
     about = {"converted_from": file.name, "method": layout.method, "mean": found.mean, "std": found.std}
-    _write(out, model, about, as_is=found.img_size != found.native_size)
+    _write(out, network, lambda path: _save(path, found, encoder, network, about))
     return Conversion(
         path=out,
         method=layout.method,
@@ -124,39 +122,48 @@ def convert(
         img_size=found.img_size,
         mean=found.mean,
         std=found.std,
-        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        num_parameters=sum(parameter.numel() for parameter in encoder.parameters()),
+        num_classes=len(tensors[_last_layer(network)]) if keep_head else 0,
         dropped=tuple(dropped),
         left=tuple(left),
         note=layout.note or found.note,
     )
 
 
-def _read(file: Path) -> tuple[dict[str, Tensor], list[str]]:
-    """The state dict in a file, and the names of the file's other contents."""
-    if not (exists(file) and file.is_file()):
-        raise RequestError(f"file is {file}; expected a checkpoint, such as mae_pretrain_vit_base.pth")
-    loaded = _load_safetensors(file) if file.suffix == ".safetensors" else _load_pickle(file)
-    container = next((key for key in _CONTAINERS if isinstance(loaded.get(key), Mapping)), None)
-    state = loaded[container] if container else loaded
-    if not state or not all(isinstance(name, str) and _is_plain(value) for name, value in state.items()):
+def _with_head(file: Path, found: foreign.TimmModel, tensors: State, head: Sequence[str]) -> nn.Module:
+    """The timm model with as many classes as the checkpoint's classifier has."""
+    architecture = Architecture(found.name, found.arguments)
+    last = _last_layer(architecture.whole)
+    if last not in head or not tensors[last].ndim:
         raise RequestError(
-            f"file is {file}, which holds {_some([str(key) for key in loaded])}; expected tensors by name, alone or "
-            f"under {' or '.join(_CONTAINERS)}: save the model's state_dict"
+            f"keep_head is on, and {file} has no {last} of {found.name}, but {listed(head) or 'no classifier'}; "
+            f"expected a fine-tuned checkpoint: drop --keep-head"
         )
-    for wrapper in _WRAPPERS:
-        if all(name.startswith(wrapper) for name in state):
-            state = {name.removeprefix(wrapper): tensor for name, tensor in state.items()}
-    return dict(state), [str(key) for key in loaded if key != container] if container else []
+    return architecture.create(found.img_size, num_classes=len(tensors[last]))
 
 
-def _is_plain(value: Any) -> bool:
-    """Whether a value is a tensor with numbers in memory: not sparse, quantised, complex or without data."""
-    return (
-        isinstance(value, Tensor)
-        and value.layout == torch.strided
-        and value.device.type == "cpu"
-        and not (value.is_complex() or value.is_quantized)
-    )
+def _last_layer(model: Any) -> str:
+    """The name of the weight (classes, ...) of a timm model's classifier."""
+    classifier = model.pretrained_cfg["classifier"]
+    return f"{classifier if isinstance(classifier, str) else classifier[0]}.weight"
+
+
+def _save(path: Path, found: foreign.TimmModel, encoder: Backbone, network: nn.Module, about: dict[str, Any]) -> None:
+    """Write the encoder, or the whole network if that is another."""
+    if network is encoder.model:
+        files.save(path, encoder, about=about, as_is=found.img_size != found.native_size)
+        return
+    arguments = Architecture(found.name, found.arguments).arguments(network)
+    facts = {
+        "architecture": found.name,
+        "arguments": arguments,
+        "img_size": found.img_size,
+        "num_blocks": encoder.num_blocks,
+        "trained_blocks": encoder.num_blocks,
+        "untrained": [],
+        "classes": [str(number) for number in range(arguments["num_classes"])],
+    }
+    files.write(path, network.state_dict(), facts | about)
 
 
 def _identify(file: Path, backbone: State, state: State, layout: foreign.Layout, **given: Any) -> foreign.TimmModel:
@@ -166,42 +173,6 @@ def _identify(file: Path, backbone: State, state: State, layout: foreign.Layout,
         raise RequestError(
             f"file is {file}, whose tensors have shapes of no known model ({first_line(error)}); download it again"
         ) from None
-
-
-def _load_safetensors(file: Path) -> Mapping[str, Any]:
-    try:
-        with safe_open(file, framework="pt") as opened:
-            metadata = opened.metadata() or {}
-    except SafetensorError as error:
-        raise RequestError(f"file is {file}, which is damaged: {error}; download it again") from None
-    if metadata.get("format") == files.FORMAT:
-        raise RequestError(f"file is {file}, which is a fastmim weights file already: use it as it is")
-    return load_file(file)
-
-
-def _load_pickle(file: Path) -> Mapping[str, Any]:
-    """A pickle's tensors and plain values. Nothing that it names is called, except `argparse.Namespace`."""
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about pickles in another protocol: they load, or are refused below
-            loaded = torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        named = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if named is None:
-            raise RequestError(
-                f"file is {file}, which is damaged or no PyTorch checkpoint: download it again"
-            ) from None
-        raise RequestError(
-            f"file is {file}, a pickle that holds {named[1]}; expected tensors, plain values and argparse.Namespace, "
-            f"as anything else could run code (nothing was run): if you trust its author, save its tensors alone, "
-            f'torch.save(torch.load("{file.name}", weights_only=False)["model"], "tensors.pth")'
-        ) from None
-    except Exception as error:  # torch's unpickler raises whatever a damaged file leads it to
-        reason = " ".join(str(error).split())[:120] or type(error).__name__
-        raise RequestError(
-            f"file is {file}, which is damaged or no PyTorch checkpoint ({reason}): download it again"
-        ) from None
-    return loaded if isinstance(loaded, Mapping) else {type(loaded).__name__: loaded}
 
 
 def _check(file: Path, found: foreign.TimmModel, tensors: State, expected: State) -> None:
@@ -214,7 +185,7 @@ def _check(file: Path, found: foreign.TimmModel, tensors: State, expected: State
         if name in tensors and tensors[name].shape != tensor.shape
     ]
     wrong = [
-        f"{what} {_some(names)}"
+        f"{what} {listed(names)}"
         for what, names in (("unknown keys", unknown), ("missing keys", missing), ("other shapes", shapes))
         if names
     ]
@@ -226,24 +197,20 @@ def _check(file: Path, found: foreign.TimmModel, tensors: State, expected: State
         )
 
 
-def _write(out: Path, backbone: Backbone, about: Mapping[str, Any], *, as_is: bool) -> None:
+def _write(out: Path, network: nn.Module, write: Callable[[Path], None]) -> None:
     """Write the file, read it back, compare, and only then rename it into place."""
     try:
         with locking.staging(out, print) as folder:
             partial = folder / out.name
-            files.save(partial, backbone, about=about, as_is=as_is)
-            written = files.load_backbone(partial).state_dict()
-            differing = [k for k, v in backbone.model.state_dict().items() if not torch.equal(v, written[k])]
+            write(partial)
+            tensors, facts = files.read(partial)
+            written = files.build(partial, tensors, facts, classifier="classes" in facts).state_dict()
+            differing = [k for k, v in network.state_dict().items() if not torch.equal(v, written[k])]
             if differing:
-                raise RunError(f"{_some(differing)} did not read back the same from {out}; report the checkpoint")
+                raise RunError(f"{listed(differing)} did not read back the same from {out}; report the checkpoint")
             partial.replace(out)
     except OSError as error:
         raise RequestError(f"out is {out}: {error.strerror or error}; expected a file that can be written") from None
-
-
-def _some(names: Sequence[str]) -> str:
-    rest = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
-    return ", ".join(names[:_MAX_NAMED]) + rest
 
 
 def _groups(names: Sequence[str]) -> str:
