@@ -12,8 +12,9 @@ from random import Random
 
 from attack import watch
 from attack.damage import damage_bytes
+from attack.odd import ODD
 from attack.outcome import Outcome
-from attack.texts import ODD, on_data
+from attack.texts import on_data
 from attack.world import World
 
 PROMISE = "hostile archives: one line, nothing written or read elsewhere, no hang"
