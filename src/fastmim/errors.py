@@ -18,6 +18,10 @@ class RunError(RuntimeError):
     """The run failed for a reason that the user can act on, in one line. Exit status FAILED."""
 
 
+class ElsewhereError(RunError):
+    """Another process of the run failed, and says why itself."""
+
+
 def first_line(error: Exception) -> str:
     """The first line of an error's message, or its type if the message is empty."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -28,6 +28,7 @@ from fastmim.training.checkpoint import Checkpoint
 from fastmim.training.logs import Logs
 from fastmim.training.loop import Periodic
 from fastmim.training.run import Result, Task, launch
+from fastmim.training.world import World
 from fastmim.transfer.features import online_probe
 
 NUM_PICTURED = 6
@@ -57,8 +58,8 @@ class Pretraining(Task[PretrainConfig]):
     recipes = RECIPES
     model: MIM
 
-    def __init__(self, config: PretrainConfig, console: Console) -> None:
-        super().__init__(config, console)
+    def __init__(self, config: PretrainConfig, console: Console, world: World) -> None:
+        super().__init__(config, console, world)
         self.mean, self.std = (torch.tensor(v, device=self.plan.device) for v in (IMAGENET_MEAN, IMAGENET_STD))
         self.probe_data: Labelled | None = open_labelled(config.probe) if config.probe else None
 
@@ -88,7 +89,9 @@ class Pretraining(Task[PretrainConfig]):
         return {"num_images": self.plan.num_images, "stages": stages}
 
     def periodic(self, logs: Logs) -> list[Periodic]:
-        config, found = self.config, list[Periodic]()
+        config, found = self.config, super().periodic(logs)
+        if not self.world.main:
+            return found
         if config.picture_every != "never":
             found.append((self.plan.steps(config.picture_every), self.draw_sample))
         if self.probe_data:

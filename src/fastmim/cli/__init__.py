@@ -8,6 +8,7 @@ from typing import NoReturn
 
 from fastmim.errors import STOPPED
 from fastmim.system.output import Enduring
+from fastmim.system.processes import speaks
 from fastmim.system.signals import Stopped, StopSignals
 
 __all__ = ["main"]
@@ -23,6 +24,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 
                 status = commands.run(arguments)
         except Stopped as stopped:
-            print(f"fastmim: {stopped}", file=sys.stderr)
+            if speaks():
+                print(f"fastmim: {stopped}", file=sys.stderr)
             status = STOPPED
     sys.exit(status)

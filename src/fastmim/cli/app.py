@@ -11,7 +11,7 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,8 @@ from typing import Annotated, Any
 from cyclopts import App, CycloptsError, Parameter
 
 from fastmim import config as configs
-from fastmim.errors import DONE, FAILED, REFUSED, STOPPED, RequestError, RunError, first_line
+from fastmim.errors import DONE, FAILED, REFUSED, STOPPED, ElsewhereError, RequestError, RunError, first_line
+from fastmim.system import processes
 from fastmim.system.output import Enduring, discard
 from fastmim.system.signals import raise_again
 from fastmim.system.text import printable
@@ -61,7 +62,8 @@ def status(result: Any, progress: str, *, overwrite: bool = False) -> int:
     command = "the same command without --overwrite" if overwrite else "the same command"
     nothing = vars(result).get("step") == 0
     done = "with nothing to save yet" if nothing else f"and saved {progress.format_map(vars(result))}"
-    print(f"stopped {done}; run {command} to resume", file=sys.stderr)
+    if processes.speaks():
+        print(f"stopped {done}; run {command} to resume", file=sys.stderr)
     return STOPPED
 
 
@@ -75,18 +77,40 @@ class Resumable:
 
     def call(self, function: Callable[..., Any], settings: configs.Settings | None, progress: str) -> int:
         """Call the function that does the work, and return the exit status; see `status`."""
+        found = given(settings, self.config)
+        if (count := _num_processes(found)) > 1 and not self.dry_run:
+            return processes.run_on_devices(_words, count)
         with redirect_stdout(Enduring(sys.stdout)):  # the work outlives its terminal
-            result = function(overwrite=self.overwrite, dry_run=self.dry_run, **given(settings, self.config))
+            result = function(overwrite=self.overwrite, dry_run=self.dry_run, **found)
             sys.stdout.flush()
         return DONE if self.dry_run else status(result, progress, overwrite=self.overwrite)
+
+
+def _num_processes(settings: Mapping[str, Any]) -> int:
+    """How many processes to start for a command with these settings; 1 in a process that was started so."""
+    if "WORLD_SIZE" in os.environ or "SLURM_STEP_NUM_TASKS" in os.environ:
+        return 1
+    wanted, device = settings.get("devices"), str(settings.get("device", "auto"))
+    if wanted in (None, "all"):
+        return processes.num_gpus() if device in ("auto", "cuda") else 1
+    if device != "cpu" and (gpus := processes.num_gpus()) < wanted:
+        raise RequestError(
+            f"devices is {wanted}; expected at most the {gpus} of this machine (on a CPU, say --device cpu)"
+        )
+    return int(wanted)
 
 
 Options = Annotated[Resumable, AsFlags]
 OPTIONS = Resumable()
 
 
+_words: list[str] = []
+"""The words of the command that runs now, for further processes of it."""
+
+
 def run(arguments: list[str] | None) -> int:
     """Run a command and return its exit status."""
+    _words[:] = sys.argv[1:] if arguments is None else arguments
     with warnings.catch_warnings():
         warnings.showwarning = _warn  # type: ignore[assignment]
         return _run(arguments)
@@ -110,6 +134,8 @@ def _complain(error: Exception) -> int:
     if isinstance(error, CycloptsError | RequestError):
         _print_line(str(error))
         return REFUSED
+    if isinstance(error, ElsewhereError):
+        return FAILED
     if isinstance(error, RunError):
         _print_line(str(error))
     elif isinstance(error, OSError) and error.errno in _DISK:

@@ -20,14 +20,24 @@ def memory_gb(device: torch.device) -> float:
     return kilobytes * (1 if sys.platform == "darwin" else 1024) / 2**30
 
 
-def resolve_device(name: str) -> torch.device:
+def resolve_device(name: str, *, local_rank: int | None = None) -> torch.device:
     """Return the torch device of a name; `auto` is the accelerator if there is one, else the CPU.
 
+    Args:
+        name: As the user gives it.
+        local_rank: This process's number among several on this machine, each with an accelerator of its own.
+
     Raises:
-        RequestError: this machine has no such device.
+        RequestError: this machine has no such device, or the name gives one device to several processes.
     """
     if name == "auto":
-        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+        name = str(torch.accelerator.current_accelerator(check_available=True) or "cpu")
+    if local_rank is not None and name != "cpu":
+        if ":" in name:
+            raise RequestError(
+                f"device is {name!r} for several processes; expected its kind: take {name.split(':')[0]}"
+            )
+        name = f"{name}:{local_rank}"
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).item()  # also refuses `meta`, which has shapes but no numbers
@@ -38,9 +48,14 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def resolve_workers(num_workers: int | None) -> int:
-    """Return the number of data workers; None gives one less than the cores, between 1 and 16."""
-    return max(1, min(16, num_cores() - 1)) if num_workers is None else num_workers
+def resolve_workers(num_workers: int | None, *, sharing: int = 1) -> int:
+    """Return the number of data workers; None gives one less than the cores, between 1 and 16.
+
+    Args:
+        num_workers: As the user gives it, for each process.
+        sharing: Processes that share the cores.
+    """
+    return max(1, min(16, num_cores() // sharing - 1)) if num_workers is None else num_workers
 
 
 def num_cores() -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
@@ -47,16 +48,24 @@ class StopSignals:
         whole_process: The block is all that this process does. Then nothing is to be saved outside inner blocks: the
             first signal raises `Stopped` there, and further ones have no effect between the ends of block and process.
         ends_process: The process ends with the block in any case, so no signal has an effect between them.
+        elsewhere: Tells whether another process of the run was asked; called only while this one waits for data.
     """
 
     _current: StopSignals | None = None
 
-    def __init__(self, *, whole_process: bool = False, ends_process: bool = False) -> None:
+    def __init__(
+        self, *, whole_process: bool = False, ends_process: bool = False, elsewhere: Callable[[], bool] | None = None
+    ) -> None:
         self._whole_process, self._ends_process = whole_process, ends_process
+        self._elsewhere = elsewhere
         self._request = _Request()
         self._before: dict[signal.Signals, Any] = {}
         self._outer: StopSignals | None = None
         self._had_inner = False
+
+    def requested_elsewhere(self) -> bool:
+        """Whether another process of the run has been asked to stop; takes a message to find out."""
+        return self._elsewhere is not None and self._elsewhere()
 
     @property
     def requested(self) -> bool:
@@ -107,8 +116,9 @@ class StopSignals:
 
 
 def stop_requested() -> bool:
-    """Whether a signal has come in the `StopSignals` blocks that run now."""
-    return StopSignals._current is not None and StopSignals._current.requested
+    """Whether a signal has come in the `StopSignals` blocks that run now, to this process or another of the run."""
+    current = StopSignals._current
+    return current is not None and (current.requested or current.requested_elsewhere())
 
 
 def raise_again() -> None:

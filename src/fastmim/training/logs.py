@@ -7,6 +7,7 @@ import math
 import os
 import time
 from contextlib import nullcontext, suppress
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -29,6 +30,7 @@ class Logs:
             are removed because they will be written again.
         trackers: From `open_trackers`.
         console: Where progress is shown: a live bar on a terminal, else a line every ten seconds.
+        writes: False in the processes of a run that leave metrics.jsonl to the main one.
     """
 
     def __init__(
@@ -39,12 +41,14 @@ class Logs:
         step: int = 0,
         trackers: list[Tracker] | None = None,
         console: Console | None = None,
+        writes: bool = True,
     ) -> None:
         self.console = console or Console(stderr=False, highlight=False)
         self._total = total_steps
         self._trackers = trackers or []
-        directory.drop_metrics_after(step)
-        self._file = directory.metrics.open("a", buffering=1)
+        if writes:
+            directory.drop_metrics_after(step)
+        self._file = (directory.metrics if writes else Path(os.devnull)).open("a", buffering=1)
         self._last_line = 0.0
         no_wrap = Column(no_wrap=True)
         self._bar = Progress(
@@ -96,7 +100,8 @@ class Logs:
             tracker.close()
         with self._file:
             self._file.flush()
-            os.fsync(self._file.fileno())
+            if self._file.name != os.devnull:
+                os.fsync(self._file.fileno())
 
     def __enter__(self) -> Logs:
         return self

@@ -7,7 +7,7 @@ sums of the next log line), and a run that was killed and resumed ends with the 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -28,6 +28,7 @@ from fastmim.training.plan import Plan
 from fastmim.training.run_directory import RunDirectory
 from fastmim.training.schedule import Stage, stage_at
 from fastmim.training.settings import TrainConfig
+from fastmim.training.world import ALONE, World
 
 Batch = dict[str, Any]
 Periodic = tuple[int, Callable[[int], dict[str, float]]]
@@ -90,9 +91,11 @@ def fit(
     optimizer = task.build_optimizer(model)
     if resume_from:
         checkpoint.load(resume_from, model, optimizer)
-    about = {"seed": config.seed, "global_batch": config.batch_size, "world_size": 1}
+    world = plan.world
+    about = {"seed": config.seed, "global_batch": config.batch_size, "world_size": world.size}
     about |= task.facts() | {"config": to_mapping(config)}
-    forward = make_forward(model, task.prepare, plan.device, bf16=plan.bf16, compile=plan.compile)
+    wrapped = world.wrap(model)
+    forward = make_forward(wrapped, task.prepare, plan.device, bf16=plan.bf16, compile=plan.compile)
     meter = Meter(
         step,
         device=plan.device,
@@ -106,20 +109,24 @@ def fit(
 
     def save() -> None:
         now = about | {"meter": meter.state()}
-        checkpoint.save(directory.checkpoints, step, model, optimizer, about=now, keep_every=config.keep_every)
+        with world.together():
+            if world.main:
+                checkpoint.save(directory.checkpoints, step, model, optimizer, about=now, keep_every=config.keep_every)
 
-    with StopSignals() as stop:
+    with StopSignals(elsewhere=world.asked_to_stop) as stop:
         try:
-            while step < total and not stop.requested:
+            while step < total:
                 if (new := stage_at(plan.stages, step)).size != stage.size:
                     logs.say(f"stage: {stage.size} -> {new.size} pixels at step {step}")
                     optimizer = optim.resize(model, optimizer, new.size, rebuild=task.build_optimizer)
+                    wrapped = world.wrap(model)
+                    forward = make_forward(wrapped, task.prepare, plan.device, bf16=plan.bf16, compile=plan.compile)
                 stage = new
-                stream = on_device(task.batches(stage, step), plan.device)
-                while step < stage.stop and not stop.requested:
+                stream = until_stopped(on_device(task.batches(stage, step), plan.device), stop, world)
+                while step < stage.stop:
                     rate = plan.learning_rate(step)
                     batch = train_step(
-                        model,
+                        wrapped,
                         forward,
                         stream,
                         optimizer,
@@ -128,26 +135,29 @@ def fit(
                         accumulation=stage.accumulation,
                         clip=config.clip,
                         seeds=(config.seed, step),
+                        world=world,
                     )
                     step += 1
                     logs.advance(step)
                     if step % config.log_every == 0 or step == total:
-                        logs.log(step, meter.read(step, rate))
+                        logs.log(step, world.slowest(meter.read(step, rate)))
                         if hint := meter.hint():
                             logs.say(hint)
-                    if (in_a_row := meter.in_a_row()) >= PATIENCE:
+                    check = world.size == 1 or step % config.log_every == 0  # processes must look at the same step
+                    if check and (in_a_row := meter.in_a_row(wait=world.size > 1)) >= PATIENCE:
                         raise RunError(_not_finite(in_a_row, step, batch, directory))
                     with meter.timing("paused"):
-                        for every, function in periodic:
-                            if step % every == 0 or step == total:
-                                if numbers := function(step):
-                                    logs.log(step, numbers)
-                                model.train()
+                        with world.together():
+                            for every, function in periodic:
+                                if step % every == 0 or step == total:
+                                    if numbers := function(step):
+                                        logs.log(step, numbers)
+                                    model.train()
                         # A stage's end is saved before the next one changes the shapes.
-                        if step % config.save_every == 0 or step == stage.stop or stop.requested:
+                        if step % config.save_every == 0 or step == stage.stop:
                             save()
                 stream.close()  # ends its data workers now, not when the garbage collector runs
-        except Stopped:  # no data came: what waited for it, a step or an evaluation, is left out
+        except Stopped:  # what waits for data, a step or an evaluation, is left out
             if step == total:  # not finished without its last evaluation
                 raise
             if step:
@@ -186,17 +196,19 @@ def train_step(
     accumulation: int = 1,
     clip: float | None = None,
     seeds: tuple[int, int] = (0, 0),
+    world: World = ALONE,
 ) -> Batch:
     """Make one optimiser step, which changes nothing if its loss or gradient is not finite.
 
     Args:
-        model: On the device; its weights change.
+        model: On the device, from `World.wrap`; its weights change.
         forward: From `make_forward`.
         batches: Micro-batches on the device; `accumulation` of them are taken.
         optimizer: A group's "lr_scale" multiplies the learning rate.
         meter: Counts the step.
         clip: Largest gradient norm.
         seeds: (run's seed, step), which decide dropout and drop path.
+        world: The processes that share the step.
 
     Returns:
         The last micro-batch.
@@ -207,10 +219,12 @@ def train_step(
     for part in range(accumulation):
         with meter.timing("waiting"):
             batch = next(batches)
-        seed_generators(step_seed(*seeds, part), meter.device)
-        part_loss = forward(batch) / accumulation
-        part_loss.backward()
+        seed_generators(step_seed(*seeds, part, *([world.rank] if world.rank else [])), meter.device)
+        with nullcontext() if part == accumulation - 1 else world.accumulating(model):
+            part_loss = forward(batch) / accumulation
+            part_loss.backward()
         loss += part_loss.detach()
+    loss = world.mean(loss)
     norm = get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
     if clip is not None:
         clip_grads_with_norm_(model.parameters(), clip, norm)
@@ -220,6 +234,24 @@ def train_step(
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return batch
+
+
+def until_stopped(batches: Generator[Batch], stop: StopSignals, world: World) -> Generator[Batch]:
+    """Yield the batches while no process of the run is asked to stop; all of them then stop before the same batch.
+
+    Raises:
+        Stopped: a process was asked to stop.
+    """
+    with closing(batches):
+        while True:
+            ended: Stopped | None = None
+            try:
+                batch = next(batches)
+            except Stopped as error:  # no data comes here
+                ended = error
+            if world.agree(stop.requested or ended is not None):
+                raise ended or Stopped("stopped: run the same command to resume")
+            yield batch
 
 
 def on_device(batches: Generator[Batch], device: torch.device) -> Generator[Batch]:

@@ -65,9 +65,9 @@ class Meter:
         self._norm = norm
         return (~finite).float()
 
-    def in_a_row(self) -> int:
-        """Non-finite steps in a row, without waiting: an accelerator's answer may be some steps old."""
-        if self.device.type == "cpu":
+    def in_a_row(self, *, wait: bool = False) -> int:
+        """Non-finite steps in a row; unless it waits for the device, the answer may be some steps old."""
+        if wait or self.device.type == "cpu":
             return int(self._sums[2])
         if self._copy and self._copy[1].query():
             self._seen = int(self._copy[0])

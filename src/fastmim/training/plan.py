@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,16 +11,16 @@ import torch
 
 from fastmim.data.order import steps_per_epoch
 from fastmim.data.sources import Source
-from fastmim.errors import RequestError
 from fastmim.system import devices
 from fastmim.training import schedule
 from fastmim.training.schedule import Stage
 from fastmim.training.settings import TrainConfig
+from fastmim.training.world import ALONE, World
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A run in steps, on one device."""
+    """A run in steps, on the device of this process."""
 
     num_images: int
     """Training images."""
@@ -37,6 +36,8 @@ class Plan:
     """Autocast the forward pass to bfloat16."""
     compile: bool
     num_workers: int
+    world: World = ALONE
+    """The processes that share each step."""
 
     def steps(self, duration: str) -> int:
         """Convert a duration such as `10%` or `5 epochs` to steps, at least 1."""
@@ -58,45 +59,53 @@ class Plan:
         """Return the plan with the stages of these (image size, share of the run) pairs.
 
         Args:
-            micro_batch: The most images that the device takes at once at the first size; None for the whole batch.
+            micro_batch: The most images that a device takes at once at the first size; None for its whole share.
+
+        Raises:
+            RequestError: the batch does not divide among the processes.
         """
         stages = schedule.plan_stages(
-            sizes, total_steps=self.total_steps, device_batch=self.batch_size, micro_batch=micro_batch
+            sizes,
+            total_steps=self.total_steps,
+            device_batch=self.world.share(self.batch_size),
+            micro_batch=micro_batch,
         )
         return dataclasses.replace(self, stages=stages)
 
     def describe(self) -> list[str]:
         """The lines of the console output that all runs share."""
         stages = ", ".join(f"{s.size} px for {s.stop - s.start} steps" for s in self.stages)
-        micro = ", ".join(str(self.batch_size // s.accumulation) for s in self.stages)
+        share, size = self.world.share(self.batch_size), self.world.size
+        micro = ", ".join(str(share // s.accumulation) for s in self.stages)
+        several = f" on each of {size} processes" if size > 1 else ""
         return [
             f"length    {self.total_steps} steps ({self.total_steps / self.steps_per_epoch:.1f} epochs): {stages}",
-            f"batch     {self.batch_size} images, {micro} at once; peak learning rate {self.peak_lr:.2e}",
+            f"batch     {self.batch_size} images, {micro} at once{several}; peak learning rate {self.peak_lr:.2e}",
             f"device    {self.device}, {'bf16' if self.bf16 else 'float32'}, "
             f"{'compiled' if self.compile else 'eager'}, {self.num_workers} data workers",
         ]
 
 
-def make_plan(config: TrainConfig, source: Source, *, sizes: Sequence[tuple[int, float]]) -> Plan:
+def make_plan(config: TrainConfig, source: Source, *, sizes: Sequence[tuple[int, float]], world: World = ALONE) -> Plan:
     """Resolve a config for its training images and this machine.
 
     Args:
         config: The settings of the run.
         source: The training images.
         sizes: (image size, share of the run) of each stage, in order.
+        world: The processes that share each step.
 
     Raises:
-        RequestError: fewer images than one batch, an unavailable device, or more than one process.
+        RequestError: fewer images than one batch, a batch that does not divide among the processes, or an unavailable
+            device.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise RequestError("WORLD_SIZE is above 1; several processes are not supported yet: start one process")
     per_epoch = steps_per_epoch(source, config.batch_size)
     epochs = config.epochs or config.DEFAULT_EPOCHS
     total = config.steps or max(1, round(min(epochs * per_epoch, sys.maxsize)))
     warmup = schedule.to_steps(
         config.warmup, total_steps=total, steps_per_epoch=per_epoch, batch_size=config.batch_size
     )
-    device = devices.resolve_device(config.device)
+    device = devices.resolve_device(config.device, local_rank=world.local_rank if world.size > 1 else None)
     plan = Plan(
         num_images=len(source),
         batch_size=config.batch_size,
@@ -108,6 +117,7 @@ def make_plan(config: TrainConfig, source: Source, *, sizes: Sequence[tuple[int,
         device=device,
         bf16=devices.resolve_bf16(config.precision, device),
         compile=device.type == "cuda" if config.compile is None else config.compile,
-        num_workers=devices.resolve_workers(config.num_workers),
+        num_workers=devices.resolve_workers(config.num_workers, sharing=world.local_size),
+        world=world,
     )
     return plan.with_stages(sizes, micro_batch=None if config.micro_batch == "auto" else config.micro_batch)

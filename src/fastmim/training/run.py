@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
@@ -27,10 +27,11 @@ from fastmim.training.logs import Logs
 from fastmim.training.loop import Batch, Periodic, fit, make_forward
 from fastmim.training.micro_batch import largest_micro_batch
 from fastmim.training.plan import make_plan
-from fastmim.training.run_directory import Recipes, RunDirectory
+from fastmim.training.run_directory import Recipes, RunDirectory, versions
 from fastmim.training.schedule import Stage
 from fastmim.training.settings import TrainConfig
-from fastmim.training.trackers import open_trackers
+from fastmim.training.trackers import Tracker, open_trackers
+from fastmim.training.world import World, joined
 
 Config = TypeVar("Config", bound=TrainConfig)
 
@@ -67,7 +68,7 @@ class Task(ABC, Generic[Config]):
     model: nn.Module
     """On the plan's device, once built; forward(**prepare(batch)) returns {"loss": ...}."""
 
-    def __init__(self, config: Config, console: Console) -> None:
+    def __init__(self, config: Config, console: Console, world: World) -> None:
         """Open the data and make the plan.
 
         Raises:
@@ -76,7 +77,9 @@ class Task(ABC, Generic[Config]):
         self.config, self.console = config, console
         self.directory = RunDirectory(config.out)
         self.source = self.open_data()
-        self.plan = make_plan(config, self.source, sizes=self.sizes())
+        self.world = world
+        self._unreadable: list[tuple[list[tuple[str, str]], int]] = []  # not yet told to the main process
+        self.plan = make_plan(config, self.source, sizes=self.sizes(), world=world)
         self.bad_images = BadImages(
             config.out,
             num_images=self.num_images,
@@ -116,9 +119,9 @@ class Task(ABC, Generic[Config]):
     def facts(self) -> dict[str, Any]:
         """Facts for the manifests of checkpoints, as JSON types."""
 
-    @abstractmethod
     def periodic(self, logs: Logs) -> list[Periodic]:
-        """Return what happens at intervals during training: pictures, evaluations."""
+        """Return what happens at intervals during training in this process; pictures, evaluations in the main one."""
+        return [] if self.world.size == 1 else [(self.config.log_every, self._share_unreadable)]
 
     @abstractmethod
     def finish(self, step: int) -> Result:
@@ -167,6 +170,8 @@ class Task(ABC, Generic[Config]):
             first_step=first_step,
             last_step=stage.stop,
             accumulation=stage.accumulation,
+            rank=self.world.rank,
+            world_size=self.world.size,
             num_workers=self.plan.num_workers,
             crop_scale=self.config.crop_scale,
             pin_memory=self.plan.device.type == "cuda",
@@ -175,8 +180,20 @@ class Task(ABC, Generic[Config]):
         )
         with closing(stream):
             for batch in stream:
-                self.bad_images.update(batch.pop("bad"), num_seen=len(batch["keys"]))
+                bad, num_seen = batch.pop("bad"), len(batch["keys"])
+                if self.world.size == 1:
+                    self.bad_images.update(bad, num_seen=num_seen)
+                else:
+                    self._unreadable.append((bad, num_seen))
                 yield batch
+
+    def _share_unreadable(self, step: int) -> dict[str, float]:
+        """Tell the main process of the images that the others could not read."""
+        for found in self.world.exchange(self._unreadable):
+            for bad, num_seen in found if self.world.main else []:
+                self.bad_images.update(bad, num_seen=num_seen)
+        self._unreadable = []
+        return {}
 
 
 def launch(
@@ -197,38 +214,76 @@ def launch(
         RequestError: the request is wrong.
         RunError: the run failed.
     """
-    console = Console(highlight=False)
-    opening = run_directory.opened(
-        kind.config_class,
-        settings,
-        recipes=kind.recipes,
-        overwrite=overwrite,
-        dry_run=dry_run,
-        console=console,
-    )
-    with opening as config:
-        task = kind(config, console)
-        found = None if overwrite else checkpoint.newest(task.directory.checkpoints)
-        if found:
-            task.check_resumable(found)
-        torch.manual_seed(config.seed)
-        task.build(found)
-        if config.micro_batch == "auto":
-            task.plan = task.plan.with_stages(task.sizes(), micro_batch=_largest_micro_batch(task))
+    with joined() as world, ExitStack() as stack:
+        if world.size == 1 and settings.get("devices") not in (None, 1, "all"):
+            raise RequestError(
+                f"devices is {settings['devices']} in one process; expected the command line, which starts the others "
+                f"(`fastmim pretrain --devices {settings['devices']}`), or torchrun"
+            )
+        console = Console(highlight=False, quiet=not world.main)
+        with world.together():
+            if world.main:  # holds the lock
+                config = stack.enter_context(
+                    run_directory.opened(
+                        kind.config_class,
+                        settings,
+                        recipes=kind.recipes,
+                        overwrite=overwrite,
+                        dry_run=dry_run,
+                        console=console,
+                    )
+                )
+        with world.together():
+            if not world.main:
+                config = run_directory.resolve(kind.config_class, settings, recipes=kind.recipes, overwrite=overwrite)
+        task, found = _prepared(kind, config, console, world, overwrite=overwrite)
         if dry_run:
             say(console, configs.to_yaml(config))
         say(console, "\n".join(task.describe()))
         if dry_run:
             return task.result(0)
-        task.directory.prepare(config, overwrite=overwrite)
+        with world.together():
+            if world.main:
+                task.directory.prepare(config, overwrite=overwrite)
+                if found:  # a kill may have come before the last save did
+                    checkpoint.clean(found.path, keep_every=config.keep_every)
         if found:
-            checkpoint.clean(found.path, keep_every=config.keep_every)  # a kill may have come before the last one did
             say(console, f"resuming at step {found.step} of {task.plan.total_steps}")
         try:
-            return task.finish(_train(task, found))
+            step = _train(task, found)
+            with world.together():
+                return task.finish(step) if world.main else task.result(step)
         except OSError as error:
             kept = checkpoint.remedy(task.directory.checkpoints)
             raise RunError(f"the run in {config.out} failed: {error}; {kept}") from error
+
+
+def _prepared(
+    kind: type[Task[Config]], config: Config, console: Console, world: World, *, overwrite: bool
+) -> tuple[Task[Config], Checkpoint | None]:
+    """A task with its model built, and the checkpoint to resume; the same in every process."""
+    with world.together():
+        task = kind(config, console, world)
+        found = None if overwrite else checkpoint.newest(task.directory.checkpoints)
+    settings = configs.to_mapping(config)
+    for what, value in (
+        *((name, settings[name]) for name in settings),
+        ("the number of images", len(task.source)),
+        ("the checkpoint to resume", found.step if found else None),
+        ("the versions", versions()),
+    ):
+        world.check_same(what, value)
+    with world.together():
+        if found:
+            task.check_resumable(found)
+        torch.manual_seed(config.seed)
+        task.build(found)
+        world.check_norms(task.model)
+    if config.micro_batch == "auto":
+        with world.together():
+            largest = _largest_micro_batch(task)
+        task.plan = task.plan.with_stages(task.sizes(), micro_batch=min(world.exchange(largest)))
+    return task, found
 
 
 def _largest_micro_batch(task: Task[Any]) -> int:
@@ -237,7 +292,7 @@ def _largest_micro_batch(task: Task[Any]) -> int:
         task.model,
         make_forward(task.model, task.prepare, plan.device, bf16=plan.bf16, compile=False),
         task.blank_batch,
-        batch_size=plan.batch_size,
+        batch_size=plan.world.share(plan.batch_size),
         img_size=size,
         device=plan.device,
     )
@@ -246,14 +301,14 @@ def _largest_micro_batch(task: Task[Any]) -> int:
 def _train(task: Task[Any], found: Checkpoint | None) -> int:
     """Train from a checkpoint or the start; the steps made, all starts together."""
     config, step = task.config, found.step if found else 0
-    trackers = open_trackers(
-        config.tracker_names(),
-        auto=config.trackers == "auto",
-        out=config.out,
-        settings=configs.to_mapping(config),
+    logs = Logs(
+        task.directory,
+        total_steps=task.plan.total_steps,
         step=step,
+        trackers=_trackers(task, step) if task.world.main else [],
+        console=task.console,
+        writes=task.world.main,
     )
-    logs = Logs(task.directory, total_steps=task.plan.total_steps, step=step, trackers=trackers, console=task.console)
     with logs:
         step = fit(
             task,
@@ -266,3 +321,14 @@ def _train(task: Task[Any], found: Checkpoint | None) -> int:
         if task.bad_images:
             logs.say(task.bad_images.describe())
     return step
+
+
+def _trackers(task: Task[Any], step: int) -> list[Tracker]:
+    config = task.config
+    return open_trackers(
+        config.tracker_names(),
+        auto=config.trackers == "auto",
+        out=config.out,
+        settings=configs.to_mapping(config),
+        step=step,
+    )

@@ -111,18 +111,22 @@ class RunDirectory:
         Raises:
             RequestError: it cannot be written.
         """
-        versions = {p: version(p) for p in ("fastmim", "torch", "timm")} | {"python": platform.python_version()}
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             for name in self.FILES:
                 files.remove_leftovers(self.path / name)
                 if overwrite:
                     files.remove(self.path / name)
-            files.write_text(self.config, configs.to_yaml(config) + yaml.safe_dump({"versions": versions}))
+            files.write_text(self.config, configs.to_yaml(config) + yaml.safe_dump({"versions": versions()}))
         except OSError as error:
             raise RequestError(
                 f"out is {self.path}: {error.strerror or error}; expected a directory that can be written"
             ) from None
+
+
+def versions() -> dict[str, str]:
+    """The versions that decide a run's numbers."""
+    return {p: version(p) for p in ("fastmim", "torch", "timm")} | {"python": platform.python_version()}
 
 
 @contextmanager

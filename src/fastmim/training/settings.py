@@ -22,6 +22,7 @@ class TrainConfig(Settings):
         {
             "num_workers",
             "device",
+            "devices",
             "compile",
             "micro_batch",
             "checkpoint_activations",
@@ -91,6 +92,9 @@ class TrainConfig(Settings):
     device: str = "auto"
     """`cpu`, `cuda`, `cuda:1`, `mps`; `auto` takes the accelerator, if any."""
 
+    devices: int | Literal["all"] | None = None
+    """Devices of this machine to train on, with a process for each. [default: all GPUs; 1 on a CPU and from Python]"""
+
     precision: Literal["auto", "bf16", "float32"] = "auto"
     """Precision of the forward pass; `auto` is bf16 where the accelerator supports it, else float32."""
 
@@ -113,7 +117,7 @@ class TrainConfig(Settings):
     """Stop when more than this share of the images cannot be read."""
 
     def __post_init__(self) -> None:
-        check_positive(self, "batch_size", "micro_batch", "steps", "save_every", "keep_every", "log_every")
+        check_positive(self, "batch_size", "micro_batch", "devices", "steps", "save_every", "keep_every", "log_every")
         check_positive(self, "epochs", "lr", "clip")
         check_workers(self.num_workers)
         check_bad_share(self.max_bad_share)

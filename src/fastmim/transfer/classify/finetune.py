@@ -147,8 +147,12 @@ class Finetuning(Task[FinetuneConfig]):
             bad_images=self.bad_images,
             say=logs.say,
         )
-        average: list[Periodic] = [(1, self.model.average)] if self.config.ema else []
-        return [*average, (self.plan.steps(self.config.eval_every), self.validator)]
+        found = super().periodic(logs)
+        if self.config.ema:
+            found.append((1, self.model.average))
+        if self.world.main:
+            found.append((self.plan.steps(self.config.eval_every), self.validator))
+        return found
 
     def result(self, step: int) -> Result:
         return Result(self.config.out, step, self.plan.total_steps)

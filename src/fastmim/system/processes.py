@@ -1,0 +1,162 @@
+"""The processes of a run: where this one stands among them, and starting one for each device of this machine."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastmim.errors import DONE, FAILED, STOPPED, RequestError
+from fastmim.system.signals import StopSignals
+
+_POLL_SECONDS = 0.1
+_GRACE_SECONDS = 30.0
+"""How long the others of a process that failed have to notice, and those that were told to stop to save."""
+_SLURM = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_STEP_NUM_TASKS", "LOCAL_RANK": "SLURM_LOCALID"}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a process stands among those of its run."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    """Number among the processes of this machine."""
+    local_size: int = 1
+
+
+def find_place() -> Place:
+    """Read the environment that torchrun, `run_on_devices` or srun has set; torch finds the others by it.
+
+    Raises:
+        RequestError: the variables are incomplete or contradict each other.
+    """
+    _translate_slurm()
+    values = {name: os.environ.get(name) for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE")}
+    if values["WORLD_SIZE"] is None or values["WORLD_SIZE"] == "1":
+        return Place()
+    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
+    if missing:
+        raise RequestError(
+            f"WORLD_SIZE is {values['WORLD_SIZE']} without {', '.join(missing)}; expected the variables of torchrun: "
+            f"start with torchrun, srun or --devices, or unset WORLD_SIZE"
+        )
+    try:
+        size, rank = int(values["WORLD_SIZE"]), int(values["RANK"] or 0)
+        place = Place(rank, size, int(values["LOCAL_RANK"] or 0), int(values["LOCAL_WORLD_SIZE"] or 1))
+    except ValueError:
+        raise RequestError(f"the environment has {values}; expected whole numbers, as torchrun sets them") from None
+    if not 0 <= place.rank < place.size:
+        raise RequestError(f"RANK is {place.rank}; expected 0 to {place.size - 1}, since WORLD_SIZE is {place.size}")
+    return place
+
+
+def _translate_slurm() -> None:
+    """Set torchrun's variables in a step that srun has started."""
+    found = os.environ
+    if "WORLD_SIZE" in found or int(found.get("SLURM_STEP_NUM_TASKS") or 1) < 2:
+        return
+    for name, theirs in _SLURM.items():
+        found[name] = found[theirs]
+    found["LOCAL_WORLD_SIZE"] = re.split(r"\D", found.get("SLURM_STEP_TASKS_PER_NODE", "1"))[0]
+    found.setdefault("MASTER_ADDR", first_host(found["SLURM_STEP_NODELIST"]))
+    found.setdefault("MASTER_PORT", str(20000 + int(found["SLURM_JOB_ID"]) % 20000))
+
+
+def first_host(hosts: str) -> str:
+    """The first of a list of hosts as Slurm writes it, such as `gpu[003-006,9],login1`."""
+    prefix, bracket, rest = hosts.split(",")[0].partition("[")
+    return prefix + re.split(r"[-,\]]", rest)[0] if bracket else prefix
+
+
+def speaks() -> bool:
+    """Whether this process speaks for the run: it is alone, or the first."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def num_gpus() -> int:
+    """The number of NVIDIA or AMD GPUs that this process may use; imports torch only if the machine has several."""
+    if len(list(Path("/proc/driver/nvidia/gpus").glob("*"))) < 2 and len(list(Path("/dev/dri").glob("renderD*"))) < 2:
+        return 1  # or none
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def run_on_devices(words: Sequence[str], count: int) -> int:
+    """Run a fastmim command in `count` processes of this machine, each on a device of its own, until all have ended.
+
+    torchrun's own agent would kill a process that is still saving after 30 seconds, and hide the exit status 75.
+
+    Args:
+        words: The command's words, without `fastmim`.
+        count: Number of processes.
+
+    Returns:
+        The exit status: that of the first process that failed, or 75 if the run was stopped and saved.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count)}
+    shared |= {"LOCAL_WORLD_SIZE": str(count), "OMP_NUM_THREADS": _threads(count)}
+    with StopSignals() as stop:
+        children = [_start(words, shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(count)]
+        try:
+            return _wait(children, stop)
+        finally:
+            for child in children:
+                if child.poll() is None:
+                    child.kill()
+                child.wait()
+
+
+def _threads(count: int) -> str:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return os.environ.get("OMP_NUM_THREADS") or str(max(1, cores // count))
+
+
+def _start(words: Sequence[str], env: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "fastmim", *words],
+        env={**os.environ, **env, "FASTMIM_PARENT": str(os.getpid())},
+        start_new_session=True,  # a terminal's Ctrl-C reaches this process alone, which passes it on once
+    )
+
+
+def _wait(children: Sequence[subprocess.Popen[bytes]], stop: StopSignals) -> int:
+    told, first, since = False, None, 0.0
+    while running := [child for child in children if child.poll() is None]:
+        if stop.requested and not told:
+            told = True
+            for child in running:
+                child.terminate()
+        ended = [child.returncode for child in children if child.returncode not in (None, DONE, STOPPED)]
+        if ended and first is None:
+            first, since = ended[0], time.monotonic()
+        if first is not None and time.monotonic() > since + _GRACE_SECONDS:  # they wait for the one that failed
+            for child in running:
+                child.kill()
+        time.sleep(_POLL_SECONDS)
+    statuses = [child.returncode for child in children]
+    if first is None:
+        first = next((status for status in statuses if status not in (DONE, STOPPED)), None)
+    if first is None:
+        return STOPPED if STOPPED in statuses else DONE
+    if first < 0:
+        rank = statuses.index(first)
+        name = signal.Signals(-first).name
+        print(
+            f"fastmim: process {rank} of {len(children)} was ended by {name}; run the same command to resume",
+            file=sys.stderr,
+        )
+        return FAILED
+    return first

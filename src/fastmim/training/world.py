@@ -1,0 +1,238 @@
+"""The processes that train one model together; a process on its own is a world of one."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from timm.layers import convert_sync_batchnorm
+from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
+
+from fastmim.errors import ElsewhereError, RequestError, RunError, first_line
+from fastmim.system.processes import Place, find_place
+from fastmim.system.signals import Stopped
+
+T = TypeVar("T")
+
+_FIND_SECONDS = 60
+_PATIENCE = timedelta(hours=6)
+"""How long processes wait for one that validates or draws; one that dies is noticed at once."""
+_WATCH_SECONDS = 1.0
+_LOST = ("gloo", "NCCL", "Connection closed", "Connection reset", "Broken pipe", "store")
+
+
+_ALONE = Place()
+
+
+class World:
+    """What the processes of a run say to each other; all of it is free for a process on its own.
+
+    Every process must make the same calls in the same order.
+    """
+
+    def __init__(self, place: Place = _ALONE, store: Store | None = None) -> None:
+        self.rank, self.size = place.rank, place.size
+        self.local_rank, self.local_size = place.local_rank, place.local_size
+        self._store = store
+        # Words travel on the CPU, also where gradients travel by NCCL: a device would have to be waited for.
+        self._words: Any = dist.new_group(backend="gloo", timeout=_PATIENCE) if self.size > 1 else None
+
+    @property
+    def main(self) -> bool:
+        """Whether this is the process that prints, writes and holds the run directory's lock."""
+        return self.rank == 0
+
+    def exchange(self, value: T) -> list[T]:
+        """Everyone's value, by rank."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value, group=self._words)
+        return values
+
+    def from_main(self, value: T) -> T:
+        """The main process's value."""
+        return self.exchange(value if self.main else None)[0]  # type: ignore[return-value]
+
+    def agree(self, wish: bool) -> bool:
+        """Whether any process wishes it."""
+        if self.size == 1:
+            return wish
+        if wish and self._store:
+            self._store.set("stop", "1")  # for those that wait for data, and could wait for ever
+        wishes = torch.tensor(int(wish))
+        dist.all_reduce(wishes, dist.ReduceOp.MAX, group=self._words)
+        return bool(wishes)
+
+    def asked_to_stop(self) -> bool:
+        """Whether another process has wished to stop, without waiting for anyone."""
+        return bool(self._store and self._store.check(["stop"]))
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """A block that fails in every process if it fails in one.
+
+        Raises:
+            ElsewhereError: it failed in another process, which says why.
+            Stopped: another process was asked to stop.
+        """
+        failure: BaseException | None = None
+        try:
+            yield
+        except (Exception, Stopped) as error:
+            failure = error
+        if self.size > 1:
+            kind = "" if failure is None else "stopped" if isinstance(failure, Stopped) else "failed"
+            kinds = self.exchange(kind)
+            if failure is None and "failed" in kinds:
+                raise ElsewhereError(f"process {kinds.index('failed')} failed")
+            if failure is None and "stopped" in kinds:
+                raise Stopped(f"process {kinds.index('stopped')} was asked to stop: run the same command again")
+        if failure is not None:
+            raise failure
+
+    def check_same(self, what: str, value: Any) -> None:
+        """Compare a value of every process.
+
+        Raises:
+            RequestError: one differs from the main process's.
+        """
+        values = self.exchange(value)
+        for rank, other in enumerate(values):
+            if other != values[0]:
+                raise RequestError(
+                    f"{what} is {other} in process {rank}; expected {values[0]}, as in process 0: start every process "
+                    f"with the same command, files and packages"
+                )
+
+    def slowest(self, metrics: dict[str, float]) -> dict[str, float]:
+        """Metrics of a log line, with the longest wait for data and the most memory of all processes."""
+        found = self.exchange(metrics)
+        return metrics | {name: max(line[name] for line in found) for name in ("data_wait_share", "memory_gb")}
+
+    def mean(self, value: Tensor) -> Tensor:
+        """The mean of a tensor over the processes."""
+        if self.size == 1:
+            return value
+        value = value.clone()
+        dist.all_reduce(value)
+        return value / self.size
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """The model with gradients averaged over the processes, and batch norms over the whole batch (on CUDA)."""
+        if self.size == 1:
+            return model
+        device = next(model.parameters()).device
+        if device.type == "cuda":
+            convert_sync_batchnorm(model)  # in place, as the model is not a norm itself
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "`broadcast_buffers`")  # its successor is not in torch 2.11
+            return DistributedDataParallel(
+                model,
+                device_ids=[device.index] if device.type == "cuda" else None,
+                broadcast_buffers=False,  # they are equal already
+                gradient_as_bucket_view=True,
+            )
+
+    def check_norms(self, model: nn.Module) -> None:
+        """Refuse batch norms on a CPU.
+
+        Raises:
+            RequestError: their statistics would be those of each process alone.
+        """
+        device = next(model.parameters()).device.type
+        if self.size > 1 and device != "cuda" and any(isinstance(module, _BatchNorm) for module in model.modules()):
+            raise RequestError(
+                f"the network has batch norms, which {self.size} processes cannot share on {device}; expected CUDA "
+                f"devices, or one process: take --devices 1"
+            )
+
+    def accumulating(self, model: nn.Module) -> AbstractContextManager[None]:
+        """For the micro-batches of a step but the last: gradients stay where they are."""
+        return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
+
+    def share(self, global_batch: int) -> int:
+        """Images of a step for one process.
+
+        Raises:
+            RequestError: the batch does not divide among the processes.
+        """
+        if global_batch % self.size:
+            low = global_batch // self.size * self.size
+            near = " or ".join(str(n) for n in (low, low + self.size) if n)
+            raise RequestError(
+                f"batch_size is {global_batch}; expected a multiple of the {self.size} processes: take {near}"
+            )
+        return global_batch // self.size
+
+
+ALONE = World()
+
+
+@contextmanager
+def joined() -> Iterator[World]:
+    """Join the other processes that torchrun, srun or `--devices` has started, if any.
+
+    Raises:
+        RequestError: the environment is incomplete, or the others do not answer within a minute.
+        RunError: another process or its machine has gone.
+    """
+    place = find_place()
+    if place.size == 1:
+        yield ALONE
+        return
+    _end_with_parent()
+    cuda = torch.cuda.is_available()
+    if cuda and place.local_rank < torch.cuda.device_count():
+        torch.cuda.set_device(place.local_rank)
+    try:
+        store, _, _ = next(iter(rendezvous("env://", timeout=timedelta(seconds=_FIND_SECONDS))))
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        store = PrefixStore(f"fastmim-{attempt}", store)
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if cuda else "gloo", store=store, rank=place.rank, world_size=place.size
+        )
+        world = World(place, store)
+        world.exchange(0)  # all are there
+    except (RuntimeError, ValueError) as error:
+        host = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        raise RequestError(
+            f"the {place.size} processes did not find each other at {host} within {_FIND_SECONDS} s "
+            f"({first_line(error)[:200]}): check MASTER_ADDR and MASTER_PORT, and that all of them were started"
+        ) from None
+    try:
+        yield world
+    except RuntimeError as error:
+        if isinstance(error, RequestError | RunError) or not any(word in str(error) for word in _LOST):
+            raise
+        raise RunError(
+            f"process {place.rank} has lost another process of the run, which has ended or cannot be reached "
+            f"({first_line(error)[:200]}): run the same command to resume"
+        ) from error
+    dist.destroy_process_group()
+
+
+def _end_with_parent() -> None:
+    """End this process when the one of `--devices` that started it has gone."""
+    parent = os.environ.get("FASTMIM_PARENT")
+    if parent is None:
+        return
+
+    def watch() -> None:
+        while os.getppid() == int(parent):
+            time.sleep(_WATCH_SECONDS)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="end-with-parent", daemon=True).start()

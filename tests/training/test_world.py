@@ -1,0 +1,209 @@
+"""Several processes train as one does: the same losses, one set of files, one answer to signals, failures and errors."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import fastmim
+from conftest import SMALL, command_line
+from fastmim import cli
+from fastmim.errors import RequestError
+from fastmim.system.processes import Place, find_place, first_host
+from fastmim.training.world import joined
+
+STAGED: dict[str, Any] = {"stages": "32:0.5,48:0.5", "micro_batch": 2}
+VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+def start(command: str, data: Path | str, out: Path, settings: dict[str, Any]) -> subprocess.Popen[str]:
+    words = command_line(command, Path(data), out, settings)
+    return subprocess.Popen(words, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def together(command: str, data: Path, out: Path, *settings: dict[str, Any]) -> tuple[list[int], str]:
+    """Run a command in a forked process for each of the settings; their exit statuses, and what they said.
+
+    Forked processes have torch already.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    shared = {"WORLD_SIZE": str(len(settings)), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    log = out.with_suffix(".log")
+    children = []
+    for rank, own in enumerate(settings):
+        child = os.fork()
+        if child:
+            children.append(child)
+            continue
+        status = 99
+        try:
+            os.environ.update(shared, RANK=str(rank))
+            descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            os.dup2(descriptor, 1)
+            os.dup2(descriptor, 2)
+            sys.stdout, sys.stderr = (os.fdopen(os.dup(number), "w", buffering=1) for number in (1, 2))
+            cli.main(command_line(command, data, out, own)[3:])
+        except SystemExit as ended:
+            status = int(ended.code or 0)
+        finally:
+            os._exit(status)
+    statuses = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    return statuses, log.read_text()
+
+
+def losses(out: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def wait_for(path: Path, num_lines: int) -> None:
+    end = time.monotonic() + 120
+    while not path.exists() or len(path.read_text().splitlines()) < num_lines:
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_two_processes_train_stop_and_go_on_as_one(photos: Path, tmp_path: Path) -> None:
+    """Stages, accumulation, a signal, another number of processes: each loss is that of one process."""
+    settings = SMALL | STAGED | {"steps": 40, "log_every": 1, "save_every": 1000}
+    fastmim.pretrain(**settings, data=str(photos), out=tmp_path / "one")
+    run = start("pretrain", photos, tmp_path / "two", settings | {"devices": 2})
+    wait_for(tmp_path / "two/metrics.jsonl", 3)
+    run.send_signal(signal.SIGTERM)
+    said, _ = run.communicate(timeout=120)
+    assert run.returncode == 75, said
+    assert said.count("stopped and saved at step") == 1 and said.count("batch     8 images, 2, 1 at once on each") == 1
+    assert len(list((tmp_path / "two/checkpoints").iterdir())) == 1
+    fastmim.pretrain(**settings, data=str(photos), out=tmp_path / "two")
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
+    one, two = (load_file(tmp_path / name / "weights.safetensors") for name in ("one", "two"))
+    assert all(torch.allclose(one[name], two[name], atol=1e-5) for name in one)
+
+
+def test_finetuning_validates_once(labelled: Path, tmp_path: Path) -> None:
+    settings = {k: v for k, v in SMALL.items() if k not in ("picture_every", "stages")}
+    settings |= {"weights": "none", "eval_every": "6 steps", "ema": 0.9, "mixup": 0.0, "cutmix": 0.0}
+    statuses, said = together("finetune", labelled, tmp_path / "run", settings, settings)
+    assert statuses == [0, 0], said
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "val_top1" in line] == [6, 12]
+
+
+def test_a_process_that_dies_ends_the_others(photos: Path, tmp_path: Path) -> None:
+    run = start("pretrain", photos, tmp_path / "run", SMALL | {"steps": 100_000, "devices": 2})
+    wait_for(tmp_path / "run/metrics.jsonl", 2)
+    children = [int(pid) for pid in Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()]
+    os.kill(children[1], signal.SIGKILL)
+    said, _ = run.communicate(timeout=60)
+    assert run.returncode == 1 and "Traceback" not in said
+    assert "process 1 of 2 was ended by SIGKILL; run the same command to resume" in said
+    assert "process 0 has lost another process of the run" in said
+    assert not any(Path(f"/proc/{pid}").exists() for pid in children)
+
+
+def test_processes_with_other_settings_are_refused(photos: Path, tmp_path: Path) -> None:
+    statuses, said = together("pretrain", photos, tmp_path / "run", SMALL, SMALL | {"seed": 1})
+    assert statuses == [2, 2]
+    assert said.count("seed is 1 in process 1; expected 0, as in process 0: start every process with the same") == 2
+    assert not (tmp_path / "run").exists()
+
+
+def refused(*words: str, capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit) as exit_:
+        cli.main(["pretrain", *words])
+    assert exit_.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_wrong_numbers_of_devices(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["--data", str(photos), "--out", str(tmp_path / "run")]
+    said = refused(*words, "--devices", "3", capsys=capsys)
+    assert "devices is 3; expected at most the 1 of this machine (on a CPU, say --device cpu)" in said
+    assert "devices is 0" in refused(*words, "--devices", "0", capsys=capsys)
+    with pytest.raises(RequestError, match="devices is 2 in one process; expected the command line"):
+        fastmim.pretrain(**SMALL, data=str(photos), out=tmp_path / "run", devices=2)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"batch_size": 9}, "batch_size is 9; expected a multiple of the 2 processes: take 8 or 10"),
+        (
+            {"backbone": "test_resnet", "backbone_args": {}, "img_size": 64},
+            "batch norms, which 2 processes cannot share on cpu; expected CUDA devices, or one process: take --devices 1",
+        ),
+    ],
+)
+def test_what_two_processes_cannot_train(photos: Path, tmp_path: Path, settings: dict[str, Any], message: str) -> None:
+    statuses, said = together("pretrain", photos, tmp_path / "run", SMALL | settings, SMALL | settings)
+    assert statuses == [2, 2] and message in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_place_of_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    assert find_place() == Place()
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with pytest.raises(RequestError, match="WORLD_SIZE is 4 without RANK, MASTER_ADDR, MASTER_PORT; expected"):
+        find_place()
+    for name, value in {"RANK": "3", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}.items():
+        monkeypatch.setenv(name, value)
+    assert find_place() == Place(3, 4, 0, 1)
+    monkeypatch.setenv("RANK", "4")
+    with pytest.raises(RequestError, match="RANK is 4; expected 0 to 3, since WORLD_SIZE is 4"):
+        find_place()
+    monkeypatch.setenv("RANK", "two")
+    with pytest.raises(RequestError, match="expected whole numbers, as torchrun sets them"):
+        find_place()
+
+
+def test_a_step_of_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    slurm = {
+        "PROCID": "5",
+        "STEP_NUM_TASKS": "8",
+        "LOCALID": "1",
+        "STEP_TASKS_PER_NODE": "4(x2)",
+        "STEP_NODELIST": "gpu[003-004]",
+        "JOB_ID": "1234567",
+    }
+    for name, value in slurm.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    for name in VARIABLES:  # restored afterwards
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    assert find_place() == Place(5, 8, 1, 4)
+    assert os.environ["MASTER_ADDR"] == "gpu003" and os.environ["MASTER_PORT"] == "34567"
+    assert [first_host(hosts) for hosts in ("a", "a,b", "n[1,3]", "n[01-20],m2")] == ["a", "a", "n1", "n01"]
+
+
+def test_nobody_at_the_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastmim.training.world._FIND_SECONDS", 1)
+    env = {"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    with (
+        pytest.raises(RequestError, match=r"the 2 processes did not find each other at 127.0.0.1:1 within 1 s"),
+        joined(),
+    ):
+        pass
+
+
+if sys.platform != "linux":
+    pytest.skip("needs /proc", allow_module_level=True)
