@@ -215,11 +215,8 @@ def launch(
         RunError: the run failed.
     """
     with joined() as world, ExitStack() as stack:
-        if world.size == 1 and settings.get("devices") not in (None, 1, "all"):
-            raise RequestError(
-                f"devices is {settings['devices']} in one process; expected the command line, which starts the others "
-                f"(`fastmim pretrain --devices {settings['devices']}`), or torchrun"
-            )
+        with world.together():
+            _check_devices(configs.build(kind.config_class, settings), world)
         console = Console(highlight=False, quiet=not world.main)
         with world.together():
             if world.main:  # holds the lock
@@ -256,6 +253,14 @@ def launch(
         except OSError as error:
             kept = checkpoint.remedy(task.directory.checkpoints)
             raise RunError(f"the run in {config.out} failed: {error}; {kept}") from error
+
+
+def _check_devices(config: TrainConfig, world: World) -> None:
+    if world.size == 1 and config.devices not in (None, 1, "all"):
+        raise RequestError(
+            f"devices is {config.devices} in one process; expected the command line, which starts the others "
+            f"(`fastmim pretrain --devices {config.devices}`), or torchrun"
+        )
 
 
 def _prepared(
