@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import fnmatch
 import graphlib
 import importlib
 import importlib.util
@@ -21,6 +22,7 @@ import yaml
 import fastmim
 from fastmim import cli
 from fastmim.cli.commands import app
+from fastmim.recipes import RECIPES
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "src/fastmim"
@@ -68,6 +70,13 @@ def test_figures_match_the_records() -> None:
     tables = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tables)
     assert tables.updated(README) == README
+
+
+def test_as_published_names_recipes_that_exist() -> None:
+    recipes = (ROOT / "docs/as-published.md").read_text().partition("## Recipes")[2]
+    first_cells = [row.split("|")[1] for row in recipes.splitlines() if row.startswith("| `")]
+    named = [name for cell in first_cells for name in re.findall(r"`([a-z0-9*-]+)`", cell)]
+    assert "simmim-vit-b" in named and all(fnmatch.filter(RECIPES, name) for name in named)
 
 
 def test_public_names() -> None:

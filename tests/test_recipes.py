@@ -57,6 +57,13 @@ def test_a_recipe_is_a_whole_config_and_names_its_result(name: str) -> None:
     assert "%" in result(RECIPES[name]) or "o published schedule" in result(RECIPES[name])
 
 
+def test_simmim_drops_the_learning_rate_at_epoch_700_of_800(tmp_path: Path, photos: Path) -> None:
+    small = QUICK | {"backbone_args": REDUCED["vit_base_patch16_224"], "img_size": 64, "steps": 8, "warmup": "1 steps"}
+    fastmim.pretrain(recipe="simmim-vit-b", data=str(photos), out=tmp_path, **small)
+    rates = [json.loads(line)["lr"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert rates == pytest.approx([0.5e-4 * 2 / 256] * 7 + [0.5e-5 * 2 / 256])
+
+
 @pytest.mark.parametrize("name", FINETUNE_RECIPES)
 def test_fine_tuning_recipes_name_their_result(name: str) -> None:
     assert "%" in result(FINETUNE_RECIPES[name])
@@ -65,6 +72,7 @@ def test_fine_tuning_recipes_name_their_result(name: str) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"recipe": "swin-b", "lr_drop": "late"}, "lr_drop is 'late'; expected a duration such as"),
         ({"recipe": "vitb"}, "recipe is 'vitb'; expected one of vit-b, .*did you mean vit-b"),
         ({"recipe": "swin-b", "masking": "drop"}, "cannot leave tokens out; expected a plain ViT"),
         ({"recipe": "mae-vit-b", "decoder": "linear"}, "cannot fill in dropped tokens; expected a transformer"),

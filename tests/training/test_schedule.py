@@ -36,6 +36,11 @@ def test_learning_rate_warms_up_and_ends_at_zero() -> None:
     assert rate[6] == pytest.approx(1 + math.cos(math.pi / 4))
 
 
+def test_the_learning_rate_falls_to_a_tenth_in_place_of_the_cosine() -> None:
+    rate = [schedule.learning_rate(s, peak=2.0, warmup_steps=2, total_steps=10, drop_step=7) for s in range(10)]
+    assert rate == [1.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 0.2, 0.2, 0.2]
+
+
 def test_stages_keep_the_global_batch_and_shrink_the_micro_batch() -> None:
     stages = schedule.plan_stages(((128, 0.5), (160, 0.3), (192, 0.2)), total_steps=10, device_batch=64, micro_batch=32)
     # 32 at once at 128 px; 32 * (128/160)^2 = 20 -> 16 divides 64; 32 * (128/192)^2 = 14 -> 8.

@@ -30,6 +30,8 @@ class Plan:
     total_steps: int
     warmup_steps: int
     peak_lr: float
+    drop_step: int | None = None
+    """Where the learning rate falls to a tenth; None for a cosine."""
     stages: list[Stage]
     device: torch.device
     bf16: bool
@@ -52,7 +54,11 @@ class Plan:
     def learning_rate(self, step: int) -> float:
         """The learning rate of the step about to be made, counted from 0."""
         return schedule.learning_rate(
-            step, peak=self.peak_lr, warmup_steps=self.warmup_steps, total_steps=self.total_steps
+            step,
+            peak=self.peak_lr,
+            warmup_steps=self.warmup_steps,
+            total_steps=self.total_steps,
+            drop_step=self.drop_step,
         )
 
     def with_stages(self, sizes: Sequence[tuple[int, float]], *, micro_batch: int | None) -> Plan:
@@ -102,8 +108,9 @@ def make_plan(config: TrainConfig, source: Source, *, sizes: Sequence[tuple[int,
     per_epoch = steps_per_epoch(source, config.batch_size)
     epochs = config.epochs or config.DEFAULT_EPOCHS
     total = config.steps or max(1, round(min(epochs * per_epoch, sys.maxsize)))
-    warmup = schedule.to_steps(
-        config.warmup, total_steps=total, steps_per_epoch=per_epoch, batch_size=config.batch_size
+    warmup, drop = (
+        schedule.to_steps(duration, total_steps=total, steps_per_epoch=per_epoch, batch_size=config.batch_size)
+        for duration in (config.warmup, config.lr_drop or "100%")
     )
     device = devices.resolve_device(config.device, local_rank=world.local_rank if world.size > 1 else None)
     plan = Plan(
@@ -113,6 +120,7 @@ def make_plan(config: TrainConfig, source: Source, *, sizes: Sequence[tuple[int,
         total_steps=total,
         warmup_steps=min(total, warmup),
         peak_lr=config.lr * config.batch_size / 256,
+        drop_step=drop if config.lr_drop else None,
         stages=[],
         device=device,
         bf16=devices.resolve_bf16(config.precision, device),

@@ -30,14 +30,19 @@ def to_steps(duration: str, *, total_steps: int, steps_per_epoch: int, batch_siz
     return round(amount * scale)
 
 
-def learning_rate(step: int, *, peak: float, warmup_steps: int, total_steps: int) -> float:
+def learning_rate(
+    step: int, *, peak: float, warmup_steps: int, total_steps: int, drop_step: int | None = None
+) -> float:
     """Return the learning rate of a step: linear warm-up to `peak`, then a half cosine to 0 at `total_steps`.
 
     Args:
         step: The step about to be made, counted from 0; the first warm-up step has a rate above 0 already.
+        drop_step: Instead of the cosine, stay at `peak` up to this step and at a tenth of it from there on.
     """
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps
+    if drop_step is not None:
+        return peak if step < drop_step else peak / 10
     progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
     return peak * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
 

@@ -67,6 +67,9 @@ class TrainConfig(Settings):
     warmup: str = "5%"
     """Linear warm-up: `20 epochs`, `1000 steps`, `1e6 images` or `5%` of the run; then cosine decay to 0."""
 
+    lr_drop: str | None = None
+    """When the learning rate falls to a tenth, in place of the cosine: `700 epochs`, `87.5%`. [default: cosine]"""
+
     weight_decay: float = 0.05
     """AdamW weight decay, not applied to biases, norms, tokens and position embeddings."""
 
@@ -137,6 +140,8 @@ class TrainConfig(Settings):
             if name not in ("tensorboard", "wandb", "mlflow"):
                 raise RequestError(f"trackers names {name!r}; expected tensorboard, wandb, mlflow, none or auto")
         check_duration("warmup", self.warmup)
+        if self.lr_drop is not None:
+            check_duration("lr_drop", self.lr_drop)
 
     def tracker_names(self) -> tuple[str, ...]:
         """Return the trackers that are named, none for `auto`."""
