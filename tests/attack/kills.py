@@ -115,7 +115,7 @@ def _unless_killed(ended: Ended, allowed: list[int]) -> list[str]:
     if ended.status == -signal.SIGTERM and ("done: " in ended.out or "wrote " in ended.out):
         return []
     if ended.status == -signal.SIGKILL in allowed and not ended.hung:
-        return ["traceback before the kill"] if "Traceback" in ended.err else []
+        return [f"traceback before the kill: {ended.err[-800:]}"] if "Traceback" in ended.err else []
     return unclean(ended, allowed=allowed)
 
 

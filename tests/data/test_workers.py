@@ -248,3 +248,25 @@ def test_a_program_that_ends_leaves_no_process_and_prints_nothing(tmp_path: Path
 def test_a_batch_that_finds_no_room_in_shared_memory_is_told() -> None:
     with pytest.raises(RunError, match="a data worker died .*shared memory ran out.*--shm-size"):
         next(iter(load(NoSharedMemory(), num_workers=1, **OPTIONS)))  # type: ignore[arg-type]
+
+
+ORPHANED = """
+import multiprocessing, os, signal, time
+from fastmim.data.workers import obey_parent_only
+
+def work():
+    obey_parent_only(0)
+    parent = multiprocessing.parent_process()
+    while parent.is_alive():
+        time.sleep(0.001)
+    raise EOFError("half a request, because the trainer was killed")
+
+multiprocessing.get_context("fork").Process(target=work).start()
+time.sleep(0.3)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_worker_of_a_killed_trainer_says_nothing() -> None:
+    ended = subprocess.run([sys.executable, "-c", ORPHANED], capture_output=True, text=True)
+    assert ended.returncode == -signal.SIGKILL and ended.stderr == ""

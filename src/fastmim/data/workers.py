@@ -12,10 +12,12 @@ import multiprocessing
 import multiprocessing.queues
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
+from typing import Any, TextIO
 
 from fastmim.system import signals
 
@@ -44,9 +46,24 @@ def obey_parent_only(worker_id: int) -> None:
     atexit.register(os._exit, 0)
     # A batch that finds no room in shared memory would be lost, and waited for: the trainer tells of a dead worker.
     multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_end)  # type: ignore[attr-defined]
+    sys.stderr = _UnlessOrphaned(sys.stderr)
     if _SIGNALS:
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # a fork server was not started in `signals_blocked`
         threading.Thread(target=_watch, name="obey-parent", daemon=True).start()
+
+
+class _UnlessOrphaned:
+    """Standard error of a worker, whose last words about a broken pipe would follow a parent that was killed."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream, self._parent = stream, multiprocessing.parent_process()
+
+    def write(self, text: str) -> int:
+        alive = self._parent is None or self._parent.is_alive()
+        return self._stream.write(text) if alive else len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def _end(error: Exception, batch: object) -> None:
