@@ -99,6 +99,43 @@ class Maker:
                     self.norm(f"{name}.{part}", width)
             self.norm(f"{prefix}norm{stage}", width)
 
+    def batch_norm(self, name: str, width: int) -> None:
+        self.norm(name, width)
+        self(f"{name}.running_mean", width)
+        self.state[f"{name}.running_var"] = torch.rand(width, generator=self.generator) + 0.5
+        self.state[f"{name}.num_batches_tracked"] = torch.tensor(7)
+
+    def convolution(self, name: str, inputs: int, outputs: int, side: int) -> None:
+        self(f"{name}.weight", outputs, inputs, side, side)
+        self(f"{name}.bias", outputs)
+
+    def cmt(self, prefix: str, *, stem: int, widths: tuple[int, ...], heads: tuple[int, ...], side: int) -> None:
+        """CMT with a block in each stage."""
+        for number in (1, 2, 3):
+            self.convolution(f"{prefix}stem_conv{number}", stem if number > 1 else 3, stem, 3)
+            self.batch_norm(f"{prefix}stem_norm{number}", stem)
+        before = stem
+        for letter, width, num_heads, k in zip("abcd", widths, heads, (8, 4, 2, 1), strict=True):
+            self.convolution(f"{prefix}patch_embed_{letter}.proj", before, width, 2)
+            self.norm(f"{prefix}patch_embed_{letter}.norm", width)
+            queries, before = (side // 4 * k // 8) ** 2, width
+            self(f"{prefix}relative_pos_{letter}", num_heads, queries, queries // k**2)
+            name = f"{prefix}blocks_{letter}.0"
+            for part in ("norm1", "norm2"):
+                self.norm(f"{name}.{part}", width)
+            for part in ("q", "k", "v", "proj"):
+                self.linear(f"{name}.attn.{part}", width, width)
+            if k > 1:
+                self.convolution(f"{name}.attn.sr.0", 1, width, k)
+                self.batch_norm(f"{name}.attn.sr.1", width)
+            self.convolution(f"{name}.mlp.conv1.0", width, 4 * width, 1)
+            self.batch_norm(f"{name}.mlp.conv1.2", 4 * width)
+            self.convolution(f"{name}.mlp.proj", 1, 4 * width, 3)
+            self.batch_norm(f"{name}.mlp.proj_bn", 4 * width)
+            self.convolution(f"{name}.mlp.conv2.0", 4 * width, width, 1)
+            self.batch_norm(f"{name}.mlp.conv2.1", width)
+            self.convolution(f"{name}.proj", 1, width, 3)
+
 
 # The foreign forward passes, from their papers
 
@@ -242,6 +279,48 @@ def pvt_forward(state: State, images: Tensor, *, prefix: str, heads: tuple[int, 
             x = x + F.linear(F.gelu(y), state[f"{name}.mlp.fc2.weight"], state[f"{name}.mlp.fc2.bias"])
             index += 1
         x = norm(state, f"{prefix}norm{stage}", x, 1e-6).transpose(1, 2).unflatten(2, (side, side))
+    return x
+
+
+def batch_norm(state: State, name: str, x: Tensor) -> Tensor:
+    mean, var, weight, bias = (state[f"{name}.{part}"] for part in ("running_mean", "running_var", "weight", "bias"))
+    return F.batch_norm(x, mean, var, weight, bias, eps=1e-5)
+
+
+def convolve(state: State, name: str, x: Tensor, **options: int) -> Tensor:
+    weight = state[f"{name}.weight"]
+    return F.conv2d(x, weight, state[f"{name}.bias"], groups=x.shape[1] // weight.shape[1], **options)
+
+
+def cmt_forward(state: State, images: Tensor, *, prefix: str, heads: tuple[int, ...]) -> Tensor:
+    """(B, D, H / 32, W / 32) of CMT with a block in each stage, without a final norm."""
+    x = images
+    for number in (1, 2, 3):
+        x = convolve(state, f"{prefix}stem_conv{number}", x, stride=2 if number == 1 else 1, padding=1)
+        x = batch_norm(state, f"{prefix}stem_norm{number}", F.gelu(x))
+    for letter, num_heads, k in zip("abcd", heads, (8, 4, 2, 1), strict=True):
+        x = convolve(state, f"{prefix}patch_embed_{letter}.proj", x, stride=2)
+        x = norm(state, f"{prefix}patch_embed_{letter}.norm", x.movedim(1, -1), 1e-5).movedim(-1, 1)
+        name = f"{prefix}blocks_{letter}.0"
+        x = x + convolve(state, f"{name}.proj", x, padding=1)
+        y = norm(state, f"{name}.norm1", x.movedim(1, -1), 1e-6).movedim(-1, 1)
+        keys = batch_norm(state, f"{name}.attn.sr.1", convolve(state, f"{name}.attn.sr.0", y, stride=k)) if k > 1 else y
+        sources = {"q": y, "k": keys, "v": keys}
+        q, k_, v = (
+            F.linear(s.flatten(2).transpose(1, 2), state[f"{name}.attn.{p}.weight"], state[f"{name}.attn.{p}.bias"])
+            .unflatten(-1, (num_heads, -1))
+            .transpose(1, 2)
+            for p, s in sources.items()
+        )
+        weights = (q @ k_.transpose(-1, -2) / q.shape[-1] ** 0.5 + state[f"{prefix}relative_pos_{letter}"]).softmax(-1)
+        y = (weights @ v).transpose(1, 2).flatten(2)
+        y = F.linear(y, state[f"{name}.attn.proj.weight"], state[f"{name}.attn.proj.bias"])
+        x = x + y.transpose(1, 2).reshape(x.shape)
+        y = norm(state, f"{name}.norm2", x.movedim(1, -1), 1e-6).movedim(-1, 1)
+        y = batch_norm(state, f"{name}.mlp.conv1.2", F.gelu(convolve(state, f"{name}.mlp.conv1.0", y)))
+        y = y + convolve(state, f"{name}.mlp.proj", y, padding=1)
+        y = batch_norm(state, f"{name}.mlp.proj_bn", F.gelu(y))
+        x = x + batch_norm(state, f"{name}.mlp.conv2.1", convolve(state, f"{name}.mlp.conv2.0", y))
     return x
 
 

@@ -16,7 +16,21 @@ from torch import Tensor
 
 import fastmim
 from fastmim import RequestError, cli, weights
-from foreign_models import Maker, State, attend, features_of, mlp, norm, pvt_forward, swin_forward, tokens
+from fastmim.weights import foreign
+from foreign_models import (
+    Maker,
+    State,
+    attend,
+    batch_norm,
+    cmt_forward,
+    convolve,
+    features_of,
+    mlp,
+    norm,
+    pvt_forward,
+    swin_forward,
+    tokens,
+)
 
 SMALL_VIT: dict[str, Any] = {"embed_dim": 48, "depth": 2, "num_heads": 3}
 PVT: dict[str, Any] = {"embed_dims": [16, 32, 32, 48], "depths": [1, 1, 1, 1], "num_heads": [1, 2, 2, 3]}
@@ -135,6 +149,52 @@ def test_pvtv2(tmp_path: Path, pretrained: bool) -> None:
         torch.testing.assert_close(logits_of(result, images), expected, rtol=1e-4, atol=1e-5)
 
 
+CMT: dict[str, Any] = {"stem_width": 8, "embed_dims": [16, 24, 32, 48], "depths": [1, 1, 1, 1]}
+CMT |= {"num_heads": [1, 1, 2, 2], "head_width": 40}
+
+
+@pytest.mark.parametrize("pretrained", [True, False])
+def test_cmt(tmp_path: Path, pretrained: bool) -> None:
+    make, prefix, heads = Maker(), "encoder." if pretrained else "", (1, 1, 2, 2)
+    make.cmt(prefix, stem=8, widths=(16, 24, 32, 48), heads=heads, side=64)
+    features = cmt_forward(make.state, images := torch.randn(2, 3, 64, 64), prefix=prefix, heads=heads)
+    if pretrained:
+        make.decoder(48, 32, 432)
+        make.norm("encoder.norm", 48)
+        make("mask_token", 1, 3, 1, 1)
+    else:
+        make.convolution("_fc", 48, 40, 1)
+        make.batch_norm("_bn", 40)
+        make.linear("head", 40, 5)
+    settings: dict[str, Any] = {"backbone": "cmt_s", "backbone_args": CMT, "keep_head": not pretrained}
+    result = fastmim.convert(saved(tmp_path, make.state), out=tmp_path / "w.safetensors", **settings)
+    assert (result.method, result.img_size) == ("FastMIM" if pretrained else "CMT", 64)
+    torch.testing.assert_close(features_of(result, images), features, rtol=1e-4, atol=1e-5)
+    if pretrained:
+        normed = norm(make.state, "encoder.norm", features.movedim(1, -1), 1e-6).movedim(-1, 1)
+        backbone = weights.open_weights(str(result.path)).load().eval()
+        with torch.no_grad():
+            features = backbone(images)
+        torch.testing.assert_close(features, normed, rtol=1e-4, atol=1e-5)
+        assert {name.partition(".")[0] for name in result.fresh} == {"projection"}
+        assert "untrained  projection.* (7)" in result.describe()
+    else:
+        expected = F.silu(batch_norm(make.state, "_bn", convolve(make.state, "_fc", features))).mean((2, 3))
+        expected = F.linear(expected, make.state["head.weight"], make.state["head.bias"])
+        torch.testing.assert_close(logits_of(result, images), expected, rtol=1e-4, atol=1e-5)
+        assert result.fresh == ("norm.weight", "norm.bias")
+
+
+@pytest.mark.parametrize(
+    ("name", "widths", "depths"), [("pvt_v2_b2", (64, 128, 320, 512), (3, 4, 6, 3)), ("cmt_s", 64, (3, 3, 16, 3))]
+)
+def test_hierarchical_models_are_found_without_being_named(name: str, widths: Any, depths: tuple[int, ...]) -> None:
+    with torch.device("meta"):
+        state = timm.create_model(name, num_classes=0, **({"img_size": 128} if name == "cmt_s" else {})).state_dict()
+    model = foreign.identify(state, state, foreign.Layout("FastMIM"), name=None, arguments={})
+    assert (model.name, model.img_size) == (name, 128 if name == "cmt_s" else 224)
+
+
 # SimMIM's own files
 
 
@@ -189,8 +249,6 @@ def test_simmims_fine_tuned_vit_is_found(tmp_path: Path) -> None:
     """A BEiT with a table of position biases in each block."""
     with torch.device("meta"):
         shapes = timm.create_model("beit_base_patch16_224", num_classes=5, depth=12).state_dict()
-    from fastmim.weights import foreign
-
     layout = foreign.recognise(shapes)
     tensors, _ = foreign.split(shapes, layout)
     model = foreign.identify(tensors, shapes, layout, name=None, arguments={})
@@ -240,6 +298,11 @@ def layouts() -> dict[str, tuple[State, dict[str, Any]]]:
     make.pvt("encoder.", widths=(16, 32, 32, 48), depth=1, reductions=(8, 4, 2, 1))
     make("mask_token", 1, 3, 1, 1)
     made["FastMIM PVTv2"] = (make.state, {"backbone": "pvt_v2_b2", "backbone_args": PVT | {"mlp_ratios": [2] * 4}})
+    make = Maker()
+    make.cmt("encoder.", stem=8, widths=(16, 24, 32, 48), heads=(1, 1, 2, 2), side=32)
+    make.norm("encoder.norm", 48)
+    make("mask_token", 1, 3, 1, 1)
+    made["FastMIM CMT"] = (make.state, {"backbone": "cmt_s", "backbone_args": CMT})
     return made
 
 
@@ -252,7 +315,7 @@ def test_a_tensor_that_is_missing_renamed_or_of_another_shape_is_named(tmp_path:
     out = tmp_path / "w.safetensors"
     fastmim.convert(saved(tmp_path, state), out=out, **settings)
     backbone = [name for name in state if not name.startswith("decoder")]
-    victim = next(name for name in reversed(backbone) if name.endswith(("norm1.weight", "proj.weight")))
+    victim = next(name for name in reversed(backbone) if name.endswith("attn.proj.weight"))
     without = {name: tensor for name, tensor in state.items() if name != victim}
     last = victim.rpartition(".")[0].rpartition(".")[2] + ".weight"
     for changed, message in (

@@ -41,6 +41,8 @@ class Conversion:
     """Classes of the classifier, if it was kept; else 0."""
     dropped: tuple[str, ...]
     """Names of the tensors outside the backbone: decoder, mask token, classifier, computed buffers."""
+    fresh: tuple[str, ...]
+    """Names of tensors that only the project's pre-training or only its fine-tuning has: they start untrained."""
     left: tuple[str, ...]
     """Names of the file's other contents, such as an optimiser."""
     note: str
@@ -59,6 +61,8 @@ class Conversion:
             lines.append(f"note       {self.note}")
         if self.dropped:
             lines.append(f"dropped    {len(self.dropped)} tensors outside the backbone: {_groups(self.dropped)}")
+        if self.fresh:
+            lines.append(f"untrained  {_groups(self.fresh)}: the project's network has them in its other phase only")
         if self.left:
             lines.append(f"left out   {', '.join(self.left)}")
         lines.append(f"wrote      {self.path}; read back, equal to the bit")
@@ -97,21 +101,19 @@ def convert(
         RunError: the written file does not read back the same.
     """
     file, out = Path(file), Path(out)
-    if out.suffix != ".safetensors":
-        raise RequestError(f"out is {out}; expected a file ending in .safetensors")
-    if exists(out) and not overwrite:
-        raise RequestError(f"out is {out}, which exists; expected a path that is free: take another, or --overwrite")
+    _check_out(out, overwrite=overwrite)
     state, left = foreign_file.read(file)
     layout = foreign.recognise(state)
     tensors, dropped = foreign.split(state, layout)
     found = _identify(file, tensors, state, layout, name=backbone and resolve(backbone), arguments=backbone_args or {})
-    encoder = Backbone(found.name, img_size=found.img_size, args=found.arguments)
-    head = [name for name in tensors if name.startswith(_CLASSIFIERS) and name not in encoder.model.state_dict()]
-    network = _with_head(file, found, tensors, head) if keep_head else encoder.model
-    dropped += [] if keep_head else head
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # for tensors that are not in the file
+        encoder = Backbone(found.name, img_size=found.img_size, args=found.arguments)
+    network, head = _network(file, found, encoder, tensors, keep_head=keep_head)
     tensors = {name: tensor for name, tensor in tensors.items() if keep_head or name not in head}
-    _check(file, found, tensors, network.state_dict())
-    network.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in tensors.items()})
+    fresh = _absent(layout, tensors, network.state_dict())
+    _check(file, found, tensors, {k: v for k, v in network.state_dict().items() if k not in fresh})
+    network.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}, strict=False)
     about = {"converted_from": file.name, "method": layout.method, "mean": found.mean, "std": found.std}
     _write(out, network, lambda path: _save(path, found, encoder, network, about))
     return Conversion(
@@ -124,14 +126,28 @@ def convert(
         std=found.std,
         num_parameters=sum(parameter.numel() for parameter in encoder.parameters()),
         num_classes=len(tensors[_last_layer(network)]) if keep_head else 0,
-        dropped=tuple(dropped),
+        dropped=(*dropped, *(() if keep_head else head)),
+        fresh=fresh,
         left=tuple(left),
         note=layout.note or found.note,
     )
 
 
-def _with_head(file: Path, found: foreign.TimmModel, tensors: State, head: Sequence[str]) -> nn.Module:
-    """The timm model with as many classes as the checkpoint's classifier has."""
+def _check_out(out: Path, *, overwrite: bool) -> None:
+    if out.suffix != ".safetensors":
+        raise RequestError(f"out is {out}; expected a file ending in .safetensors")
+    if exists(out) and not overwrite:
+        raise RequestError(f"out is {out}, which exists; expected a path that is free: take another, or --overwrite")
+
+
+def _network(
+    file: Path, found: foreign.TimmModel, encoder: Backbone, tensors: State, *, keep_head: bool
+) -> tuple[nn.Module, list[str]]:
+    """The timm model to fill, with a classifier if it is kept, and the names of the classifier's tensors."""
+    own = encoder.model.state_dict()
+    head = [name for name in tensors if name.startswith(_CLASSIFIERS) and name not in own]
+    if not keep_head:
+        return encoder.model, head
     architecture = Architecture(found.name, found.arguments)
     last = _last_layer(architecture.whole)
     if last not in head or not tensors[last].ndim:
@@ -139,7 +155,7 @@ def _with_head(file: Path, found: foreign.TimmModel, tensors: State, head: Seque
             f"keep_head is on, and {file} has no {last} of {found.name}, but {listed(head) or 'no classifier'}; "
             f"expected a fine-tuned checkpoint: drop --keep-head"
         )
-    return architecture.create(found.img_size, num_classes=len(tensors[last]))
+    return architecture.create(found.img_size, num_classes=len(tensors[last])), head
 
 
 def _last_layer(model: Any) -> str:
@@ -173,6 +189,13 @@ def _identify(file: Path, backbone: State, state: State, layout: foreign.Layout,
         raise RequestError(
             f"file is {file}, whose tensors have shapes of no known model ({first_line(error)}); download it again"
         ) from None
+
+
+def _absent(layout: foreign.Layout, tensors: State, expected: State) -> tuple[str, ...]:
+    """The tensors of optional layers of which the checkpoint has none."""
+    optional = layout.naming.optional if layout.naming else ()
+    absent = [prefix for prefix in optional if not any(name.startswith(prefix) for name in tensors)]
+    return tuple(name for name in expected if name.startswith(tuple(absent)))
 
 
 def _check(file: Path, found: foreign.TimmModel, tensors: State, expected: State) -> None:

@@ -29,6 +29,8 @@ _COMPUTED = ("relative_position_index", "attn_mask")  # buffers of Swin and BEiT
 _SWIN_TABLE = "layers.0.blocks.0.attn.relative_position_bias_table"
 _SHARED_TABLE = "rel_pos_bias.relative_position_bias_table"
 _BEIT_TABLES = (_SHARED_TABLE, "blocks.0.attn.relative_position_bias_table")
+_CMT_TABLE = "stages.0.position_bias"
+_CMT = (64, (3, 3, 16, 3))
 _VITS = {(192, 12): "tiny", (384, 12): "small", (768, 12): "base", (1024, 24): "large", (1280, 32): "huge"}
 _SWINS = {(96, 6): "tiny", (96, 18): "small", (128, 18): "base", (192, 18): "large"}
 _PVTS: dict[tuple[int, tuple[int, ...]], str] = {
@@ -159,6 +161,8 @@ def identify(
     elif table := next((name for name in _BEIT_TABLES if name in backbone), None):
         # (2 g - 1)^2 offsets and three rows for the class token, g being the side of the grid
         size = (math.isqrt(max(0, len(backbone[table]) - 3)) + 1) // 2 * _patch(backbone)
+    elif _CMT_TABLE in backbone:
+        size = math.isqrt(backbone[_CMT_TABLE].shape[1]) * 4  # (heads, queries, keys) on the map of stride 4
     elif "pos_embed" in backbone and "patch_embed.proj.weight" in backbone and backbone["pos_embed"].ndim == 3:
         patch = _patch(backbone)
         prefix = own["pos_embed"].shape[1] - (native // patch) ** 2 if "pos_embed" in own else 0
@@ -189,12 +193,15 @@ def _normalisation(name: str, layout: Layout) -> tuple[tuple[float, ...], tuple[
 def _name(backbone: State) -> str:
     """timm's name for a backbone of these widths and depths."""
     name = ""
-    if "patch_embed.proj.weight" in backbone:
+    depths = tuple(_num_blocks(backbone, f"stages.{stage}.") for stage in range(4))
+    if _CMT_TABLE in backbone:
+        width = len(backbone.get("stages.0.downsample.0.weight", ()))
+        name = "cmt_s" if (width, depths) == _CMT else ""
+    elif "patch_embed.proj.weight" in backbone:
         width, patch = len(backbone["patch_embed.proj.weight"]), _patch(backbone)
         if _SWIN_TABLE in backbone:
             name = f"swin_{_SWINS.get((width, _num_blocks(backbone, 'layers.2.')))}_patch{patch}_window7_224"
         elif "stages.0.norm.weight" in backbone:
-            depths = tuple(_num_blocks(backbone, f"stages.{stage}.") for stage in range(4))
             name = f"pvt_v2_{_PVTS.get((width, depths))}"
         else:
             family = "beit" if any(table in backbone for table in _BEIT_TABLES) else "vit"
