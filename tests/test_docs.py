@@ -20,6 +20,7 @@ import torch
 import yaml
 
 import fastmim
+import tuning
 from fastmim import cli
 from fastmim.cli.commands import app
 from fastmim.recipes import RECIPES
@@ -53,9 +54,11 @@ def test_every_readme_command_is_a_command() -> None:
         assert name in {n.strip("-") for n in app}, command
 
 
-def test_readme_python_runs(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_readme_python_runs(photos: Path, labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "photos").symlink_to(photos)
+    (tmp_path / "photo.jpg").symlink_to(photos / "00.jpg")
+    fastmim.export(tuning.finetune(tmp_path / "tuned", labelled, steps=1).out, to="timm", out=tmp_path / "classifier")
     blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
     small = 'out="runs/photos", steps=1, batch_size=2, device="cpu", trackers="none", picture_every="never"'
     names: dict[str, object] = {"images": torch.randn(2, 3, 128, 128)}

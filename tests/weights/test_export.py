@@ -119,6 +119,7 @@ def test_torch_export_takes_any_batch(tmp_path: Path, swin: Path) -> None:
             torch.testing.assert_close(got, expected, rtol=0, atol=1e-4)
     assert json.loads(about["fastmim.json"]) == {
         "architecture": SWIN, "img_size": 64, "mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.4],
+        "interpolation": "bicubic", "crop_pct": 1.0, "crop_mode": "center",
     }  # fmt: skip
 
 

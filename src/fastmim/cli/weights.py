@@ -16,7 +16,7 @@ from fastmim.system.display import say
 
 @app.command
 def export(run: Path, *, to: str, out: Path, img_size: int | None = None, overwrite: Overwrite = False) -> int:
-    """Write a run's backbone for other libraries, load it again and compare.
+    """Write a run's backbone or classifier for other libraries, load it again and compare.
 
     Parameters
     ----------
@@ -28,7 +28,8 @@ def export(run: Path, *, to: str, out: Path, img_size: int | None = None, overwr
     out
         Directory or file to write.
     img_size
-        Image side in pixels. [default: the architecture's own]
+        Image side in pixels. [default: that of a classifier's validation; for a backbone, most often the
+        architecture's own]
     """
     exported = fastmim.export(run, to=to, out=out, img_size=img_size, overwrite=overwrite)
     say(Console(highlight=False), exported.describe())

@@ -30,6 +30,7 @@ from fastmim.system import locking
 from fastmim.system.files import exists
 from fastmim.system.tensor_files import save_tensors
 from fastmim.weights import files
+from fastmim.weights.metadata import crop_pct
 
 NUM_PHOTOGRAPHS = 8
 TOLERANCE = 1e-4
@@ -70,6 +71,8 @@ class Subject:
     arguments: dict[str, Any]
     """The arguments with which timm makes `model`."""
     img_size: int
+    validated_size: int
+    """Side in pixels of the images that the weights were trained and validated on."""
     images: Tensor
     """(8, C, S, S) normalised photographs."""
 
@@ -87,7 +90,14 @@ class Subject:
     def about(self) -> dict[str, Any]:
         """Metadata for readers of the export (JSON types)."""
         classes = {"classes": self.facts["classes"]} if self.facts.get("classes") else {}
-        return {"architecture": self.name, "img_size": self.img_size, **normalisation(self.facts), **classes}
+        return {"architecture": self.name, "img_size": self.img_size, **preprocessing(self.facts), **classes}
+
+    @property
+    def advice(self) -> str:
+        """What to know of a classifier whose images have another size than those it was validated on; or ""."""
+        if not self.facts.get("classes") or self.validated_size == self.img_size:
+            return ""
+        return f"validated at {self.validated_size} px: at {self.img_size} px its scores may differ"
 
 
 @dataclass(frozen=True)
@@ -96,23 +106,30 @@ class Export:
 
     path: Path
     img_size: int
+    crop_pct: float
+    """Side of the central crop as a share of an image's shorter side."""
     max_difference: float
     """The largest difference of any feature on the built-in photographs, in float32."""
     load: str
     """Python code that loads it."""
     untrained: tuple[str, ...]
     """Blocks that pre-training skipped: they are exported with their initial values."""
+    advice: str
+    """What to know of its scores; or ""."""
 
     def describe(self) -> str:
         """A summary of several lines."""
         lines = [
-            f"wrote     {self.path}, for images of {self.img_size} px",
+            f"wrote     {self.path}, for images of {self.img_size} px: the central "
+            f"{100 * self.crop_pct:g} % of the shorter side, resized bicubically",
             f"checked   reloaded; the largest difference on {NUM_PHOTOGRAPHS} photographs is "
             f"{self.max_difference:.1e} (float32)",
             f"load      {self.load}",
         ]
         if self.untrained:
             lines.append(f"untrained {', '.join(self.untrained)}: left out of pre-training, fine-tune before use")
+        if self.advice:
+            lines.append(f"note      {self.advice}")
         return "\n".join(lines)
 
 
@@ -127,7 +144,8 @@ def export(
             .safetensors, one file for `checkpoint_path`), "state-dict" (.safetensors, the backbone's tensors only),
             "onnx" or "torch-export" (.pt2). The last two take batches of any size and compute `Features`.
         out: The directory or file to write.
-        img_size: Side of the images in pixels; the architecture's default if None.
+        img_size: Side of the images in pixels. If None, that at which a fine-tuned classifier was validated; for a
+            backbone without a classifier that of the weights file, most often the architecture's default.
         overwrite: Replace an earlier export.
 
     Raises:
@@ -149,7 +167,8 @@ def export(
     except OSError as error:
         raise RequestError(f"out is {out}: {error.strerror or error}; expected a path that can be written") from None
     load = load.replace(str(partial), str(out))
-    return Export(out, subject.img_size, difference, load, tuple(subject.facts["untrained"]))
+    untrained = tuple(subject.facts["untrained"])
+    return Export(out, subject.img_size, crop_pct(subject.facts), difference, load, untrained, subject.advice)
 
 
 def _check_out(out: Path, to: str, *, overwrite: bool) -> None:
@@ -175,12 +194,12 @@ def _prepare(source: str | Path, img_size: int | None) -> Subject:
     tensors, facts = files.read(source)
     classifier = bool(facts.get("classes"))
     model = files.build(source, tensors, facts, img_size=img_size, classifier=classifier).eval()
-    arguments = files.architecture_of(facts).arguments(model)
+    arguments, validated_size = files.architecture_of(facts).arguments(model), facts["img_size"]
     if img_size is None:
-        img_size = files.input_size(model, facts)
+        img_size = files.validated_size(model, facts) if classifier else files.input_size(model, facts)
     else:
         tensors, facts = dict(model.state_dict()), facts | {"arguments": arguments, "img_size": img_size}
-    return Subject(model, tensors, facts, arguments, img_size, photographs(img_size, facts))
+    return Subject(model, tensors, facts, arguments, img_size, validated_size, photographs(img_size, facts))
 
 
 def photographs(img_size: int, facts: Mapping[str, Any]) -> Tensor:
@@ -195,6 +214,12 @@ def photographs(img_size: int, facts: Mapping[str, Any]) -> Tensor:
 def normalisation(facts: Mapping[str, Any]) -> dict[str, list[float]]:
     """The normalisation of a backbone's images: pixels in [0, 1], minus `mean`, divided by `std`."""
     return {"mean": list(facts.get("mean", IMAGENET_MEAN)), "std": list(facts.get("std", IMAGENET_STD))}
+
+
+def preprocessing(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """How images are cropped, resized and normalised before the network, in timm's words (JSON types)."""
+    cropping = {"interpolation": "bicubic", "crop_pct": crop_pct(facts), "crop_mode": "center"}
+    return {**cropping, **normalisation(facts)}
 
 
 def _compare(subject: Subject, reloaded: Reloaded, to: str) -> float:
@@ -241,7 +266,7 @@ def _to_timm(subject: Subject, path: Path) -> tuple[Reloaded, str]:
 
 
 def _to_hub_layout(subject: Subject, path: Path) -> tuple[Reloaded, str]:
-    images = {**normalisation(subject.facts), "input_size": tuple(subject.images.shape[1:])}
+    images = {**preprocessing(subject.facts), "input_size": tuple(subject.images.shape[1:])}
     labels = {"label_names": subject.facts["classes"]} if "logits" in subject.outputs else {}
     save_for_hf(subject.model, str(path), model_config=labels, safe_serialization=True, data_config=images)
     config = json.loads((path / "config.json").read_text())

@@ -265,3 +265,13 @@ def input_size(model: nn.Module, facts: Mapping[str, Any]) -> int:
     """Side in pixels of the images for a weights file's model; timm's default for models that take any size."""
     stored = facts["arguments"].get("img_size", get_model_input_config(model)["input_size"][-2:])
     return stored if isinstance(stored, int) else int(stored[0])
+
+
+def validated_size(model: nn.Module, facts: Mapping[str, Any]) -> int:
+    """Side in pixels of the images that a fine-tuned classifier saw in its validation.
+
+    The nearest that the model takes if it does not take those: fine-tuning resamples them.
+    """
+    if "img_size" in facts["arguments"]:
+        return input_size(model, facts)
+    return architecture_of(facts).nearest(facts["img_size"]).size

@@ -28,6 +28,15 @@ def untagged(name: str) -> str:
     return name.partition(".")[0]
 
 
+def crop_pct(facts: Mapping[str, Any]) -> float:
+    """Side of the central crop for evaluation, as a share of an image's shorter side.
+
+    For classifiers that fastmim fine-tuned, that of their validation; for other projects', ImageNet's usual 0.875; for
+    backbones without a classifier 1.
+    """
+    return float(facts.get("eval_crop", 0.875 if facts.get("classes") else 1))
+
+
 def decode(path: Path, metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """The facts in a weights file's metadata.
 
@@ -68,6 +77,9 @@ def _wrong_fact(facts: Mapping[str, Any]) -> str:
         bad.append("architecture")
     bad += [name for name in ("untrained", "classes") if not _texts(facts.get(name) or [])]
     bad += [name for name in ("mean", "std") if not _numbers(facts.get(name) or [], above=name == "std")]
+    crop = facts.get("eval_crop", 1)
+    if type(crop) not in (int, float) or not 0 < crop <= 1:
+        bad.append("eval_crop")
     if not bad and facts["img_size"] < 1:
         bad = ["img_size"]
     if not bad and not 0 <= facts["trained_blocks"] <= facts["num_blocks"]:

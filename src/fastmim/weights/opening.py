@@ -18,6 +18,7 @@ from fastmim.errors import RequestError
 from fastmim.system.files import exists, is_folder
 from fastmim.training import checkpoint, schedule
 from fastmim.weights import files
+from fastmim.weights.metadata import crop_pct
 
 _EXPECTED = "a run directory, a weights file, a timm model name, or none (an untrained --backbone)"
 
@@ -190,6 +191,7 @@ def _of_file(source: str) -> Opened:
         img_size=size,
         mean=tuple(facts.get("mean") or IMAGENET_MEAN),
         std=tuple(facts.get("std") or IMAGENET_STD),
+        crop_pct=crop_pct(facts),
         untrained=tuple(facts["untrained"]),
         origin=f"{source}: {name} trained at {size} px{trained}",
         _make=make,
