@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from fastmim import weights
 from fastmim.backbone import Backbone
 from fastmim.method.mim import MIM
 
@@ -61,6 +63,24 @@ def test_other_models_and_recipes_start_as_timm_has_them(
     expected = Backbone(name, img_size=64, args=args).model.state_dict()
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[key], expected[key]) for key in found)
+
+
+@pytest.mark.parametrize("way", ["file", "state"])
+def test_loaded_position_embeddings_are_kept_and_trained(way: str, tmp_path: Path) -> None:
+    trained = Backbone("vit_tiny_patch16_224", img_size=64, args=VIT)
+    torch.nn.init.normal_(trained.model.get_parameter("pos_embed"))
+    backbone = MIM("vit_tiny_patch16_224", img_size=64, backbone_args=VIT).backbone
+    assert not backbone.model.get_parameter("pos_embed").requires_grad
+    if way == "file":
+        weights.save(tmp_path / "weights.safetensors", trained, about={}, as_is=True)
+        weights.load_into(backbone, tmp_path / "weights.safetensors")
+    else:
+        backbone.load_native_state_dict(trained.native_state_dict())
+    for size in (64, 96):
+        trained.set_input_size(size)
+        backbone.set_input_size(size)
+        table = backbone.model.get_parameter("pos_embed")
+        assert table.requires_grad and torch.equal(table, trained.model.get_parameter("pos_embed"))
 
 
 def test_a_backbone_is_taken_as_it_is() -> None:

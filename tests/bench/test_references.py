@@ -82,13 +82,13 @@ def test_operations_of_vit_b(method: str, gflop: float) -> None:
 
 
 def test_operations_of_a_matrix_product() -> None:
-    """Counted by hand: patches, two blocks of the encoder (with its class token), a block of the decoder."""
+    """Counted by hand: patches, two blocks of the encoder and one of the decoder, both with the class token."""
 
     def block(tokens: int, width: int) -> int:
         return 12 * tokens * width**2 + 2 * tokens**2 * width
 
     encoder = 16 * (3 * 64) * 48 + 2 * block(17, 48)
-    decoder = 16 * 48 * 64 + block(16, 64) + 16 * 64 * 27
+    decoder = 17 * 48 * 64 + block(17, 64) + 16 * 64 * 27
     assert flops.count_flops(Case(**VIT).build(), 32, "cpu") == 2 * (encoder + decoder)
 
 

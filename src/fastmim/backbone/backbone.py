@@ -160,9 +160,14 @@ class Backbone(nn.Module):
     def fix_positions(self) -> None:
         """Keep a plain ViT's position embedding at MAE's sines and cosines, for every size, instead of training it.
 
-        Other models are left unchanged.
+        Other models are left unchanged. Loading weights, which may have learned theirs, undoes this.
         """
         self._fixes_positions = True
+        self._settle()
+
+    def learn_positions(self) -> None:
+        """Train the position embedding from now on, and interpolate it for other sizes; undoes `fix_positions`."""
+        self._fixes_positions = False
         self._settle()
 
     @property
@@ -252,7 +257,7 @@ class Backbone(nn.Module):
             ) from error
         device, training = next(self.model.parameters()).device, self.model.training
         self.model = self._architecture.resize(model.to(device).train(training), size, self._fit.input_size)
-        self._settle()
+        self.learn_positions()
 
     def _settle(self) -> None:
         """Apply this backbone's depth, checkpointing and frozen parameters to a new or resized timm model."""

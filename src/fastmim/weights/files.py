@@ -226,6 +226,7 @@ def fill(backbone: Backbone, source: str | Path, tensors: Mapping[str, Tensor], 
             f"weights is {source}, which does not fit {backbone.name} with {backbone.args or 'no arguments'}: "
             f"{' '.join(str(error).split())[:200]}; take other weights, or the arguments they were trained with"
         ) from None
+    backbone.learn_positions()
 
 
 def check(facts: Mapping[str, Any], *, backbone: str | None, backbone_args: Mapping[str, Any] | None) -> None:
