@@ -37,7 +37,7 @@ def test_check_trains_each_model_and_remembers_it(tmp_path, capsys):
     text = out.read_text()
     assert "**1 of 1 pass (100.0%).**" in text
     assert f"| resnet10t | 32 | 512 | 4.9 | resized | 6 steps{', heap checked' if checked else ''} |" in text
-    assert f"**{int(checked)} of 1 were tried for 6 steps" in text
+    assert f"**{int(checked)} of these 1 were trained for 6 steps" in text
     assert "resnet18" not in text
     rows = {row["name"]: row for row in map(json.loads, journal.read_text().splitlines())}
     assert (rows["resnet10t"]["steps"], rows["resnet10t"]["heap_checked"]) == (6, checked)
@@ -92,9 +92,9 @@ def test_report_gives_the_reason_of_each_failure():
     ]
     text = survey.report(rows, "*", 150e6, 128)
     assert "**2 of 3 pass (66.7%).**" in text
-    assert "**2 of 3 were tried for 6 steps, each in a process of its own" in text
+    assert "**1 of these 2 were trained for 6 steps, each in a process of its own" in text
     assert "; the other 1 as their rows say." in text
-    assert "| halo | 12.0 | takes 256 / 512 px only | 6 steps, heap checked |" in text
+    assert "| halo | 12.0 | takes 256 / 512 px only |" in text
     assert "| vit | 16 | 192 | 5.5 | resized | 6 steps, heap checked |" in text
     assert "| mixer | 32 | 512 | 18.0 | as is | 1 step |" in text
 

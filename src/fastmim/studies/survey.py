@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -95,7 +96,7 @@ def report(rows: list[Row], pattern: str, max_parameters: float, img_size: int, 
         f'of the map at {img_size} px. Weights marked "resized" can be resampled to other image sizes and load in timm '
         f'at its own; those marked "as is" keep the size they were trained at, since timm cannot resample them.',
         "",
-        *_thoroughness(rows),
+        *_thoroughness(passed),
         *_unfinished(num_untried),
         *_reasons(failed),
     ]
@@ -104,9 +105,10 @@ def report(rows: list[Row], pattern: str, max_parameters: float, img_size: int, 
         families[row.family].append(row)
     for name, members in sorted(families.items()):
         cells = [
-            (r.name, f"{r.stride}", f"{r.width}", f"{r.parameters / 1e6:.1f}", _weights(r), _tried(r)) for r in members
+            (r.name, f"{r.stride}", f"{r.width}", f"{r.parameters / 1e6:.1f}", _weights(r), _trained(r))
+            for r in members
         ]
-        header = ("name", "stride", "width", "parameters (M)", "weights", "tried")
+        header = ("name", "stride", "width", "parameters (M)", "weights", "trained")
         lines += [f"## {name}", "", markdown(header, cells, num_text=6), ""]
     return "\n".join(lines)
 
@@ -115,18 +117,18 @@ def _weights(row: Row) -> str:
     return "resized" if row.resizes else "as is"
 
 
-def _tried(row: Row) -> str:
+def _trained(row: Row) -> str:
     steps = f"{row.steps} steps" if row.steps > 1 else "1 step"
     return f"{steps}, heap checked" if row.heap_checked else steps
 
 
-def _thoroughness(rows: list[Row]) -> Iterator[str]:
-    """How many models were tried in which way."""
-    thorough = [row for row in rows if row.steps == STEPS and row.heap_checked]
-    lesser = len(rows) - len(thorough)
+def _thoroughness(passed: list[Row]) -> Iterator[str]:
+    """How many of the models that pass were trained in which way."""
+    thorough = [row for row in passed if row.steps == STEPS and row.heap_checked]
+    lesser = len(passed) - len(thorough)
     yield (
-        f"**{len(thorough)} of {len(rows)} were tried for {STEPS} steps, each in a process of its own that glibc ends "
-        f'if it writes past a block of memory** ("{STEPS} steps, heap checked")'
+        f"**{len(thorough)} of these {len(passed)} were trained for {STEPS} steps, each in a process of its own that "
+        f'glibc ends if it writes past a block of memory** ("{STEPS} steps, heap checked")'
         + (f"; the other {lesser} as their rows say." if lesser else ".")
     )
     yield ""
@@ -140,9 +142,9 @@ def _unfinished(num_untried: int) -> Iterator[str]:
 
 def _reasons(failed: list[Row]) -> Iterator[str]:
     if failed:
-        cells = [(row.name, f"{row.parameters / 1e6:.1f}", row.problem, _tried(row)) for row in failed]
-        header = ("name", "parameters (M)", "reason", "tried")
-        yield from ("## Not these", "", markdown(header, cells, num_text=4), "")
+        cells = [(row.name, f"{row.parameters / 1e6:.1f}", row.problem) for row in failed]
+        header = ("name", "parameters (M)", "reason")
+        yield from ("## Not these", "", markdown(header, cells, num_text=3), "")
 
 
 def _read(journal: Path | None) -> dict[str, Row]:
@@ -168,7 +170,7 @@ def _settled(row: Row, max_parameters: float) -> bool:
 def _by_turns(names: Sequence[str], rows: Mapping[str, Row]) -> Iterator[str]:
     """One model of each architecture, then another of each, and so on; the smallest first, where that is known."""
     groups = defaultdict(list)
-    for name in sorted(names, key=lambda name: rows[name].parameters if name in rows else 0):
+    for name in sorted(names, key=lambda name: rows[name].parameters if name in rows else math.inf):
         groups[family(name), re.split(r"[^a-z]", name)[0]].append(name)
     for turn in zip_longest(*groups.values()):
         yield from filter(None, turn)

@@ -32,7 +32,7 @@ class Row:
     width: int = 0
     resizes: bool = False  # whether its weights can be resampled to timm's own size
     problem: str = ""
-    steps: int = 0  # training steps that it was tried with; 0 if it was not tried, as it is too large
+    steps: int = 0  # training steps that it was to make; 0 if it was not tried, as it is too large
     heap_checked: bool = False  # whether a write past a block of memory would have ended its process
 
 
