@@ -22,12 +22,12 @@ _MAX_RATIO = 3.0  # between the steps of two neighbouring offsets
 
 
 def list_tables(model: nn.Module) -> dict[str, tuple[Tensor, Grid]]:
-    """A model's relative-position tables, by name, with the sides (h, w) of their windows."""
+    """A model's relative-position tables and position embedding, by name, with the (h, w) of their windows or grid."""
     return {name: (table.detach(), sides) for name, table, sides in _tables(model)}
 
 
 def resample_tables(model: nn.Module, before: Mapping[str, tuple[Tensor, Grid]]) -> None:
-    """Replace a model's relative-position tables by those that it had before it was resized, resampled.
+    """Replace a model's tables by those that it had before it was resized, resampled as published.
 
     Args:
         model: The model, whose tables timm has resampled.
@@ -37,7 +37,8 @@ def resample_tables(model: nn.Module, before: Mapping[str, tuple[Tensor, Grid]])
         table, old = before[name]
         if old != sides and not table.is_meta:
             with torch.no_grad():
-                parameter.copy_(resample_bias(table, old, sides))
+                resample = resample_embedding if name == "pos_embed" else resample_bias
+                parameter.copy_(resample(table, old, sides))
 
 
 def _tables(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, Grid]]:
@@ -46,6 +47,25 @@ def _tables(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, Grid]]:
             module: Any = model.get_submodule(name.rpartition(".")[0])
             height, width = module.window_size
             yield name, parameter, (height, width)
+    table, grid = getattr(model, "pos_embed", None), getattr(getattr(model, "patch_embed", None), "grid_size", None)
+    if isinstance(table, nn.Parameter) and table.ndim == 3 and grid:
+        yield "pos_embed", table, (grid[0], grid[1])
+
+
+def resample_embedding(table: Tensor, old: Grid, new: Grid) -> Tensor:
+    """Resample a position embedding to another grid: bicubic, as in the code of DeiT, MAE and FastMIM.
+
+    timm's is antialiased, which for 8 x 8 to 14 x 14 positions gives values 0.8 % apart.
+
+    Args:
+        table: (1, n + h * w, D), whose first n rows are of class and other tokens and are kept.
+        old: h and w.
+        new: The same for the result.
+    """
+    num_prefix = table.shape[1] - old[0] * old[1]
+    cells = table[:, num_prefix:].float().transpose(1, 2).unflatten(2, old)  # (1, D, h, w)
+    cells = F.interpolate(cells, new, mode="bicubic", align_corners=False).flatten(2).transpose(1, 2)
+    return torch.cat([table[:, :num_prefix], cells.to(table.dtype)], dim=1)
 
 
 def resample_bias(table: Tensor, old: Grid, new: Grid) -> Tensor:
@@ -104,8 +124,8 @@ def _stretched(small: int, large: int) -> np.ndarray:
 def fit_tables(state: Mapping[str, Tensor], model: nn.Module, scale: float) -> dict[str, Tensor]:
     """Resample a state dict's tables to the shapes of `model`, the same architecture for another input size.
 
-    A parameter with one axis, or two adjacent ones, over a square grid is interpolated over that grid (bicubic,
-    antialiased, as timm does for ViTs): Hiera's position embedding (1, h * w, D), CaiT's and CrossViT's, PiT's
+    A parameter with one axis, or two adjacent ones, over a square grid is interpolated over that grid (bicubic, as
+    `resample_embedding`): Hiera's position embedding (1, h * w, D), CaiT's and CrossViT's, PiT's
     (1, D, h, w), VOLO's (1, h, w, D), LeViT's attention biases (heads, h * w). Buffers of another shape depend
     on the size alone and are taken from `model`.
 
@@ -140,7 +160,7 @@ def _interpolate(name: str, table: Tensor, shape: torch.Size, scale: float) -> T
     if last > first and (last > first + 1 or table.shape[first] != table.shape[last]):
         raise ValueError(f"{name} does not run over one square grid")
     cells = rows[..., prefix:].reshape(1, -1, old, old)
-    cells = F.interpolate(cells, (new, new), mode="bicubic", antialias=True, align_corners=False)
+    cells = F.interpolate(cells, (new, new), mode="bicubic", align_corners=False)
     rows = torch.cat([rows[..., :prefix], cells.reshape(*rows.shape[:-1], new * new)], dim=-1)
     return rows.movedim(-1, first).reshape(shape)
 
