@@ -312,6 +312,9 @@ def test_init_goes_on_from_weights_and_refuses_others(tmp_path: Path, photos: Pa
     other_heads = SMALL["backbone_args"] | {"num_heads": 6}
     with pytest.raises(RequestError, match="the weights hold num_heads 3, not 6"):
         pretrain(tmp_path / "third", photos, init=str(first.out), backbone_args=other_heads)
+    dry = SMALL | {"data": str(photos), "out": tmp_path / "third", "init": str(first.out), "backbone_args": other_heads}
+    with pytest.raises(RequestError, match="the weights hold num_heads 3, not 6"):
+        fastmim.pretrain(**dry, dry_run=True)
     with pytest.raises(RequestError, match="the weights hold backbone vit_tiny_patch16_224, not vit_small"):
         pretrain(tmp_path / "third", photos, init=str(first.out), backbone="vit_small_patch16_224")
 

@@ -23,6 +23,7 @@ from foreign_models import (
     swin_forward,
     vit_forward,
 )
+from tuning import finetune
 
 # The layouts
 
@@ -44,10 +45,26 @@ def test_fastmim_vit_keeps_its_six_heads(tmp_path: Path) -> None:
     images = torch.randn(2, 3, 64, 64)
     torch.testing.assert_close(features_of(result, images), vit_forward(make.state, images, 6), rtol=1e-4, atol=1e-5)
     assert not torch.allclose(features_of(result, images), vit_forward(make.state, images, 3), atol=1e-2)
-    assert "num_heads 6" in result.describe() and "with 12 is refused" in result.describe()
+    assert "the file says 6; for the published start of fine-tuning, convert with --backbone-args.num" in result.note
     with pytest.raises(RequestError, match="num_heads 6, not by default"):
         fastmim.load_backbone(out, backbone_args={"depth": 2})
     weights.load_into(Backbone("vit_tiny_patch16_224", img_size=96, args={"num_heads": 6, "depth": 2}), out)
+
+
+def test_fastmims_vit_can_be_fine_tuned_with_twice_as_many_heads_as_published(tmp_path: Path, labelled: Path) -> None:
+    make = Maker()
+    make.vit(width=48, depth=2, grid=4)
+    make.decoder(48, 32, 108)
+    make("mask_token", 1, 3, 1, 1)
+    torch.save({"model": make.state}, tmp_path / "c.pth")
+    given = {"embed_dim": 48, "depth": 2, "num_heads": 12}
+    settings = {"out": tmp_path / "w.safetensors", "backbone": "vit_tiny_patch16_224", "backbone_args": given}
+    result = fastmim.convert(tmp_path / "c.pth", **settings)
+    assert result.note.endswith("the file says 12, as given")
+    images = torch.randn(2, 3, 64, 64)
+    torch.testing.assert_close(features_of(result, images), vit_forward(make.state, images, 12), rtol=1e-4, atol=1e-5)
+    tuned = finetune(tmp_path / "ft", labelled, weights=str(result.path), steps=1)
+    assert weights.read(tuned.weights)[1]["arguments"]["num_heads"] == 12
 
 
 @pytest.mark.parametrize("with_decoder", [True, False])

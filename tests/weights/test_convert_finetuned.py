@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import fastmim
+from conftest import SMALL
 from fastmim import RequestError, cli, weights
 from fastmim.weights import foreign
 from foreign_models import (
@@ -31,6 +32,7 @@ from foreign_models import (
     swin_forward,
     tokens,
 )
+from tuning import finetune
 
 SMALL_VIT: dict[str, Any] = {"embed_dim": 48, "depth": 2, "num_heads": 3}
 PVT: dict[str, Any] = {"embed_dims": [16, 32, 32, 48], "depths": [1, 1, 1, 1], "num_heads": [1, 2, 2, 3]}
@@ -92,6 +94,17 @@ def test_a_fine_tuned_vit_with_its_head(tmp_path: Path, pooled: bool) -> None:
     with torch.no_grad():
         logits = F.linear(model(images), state["head.weight"], state["head.bias"])
     torch.testing.assert_close(logits, vit_logits(state, images), rtol=1e-4, atol=1e-5)
+
+
+def test_fine_tuning_and_pre_training_go_on_from_a_fine_tuned_vit(tmp_path: Path, labelled: Path) -> None:
+    settings: dict[str, Any] = {"backbone": "vit_tiny_patch16_224", "backbone_args": SMALL_VIT}
+    result = fastmim.convert(saved(tmp_path, finetuned_vit(pooled=True)), out=tmp_path / "w.safetensors", **settings)
+    tuned = finetune(tmp_path / "ft", labelled, weights=str(result.path), steps=1, lr=1e-9)
+    tensors, before = weights.read(tuned.weights)[0], weights.read(result.path)[0]
+    torch.testing.assert_close(tensors["fc_norm.weight"], before["fc_norm.weight"])
+    init = {"init": str(result.path), "data": str(labelled / "train"), "out": tmp_path / "run", "steps": 1}
+    arguments = {"backbone_args": SMALL_VIT | {"global_pool": "avg"}}  # as `continue` says
+    assert fastmim.pretrain(**(SMALL | arguments | init | {"img_size": 64})).finished
 
 
 def test_maes_default_file_is_found_without_being_named(tmp_path: Path) -> None:

@@ -129,7 +129,7 @@ def convert(
         dropped=(*dropped, *(() if keep_head else head)),
         fresh=fresh,
         left=tuple(left),
-        note=layout.note or found.note,
+        note=found.note,
     )
 
 

@@ -42,10 +42,8 @@ _PVTS: dict[tuple[int, tuple[int, ...]], str] = {
     (64, (3, 6, 40, 3)): "b5",
 }
 _DECODER = ("mask_token", "decoder_embed.", "decoder_pos_embed", "decoder_blocks.", "decoder_norm.", "decoder_pred.")
-_HEADS = (
-    "FastMIM pre-trains its ViT-B with 6 heads, where timm's and its own fine-tuning code have 12 in the same shapes: "
-    "the file says num_heads 6, and loading it with 12 is refused"
-)
+_HEADS = "FastMIM's code pre-trains its ViT-B with 6 heads and fine-tunes it with 12, in the same shapes: "
+_AS_PRETRAINED = "the file says 6; for the published start of fine-tuning, convert with --backbone-args.num_heads 12"
 
 
 @dataclass(frozen=True)
@@ -62,8 +60,6 @@ class Layout:
     """Prefixes of the method's own tensors (decoder, mask token)."""
     arguments: dict[str, Any] = field(default_factory=dict)
     """Arguments with which timm makes the same network."""
-    note: str = ""
-    """A note for the user."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +84,7 @@ def recognise(state: State) -> Layout:
     if token is not None and token.ndim == 4:  # painted over pixels: (1, C, 1, 1)
         if any(name.startswith("encoder.") for name in state):
             return Layout("FastMIM", naming_of(state, "encoder."), "encoder.", _DECODER)
-        return Layout("FastMIM", None, "", _DECODER, {"num_heads": 6}, _HEADS)
+        return Layout("FastMIM", None, "", _DECODER, {"num_heads": 6})
     if "encoder.mask_token" in state:
         arguments: dict[str, Any] = {}
         if f"encoder.{_SHARED_TABLE}" in state:
@@ -168,6 +164,9 @@ def identify(
         prefix = own["pos_embed"].shape[1] - (native // patch) ** 2 if "pos_embed" in own else 0
         size = math.isqrt(max(0, backbone["pos_embed"].shape[1] - prefix)) * patch
     mean, std, note = _normalisation(name, layout)
+    if layout.arguments.get("num_heads"):
+        heads = arguments.get("num_heads")
+        note = _HEADS + (f"the file says {heads}, as given" if heads else _AS_PRETRAINED)
     return TimmModel(name, given, size, native, mean, std, note)
 
 
