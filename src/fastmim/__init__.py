@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from fastmim.pretraining import pretrain
     from fastmim.studies.study import study
     from fastmim.transfer.classify.finetune import finetune
+    from fastmim.transfer.classify.predict import predict
     from fastmim.transfer.features.embed import embed
     from fastmim.transfer.features.probe import probe
     from fastmim.weights import load_backbone
@@ -42,6 +43,7 @@ _HOMES = {
     "finetune": "fastmim.transfer.classify.finetune",
     "load_backbone": "fastmim.weights",
     "pack": "fastmim.data.packs.packing",
+    "predict": "fastmim.transfer.classify.predict",
     "pretrain": "fastmim.pretraining",
     "probe": "fastmim.transfer.features.probe",
     "study": "fastmim.studies.study",
@@ -60,6 +62,7 @@ __all__ = [
     "finetune",
     "load_backbone",
     "pack",
+    "predict",
     "pretrain",
     "probe",
     "study",

@@ -1,12 +1,13 @@
-"""The commands `finetune`, `probe` and `embed`."""
+"""The commands `finetune`, `predict`, `probe` and `embed`."""
 
 from __future__ import annotations
 
 from typing import Annotated
 
 import fastmim
-from fastmim.cli.app import OPTIONS, AsFlags, ConfigFile, DryRun, Options, app, given
+from fastmim.cli.app import OPTIONS, AsFlags, ConfigFile, DryRun, Options, Overwrite, app, given
 from fastmim.errors import DONE
+from fastmim.transfer.classify.predict_settings import PredictConfig
 from fastmim.transfer.classify.settings import FinetuneConfig
 from fastmim.transfer.features.settings import EmbedConfig, ProbeConfig
 
@@ -15,6 +16,19 @@ from fastmim.transfer.features.settings import EmbedConfig, ProbeConfig
 def finetune(settings: Annotated[FinetuneConfig, AsFlags] | None = None, *, options: Options = OPTIONS) -> int:
     """Train a classifier end to end from pre-trained weights, or from scratch. The same command again resumes."""
     return options.call(fastmim.finetune, settings, "at step {step} of {total_steps}")
+
+
+@app.command
+def predict(
+    settings: Annotated[PredictConfig, AsFlags] | None = None,
+    *,
+    config: ConfigFile = None,
+    overwrite: Overwrite = False,
+    dry_run: DryRun = False,
+) -> int:
+    """Classify images with a fine-tuned classifier: the most probable classes of each image, in a file."""
+    fastmim.predict(overwrite=overwrite, dry_run=dry_run, **given(settings, config))
+    return DONE
 
 
 @app.command

@@ -22,9 +22,15 @@ class BadImages:
     """
 
     def __init__(
-        self, run_dir: Path, *, num_images: int, max_share: float = 0.05, say: Callable[[str], object] | None = None
+        self,
+        run_dir: Path,
+        *,
+        num_images: int,
+        max_share: float = 0.05,
+        say: Callable[[str], object] | None = None,
+        name: str = "bad_images.txt",
     ) -> None:
-        self.path = run_dir / "bad_images.txt"
+        self.path = run_dir / name
         self.num_images = num_images
         self.max_share = max_share
         self.say = say

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,6 +81,42 @@ class Scores:
         return {"images": len(self.labels), **self.metrics(), "per_class": per_class}
 
 
+def classify(
+    classifier: nn.Module,
+    source: Source,
+    *,
+    size: int,
+    mean: Tensor,
+    std: Tensor,
+    batch_size: int,
+    num_workers: int,
+    bf16: bool,
+    crop_pct: float,
+) -> Iterator[tuple[Tensor, dict[str, Any]]]:
+    """Classify the central crop of each image, in order. The model keeps its mode.
+
+    Yields:
+        Logits (b, C), float32 on the classifier's device, and the batch of `load_centers` without its images; b may
+        be 0.
+    """
+    device = mean.device
+    batches = load_centers(
+        source,
+        size=size,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        crop_pct=crop_pct,
+        pin_memory=device.type == "cuda",
+    )
+    for batch in batches:
+        images = batch.pop("images").to(device, non_blocking=True)
+        logits = torch.empty(0, 1, device=device)
+        if len(images):
+            with evaluating(classifier), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                logits = classifier(normalise(images, mean, std)).float()
+        yield logits, batch
+
+
 def evaluate(
     classifier: nn.Module,
     source: Source,
@@ -106,26 +142,26 @@ def evaluate(
     Raises:
         RunError: no image can be read.
     """
-    device = mean.device
     parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
-    batches = load_centers(
+    batches = classify(
+        classifier,
         source,
         size=size,
+        mean=mean,
+        std=std,
         batch_size=batch_size,
         num_workers=num_workers,
+        bf16=bf16,
         crop_pct=crop_pct,
-        pin_memory=device.type == "cuda",
     )
-    with evaluating(classifier), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-        for batch in batches:
-            found_bad(batch["bad"], len(batch["images"]) + len(batch["bad"]))
-            if not len(batch["images"]):
-                continue
-            images, labels = (batch[key].to(device, non_blocking=True) for key in ("images", "labels"))
-            logits = classifier(normalise(images, mean, std)).float()
-            best = logits.topk(min(TOP, logits.shape[1]), dim=1).indices  # (b, 5)
-            loss = F.cross_entropy(logits, labels, reduction="none")
-            parts.append((labels, best[:, 0], (best == labels[:, None]).any(1), loss))
+    for logits, batch in batches:
+        found_bad(batch["bad"], len(logits) + len(batch["bad"]))
+        if not len(logits):
+            continue
+        labels = batch["labels"].to(mean.device, non_blocking=True)
+        best = logits.topk(min(TOP, logits.shape[1]), dim=1).indices  # (b, 5)
+        loss = F.cross_entropy(logits, labels, reduction="none")
+        parts.append((labels, best[:, 0], (best == labels[:, None]).any(1), loss))
     if not parts:
         raise RunError(
             f"none of the {len(source)} images of {source.origin} can be read; expected images to validate on"
