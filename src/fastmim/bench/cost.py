@@ -11,7 +11,7 @@ from rich.console import Console
 from fastmim.bench import records, tables
 from fastmim.bench.markdown import Table, number
 from fastmim.bench.settings import CostConfig
-from fastmim.errors import RequestError
+from fastmim.errors import RequestError, RunError
 from fastmim.system import files
 
 
@@ -80,7 +80,7 @@ def read(path: Path) -> dict[str, Any]:
         known = "cases" in record["summary"] or "methods" in record["summary"]
     except OSError as error:
         raise RequestError(f"record is {path}: {error.strerror}; expected a record of fastmim bench") from None
-    except (ValueError, KeyError, TypeError):
+    except (RunError, KeyError, TypeError):  # no JSON, or other JSON
         known = False
     if not known:
         raise RequestError(f"record is {path}; expected a bench-step or bench-methods record of fastmim bench")

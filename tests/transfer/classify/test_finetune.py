@@ -156,10 +156,10 @@ def test_the_command_stops_with_75_and_goes_on(
         patch.setattr(loader, "load", asked_to_stop)
         with pytest.raises(SystemExit, match="75"):
             main(words)
-    assert capsys.readouterr().err == "stopped and saved at step 6 of 12; run the same command to resume\n"
+    assert capsys.readouterr().err == "stopped and saved at step 5 of 12; run the same command to resume\n"
     with pytest.raises(SystemExit, match="0"):
         main(words)
-    assert "resuming at step 6 of 12" in capsys.readouterr().out
+    assert "resuming at step 5 of 12" in capsys.readouterr().out
     whole = finetune(tmp_path / "whole", labelled, flip=False)
     assert equal(tensors(whole.out), tensors(out))
 
