@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: demo test attack check format clean
+.PHONY: demo test attack test-cluster check format clean
 
 demo: $(INSTALLED)  ## pre-train a small ViT on the built-in photographs
 	$(BIN)/fastmim pretrain --config examples/demo.yaml --out runs/demo
@@ -16,6 +16,9 @@ SEED ?= 0
 attack: $(INSTALLED)  ## try to break the promises: SCALE=0.05 SEED=1 ONLY="kills disks" CASE=17 RECORD=attack.json
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m attack $(ONLY) --scale $(SCALE) --seed $(SEED) \
 		$(if $(CASE),--case $(CASE)) $(if $(RECORD),--record $(RECORD))
+
+test-cluster: $(INSTALLED)  ## run a job on a Slurm cluster made on this machine; as root, with slurm-wlm and munge
+	OMP_NUM_THREADS=1 $(BIN)/python tests/cluster/run.py
 
 check: $(INSTALLED)  ## check style, types and import layers
 	$(BIN)/ruff check .
