@@ -6,6 +6,7 @@ import ast
 import fnmatch
 import graphlib
 import importlib
+import importlib.metadata
 import importlib.util
 import re
 import shlex
@@ -86,6 +87,7 @@ def test_public_names() -> None:
     for name in fastmim.__all__:
         assert getattr(fastmim, name).__doc__
     assert set(fastmim.__all__) == set(dir(fastmim))
+    assert fastmim.__version__ == importlib.metadata.version("fastmim")
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         fastmim.nothing  # noqa: B018
 

@@ -481,6 +481,27 @@ def test_wrong_requests_are_refused(tmp_path: Path, photos: Path, settings: dict
     with pytest.raises(RequestError, match=message) as error:
         pretrain(tmp_path / "run", data, **settings)
     assert "\n" not in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_missing_tracker_is_refused_before_the_plan(
+    tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("fastmim.training.trackers.find_spec", lambda name: None)
+    with pytest.raises(RequestError, match=r"trackers names mlflow, which is not installed; run: pip install"):
+        pretrain(tmp_path / "run", photos, trackers="mlflow")
+    assert not list(tmp_path.iterdir()) and capsys.readouterr().out == ""
+
+
+def test_files_have_the_modes_of_the_umask(tmp_path: Path, photos: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        out = pretrain(tmp_path / "run", photos, steps=2).out
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in out.rglob("*.*") if path.is_file()}
+    assert {"model.safetensors", "optim.safetensors", "manifest.json", "weights.safetensors"} <= modes.keys()
+    assert {mode for name, mode in modes.items() if name != ".lock"} == {0o640}
 
 
 def test_a_directory_without_images_is_refused(tmp_path: Path) -> None:

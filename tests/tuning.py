@@ -34,7 +34,7 @@ def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 
 def lines(out: Path) -> list[dict[str, Any]]:
-    changing = ("images_per_s", "seconds_per_step", "data_wait_share", "memory_gb")
+    changing = ("time", "images_per_s", "seconds_per_step", "data_wait_share", "memory_gb")
     path = out / "metrics.jsonl"
     read = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     return [{key: value for key, value in line.items() if key not in changing} for line in read]

@@ -12,6 +12,7 @@ backbone = fastmim.load_backbone("runs/photos")        # a plain timm model
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 from fastmim.errors import RequestError, RunError
@@ -56,6 +57,7 @@ __all__ = [
     "Pixels",
     "RequestError",
     "RunError",
+    "__version__",
     "convert",
     "embed",
     "export",
@@ -70,6 +72,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return importlib.metadata.version("fastmim")
     if name not in _HOMES:
         raise AttributeError(f"module 'fastmim' has no attribute {name!r}")
     return getattr(importlib.import_module(_HOMES[name]), name)

@@ -226,3 +226,25 @@ def test_the_step_compiles_without_a_graph_break(name: str, masking: Any) -> Non
     step = torch.compile(lambda x, keys: model(x, keys)["loss"], fullgraph=True, backend="eager")
     picture = torch.randn(4, 3, 64, 64)
     torch.testing.assert_close(step(picture, KEYS), model(picture, KEYS)["loss"], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (torch.zeros(2, 3, 64, 64), r"images is float32 \(2, 3, 64, 64\).*: resize them, or call set_input_size\(64\)"),
+        (torch.zeros(2, 3, 32, 64), r"images is float32 \(2, 3, 32, 64\); expected floats \(B, 3, 32, 32\): resize"),
+        (torch.zeros(2, 1, 32, 32), r"channels come second; repeat a grey image's, images.expand\(-1, 3, -1, -1\)"),
+        (torch.zeros(2, 32, 32, 3), "channels come second"),
+        (torch.zeros(3, 32, 32), r"images is float32 \(3, 32, 32\).*: add the batch dimension, images\[None\]"),
+        (torch.zeros(2, 3, 32, 32, dtype=torch.uint8), "images is uint8 .*: divide pixels by 255, subtract the mean"),
+        ([1.0], r"images is a list; expected floats \(B, 3, 32, 32\): make it a tensor"),
+    ],
+)
+def test_other_images_than_the_model_takes_are_refused(images: Any, message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        MIM(**VIT)(images)
+
+
+def test_a_target_that_is_none_is_refused() -> None:
+    with pytest.raises(RequestError, match=r"target is 'hog'; expected an object such as fastmim.HOG\(\)"):
+        MIM("vit_tiny_patch16_224", target="hog")  # type: ignore[arg-type]

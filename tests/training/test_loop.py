@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -273,7 +274,7 @@ def test_metrics_of_a_killed_run_are_those_of_an_uninterrupted_one(
 
 
 def lines_without_times(out: Path) -> list[dict[str, Any]]:
-    times = {"images_per_s", "seconds_per_step", "data_wait_share", "memory_gb"}
+    times = {"time", "images_per_s", "seconds_per_step", "data_wait_share", "memory_gb"}
     return [{key: value for key, value in line.items() if key not in times} for line in metrics(out)]
 
 
@@ -375,10 +376,22 @@ def test_compiled_is_eager(tmp_path: Path) -> None:
 def test_metrics_say_what_the_run_directory_promises(tmp_path: Path) -> None:
     fit(tmp_path / "run")
     line = metrics(tmp_path / "run")[-1]
-    promised = {"step", "images", "epoch", "loss", "lr", "grad_norm", "images_per_s", "data_wait_share", "memory_gb"}
+    promised = {
+        "step",
+        "time",
+        "images",
+        "epoch",
+        "loss",
+        "lr",
+        "grad_norm",
+        "images_per_s",
+        "data_wait_share",
+        "memory_gb",
+    }
     assert promised <= line.keys()
     assert (line["step"], line["images"], line["epoch"]) == (20, 160, 2.0)
     assert 0 <= line["data_wait_share"] <= 1
+    assert abs(datetime.fromisoformat(line["time"]) - datetime.now(UTC)) < timedelta(minutes=1)
 
 
 @pytest.mark.parametrize(("share", "advice"), [(0.3, "pack it"), (1.1, "pack it"), (0.3, "")])

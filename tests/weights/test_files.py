@@ -39,7 +39,8 @@ def test_timm_strictly_loads_weights_that_were_trained_at_128_px(tmp_path: Path,
     file = tmp_path / "w.safetensors"
     backbone = saved(file, name, img_size=128)
     model = timm.create_model(name, checkpoint_path=str(file)).eval()
-    loaded = fastmim.load_backbone(file, backbone=name, backbone_args={}).eval()
+    loaded = fastmim.load_backbone(file, backbone=name, backbone_args={})
+    assert not loaded.training
     images = torch.randn(1, 3, 224, 224)
     with torch.no_grad():
         torch.testing.assert_close(loaded.forward_features(images), model.forward_features(images))

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from fastmim.backbone import Backbone
 from fastmim.backbone.initial import init_xavier
+from fastmim.errors import RequestError
 from fastmim.method.decoder import build_decoder
 from fastmim.method.loss import masked_loss
 from fastmim.method.masking import (
@@ -95,7 +96,10 @@ class MIM(nn.Module):
         self.mask_ratio = mask_ratio
         self.block = block or default_block(backbone.stride, backbone.img_size)
         self._check_block()
-        self.target = (HOG() if target is None else target).for_stride(backbone.stride)
+        target = HOG() if target is None else target
+        if not hasattr(target, "for_stride"):
+            raise RequestError(f"target is {target!r}; expected an object such as fastmim.HOG() or fastmim.Pixels()")
+        self.target = target.for_stride(backbone.stride)
         self.loss = loss
         drops_tokens = masking == "drop"
         if drops_tokens:
@@ -124,7 +128,11 @@ class MIM(nn.Module):
             "loss": mean error over the hidden positions, float32 scalar; "prediction" and "target":
             (B, K, h, w), a position's k x k cells in the order of `pixel_unshuffle`; "mask": (B, h, w)
             bool, True = hidden.
+
+        Raises:
+            RequestError: the images have another shape or type; the message says what is wanted.
         """
+        self._check_images(images)
         if keys is None:
             keys = torch.randint(2**62, (len(images),), device=images.device)
         H, W = images.shape[-2:]
@@ -143,6 +151,24 @@ class MIM(nn.Module):
         prediction = prediction.float()
         loss = masked_loss(prediction, target, mask, error=self.loss)
         return {"loss": loss, "prediction": prediction, "target": target, "mask": mask}
+
+    def _check_images(self, images: Tensor) -> None:
+        size, in_chans = self.backbone.img_size, self.backbone.in_chans
+        wanted = f"expected floats (B, {in_chans}, {size}, {size})"
+        if not isinstance(images, Tensor):
+            raise RequestError(f"images is a {type(images).__name__}; {wanted}: make it a tensor")
+        if images.dim() == 4 and images.shape[1:] == (in_chans, size, size) and images.is_floating_point():
+            return
+        found = f"images is {str(images.dtype).removeprefix('torch.')} {tuple(images.shape)}; {wanted}"
+        if not images.is_floating_point():
+            remedy = "divide pixels by 255, subtract the mean and divide by the deviation"
+        elif images.dim() == 3:
+            remedy = "add the batch dimension, images[None]"
+        elif images.dim() != 4 or images.shape[1] != in_chans:
+            remedy = "channels come second; repeat a grey image's, images.expand(-1, 3, -1, -1)"
+        else:
+            remedy = f"resize them, or call set_input_size({images.shape[-1]})"
+        raise RequestError(f"{found}: {remedy}")
 
     @property
     def num_visible(self) -> int:

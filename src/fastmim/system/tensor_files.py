@@ -27,8 +27,16 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
             raise OSError(f"{error}: '{path}'") from error
         number = int(found[1])
         raise OSError(number, os.strerror(number), str(path)) from error
+    share(path)
     if metadata:
         _sort_metadata(path)
+
+
+def share(file: Path) -> None:
+    """Give a file the default permissions of new files: safetensors makes its files private."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    file.chmod(0o666 & ~mask)
 
 
 def _sort_metadata(path: Path) -> None:

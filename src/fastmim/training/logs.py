@@ -7,6 +7,7 @@ import math
 import os
 import time
 from contextlib import nullcontext, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 
 from rich.console import Console
@@ -69,9 +70,10 @@ class Logs:
             self._bar.update(self._task, completed=step)
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
-        """Record the metrics of a step; those with a loss are shown on the console too."""
+        """Record the metrics of a step and the time; those with a loss are shown on the console too."""
         # JSON has no NaN: a line without any finite step says null.
-        line = {"step": step} | {k: v if math.isfinite(v) else None for k, v in metrics.items()}
+        now = datetime.fromtimestamp(time.time(), UTC).isoformat(timespec="milliseconds")
+        line = {"step": step, "time": now} | {k: v if math.isfinite(v) else None for k, v in metrics.items()}
         self._file.write(json.dumps(line) + "\n")
         for tracker in self._trackers:
             tracker.log(step, metrics)

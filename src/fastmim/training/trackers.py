@@ -8,7 +8,7 @@ import socket
 import time
 import uuid
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
@@ -145,6 +145,13 @@ class Dispensable:
             warnings.warn(f"{self._name} failed ({said}): the run goes on without it", stacklevel=3)
 
 
+def check_installed(names: Iterable[str]) -> None:
+    """Raise RequestError for a tracker that is not installed."""
+    for name in names:
+        if find_spec(name) is None:
+            raise RequestError(f"trackers names {name}, which is not installed; run: pip install 'fastmim[{name}]'")
+
+
 def open_trackers(
     names: tuple[str, ...], *, auto: bool, out: Path, settings: dict[str, Any], step: int
 ) -> list[Tracker]:
@@ -153,9 +160,7 @@ def open_trackers(
     Raises:
         RequestError: a tracker that was asked for by name is not installed.
     """
+    check_installed(names)
     if auto and find_spec("tensorboard"):
         names = ("tensorboard",)
-    for name in names:
-        if find_spec(name) is None:
-            raise RequestError(f"trackers names {name}, which is not installed; run: pip install 'fastmim[{name}]'")
     return [Dispensable(name, functools.partial(TRACKERS[name], out, settings, step)) for name in names]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -68,7 +69,9 @@ class Conversion:
         lines.append(f"wrote      {self.path}; read back, equal to the bit")
         if self.num_classes:
             lines.append(f"classifier kept, {self.num_classes} classes")
-        lines.append(f"continue   fastmim pretrain --init {self.path} --backbone {self.backbone}{flags}")
+        lines.append(
+            f"continue   fastmim pretrain --init {shlex.quote(str(self.path))} --backbone {self.backbone}{flags}"
+        )
         return "\n".join(lines)
 
 

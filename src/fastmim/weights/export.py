@@ -28,7 +28,7 @@ from fastmim.data.statistics import IMAGENET_MEAN, IMAGENET_STD
 from fastmim.errors import RequestError, RunError, first_line
 from fastmim.system import locking
 from fastmim.system.files import exists
-from fastmim.system.tensor_files import save_tensors
+from fastmim.system.tensor_files import save_tensors, share
 from fastmim.weights import files
 from fastmim.weights.metadata import crop_pct
 
@@ -250,7 +250,7 @@ def _settle(partial: Path, out: Path) -> None:
     # ONNX may have written a second file with the weights beside the first.
     written, destination = (partial, out) if partial.is_dir() else (partial.parent, out.parent)
     for file in written.iterdir():
-        files.share(file)
+        share(file)
         file.replace(destination / file.name)
 
 

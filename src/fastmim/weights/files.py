@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import warnings
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -67,14 +66,6 @@ def write(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -
     described = {key: value if key in metadata.TEXTS else json.dumps(value) for key, value in facts.items()}
     with replacing(path) as partial:
         save_tensors(partial, tensors, described)
-        share(partial)
-
-
-def share(file: Path) -> None:
-    """Give a file the default permissions of new files: safetensors makes its files private."""
-    mask = os.umask(0o077)
-    os.umask(mask)
-    file.chmod(0o666 & ~mask)
 
 
 def read(source: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -114,7 +105,7 @@ def load_backbone(
     backbone_args: Mapping[str, Any] | None = None,
     img_size: int | None = None,
 ) -> nn.Module:
-    """Load a run's backbone as a plain timm model without a classifier.
+    """Load a run's backbone as a plain timm model without a classifier, in evaluation mode.
 
     A weights file of a plain architecture holds position embeddings and windows resampled to the architecture's
     default size. At the size of the training, a run directory gives them as they were trained, from its last
@@ -132,7 +123,7 @@ def load_backbone(
     """
     tensors, facts = read(source)
     check(facts, backbone=backbone, backbone_args=backbone_args)
-    return build(source, tensors, facts, img_size=img_size)
+    return build(source, tensors, facts, img_size=img_size).eval()
 
 
 def build(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import shutil
 import signal
 from collections.abc import Iterator
@@ -21,6 +23,7 @@ from fastmim.cli import main
 from fastmim.data import loader
 from fastmim.data.augment import decode_center, normalise
 from fastmim.data.labelled import open_labelled
+from fastmim.training import meter
 from fastmim.training.run_directory import RunDirectory
 from tuning import NETWORK, PLAIN, TINY, equal, finetune, lines, tensors
 
@@ -205,3 +208,16 @@ def test_validation_images_of_which_none_can_be_read(tmp_path: Path, labelled: P
 def test_few_labels(tmp_path: Path, labelled: Path) -> None:
     out = finetune(tmp_path / "run", labelled, num_labels=12, steps=1).out
     assert json.loads((out / "checkpoints/step_000000001/manifest.json").read_text())["num_images"] == 12
+
+
+def test_the_command_that_is_advised_packs_the_training_images(
+    tmp_path: Path, labelled: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With quotes where the shell needs them, and not the name of a part of the images."""
+    data = tmp_path / "Prüfbilder Linie 3 (Kopie)"
+    shutil.copytree(labelled / "train", data)
+    monkeypatch.setattr(meter, "_SHOWN_AFTER", 0.0)
+    monkeypatch.setattr(meter, "_TOO_LONG", -1.0)
+    finetune(tmp_path / "run", data, steps=4, log_every=1, **PLAIN)
+    [command] = re.findall("for data: `(.*?)`", capsys.readouterr().out)
+    assert shlex.split(command) == ["fastmim", "pack", str(data), "packed/"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from difflib import get_close_matches
 from pathlib import Path
 from urllib.parse import parse_qsl
@@ -95,4 +96,4 @@ def faster(source: Source) -> str:
     """Advice for a run whose device waits for images from this source."""
     if is_packed(Path(source.origin)):
         return "raise --num-workers, or pack with --codec raw"
-    return f"`fastmim pack {source.origin} packed/` once and give --data packed/, or raise --num-workers"
+    return f"`fastmim pack {shlex.quote(source.origin)} packed/` once and give --data packed/, or raise --num-workers"

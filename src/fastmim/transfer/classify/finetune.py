@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW
 
-from fastmim.data.labelled import Labelled, limit_labels, open_labelled
+from fastmim.data.labelled import Labelled, Subset, limit_labels, open_labelled
 from fastmim.data.mixing import Mix
 from fastmim.data.rand_augment import RandAugment
 from fastmim.data.sources import Source
@@ -77,6 +77,11 @@ class Finetuning(Task[FinetuneConfig]):
     @property
     def num_images(self) -> int:
         return len(self.source) + len(self.labelled.val)
+
+    @property
+    def packable(self) -> Source:
+        train = self.labelled.train
+        return train.source if isinstance(train, Subset) else train
 
     def sizes(self) -> tuple[tuple[int, float], ...]:
         return ((self.config.img_size, 1.0),)
