@@ -99,6 +99,24 @@ class Maker:
                     self.norm(f"{name}.{part}", width)
             self.norm(f"{prefix}norm{stage}", width)
 
+    def simmim_vit(self, width: int, grid: int) -> None:
+        """SimMIM's ViT of two blocks and four heads, with its decoder."""
+        self("encoder.cls_token", 1, 1, width)
+        self("encoder.mask_token", 1, 1, width)
+        self("encoder.patch_embed.proj.weight", width, 3, 16, 16)
+        self("encoder.patch_embed.proj.bias", width)
+        self("encoder.rel_pos_bias.relative_position_bias_table", (2 * grid - 1) ** 2 + 3, 4)
+        self.state["encoder.rel_pos_bias.relative_position_index"] = torch.zeros(grid**2 + 1, grid**2 + 1).long()
+        for index in range(2):
+            name = f"encoder.blocks.{index}"
+            self.block(name, width)
+            del self.state[f"{name}.attn.qkv.bias"]
+            for part in ("attn.q_bias", "attn.v_bias", "gamma_1", "gamma_2"):
+                self(f"{name}.{part}", width)
+        self.norm("encoder.norm", width)
+        self("decoder.0.weight", 768, width, 1, 1)
+        self("decoder.0.bias", 768)
+
     def batch_norm(self, name: str, width: int) -> None:
         self.norm(name, width)
         self(f"{name}.running_mean", width)

@@ -111,21 +111,7 @@ def test_swin_gives_the_features_of_the_original(tmp_path: Path, method: str) ->
 
 def test_simmim_vit_gives_the_features_of_the_original(tmp_path: Path) -> None:
     make, width, grid = Maker(), 64, 3
-    make("encoder.cls_token", 1, 1, width)
-    make("encoder.mask_token", 1, 1, width)
-    make("encoder.patch_embed.proj.weight", width, 3, 16, 16)
-    make("encoder.patch_embed.proj.bias", width)
-    make("encoder.rel_pos_bias.relative_position_bias_table", (2 * grid - 1) ** 2 + 3, 4)
-    make.state["encoder.rel_pos_bias.relative_position_index"] = torch.zeros(grid**2 + 1, grid**2 + 1).long()
-    for index in range(2):
-        name = f"encoder.blocks.{index}"
-        make.block(name, width)
-        del make.state[f"{name}.attn.qkv.bias"]
-        for part in ("attn.q_bias", "attn.v_bias", "gamma_1", "gamma_2"):
-            make(f"{name}.{part}", width)
-    make.norm("encoder.norm", width)
-    make("decoder.0.weight", 768, width, 1, 1)
-    make("decoder.0.bias", 768)
+    make.simmim_vit(width, grid)
     torch.save({"model": make.state}, tmp_path / "c.pth")
     given = {"embed_dim": width, "depth": 2, "num_heads": 4}
     result = fastmim.convert(
@@ -288,7 +274,7 @@ def test_no_class_but_namespace_is_loaded(tmp_path: Path) -> None:
     torch.save({"model": collections.OrderedDict(state), "args": argparse.Namespace(lr=1e-3)}, settings["file"])
     assert fastmim.convert(**settings).left == ("args",)
     torch.save({"model": state, "config": Path("a")}, settings["file"])
-    with pytest.raises(RequestError, match=r"holds pathlib\.PosixPath; expected tensors, plain values and argparse"):
+    with pytest.raises(RequestError, match=r"holds pathlib\.PosixPath; expected tensors, plain values, argparse"):
         fastmim.convert(**(settings | {"overwrite": True}))
     # The conversion leaves Namespace forbidden for every other torch.load.
     torch.save(argparse.Namespace(), settings["file"])
