@@ -484,6 +484,19 @@ def test_wrong_requests_are_refused(tmp_path: Path, photos: Path, settings: dict
     assert not (tmp_path / "run").exists()
 
 
+def test_fewer_images_than_the_default_batch_are_all_of_a_batch(
+    tmp_path: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = {key: value for key, value in SMALL.items() if key != "batch_size"}
+    settings |= {"out": tmp_path / "run", "steps": 2}
+    for _ in range(2):  # the same call resumes it
+        assert fastmim.pretrain(**settings | {"data": str(photos)}).finished
+    said = capsys.readouterr().out
+    assert said.count("note      a batch of 24 instead of 256: there are no more images\n") == 1
+    assert said.count("batch     24 images, 24 at once") == 2
+    assert yaml.safe_load((tmp_path / "run/config.yaml").read_text())["batch_size"] == 24
+
+
 def test_a_missing_tracker_is_refused_before_the_plan(
     tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -126,7 +126,10 @@ IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
         "img_size=128: window_size is 5, which does not fit the map of 32 x 32 at 128 px; expected one of 2, 4, 8, 16",
     ),
     ({"sweep": ["stages=8:0.5,16:0.4"]}, "expected shares that sum to 1; these sum to 0.9"),
-    ({"sweep": ["batch_size=64"], "set": ["img_size=16"]}, "batch_size=64: .*40 images"),
+    (
+        {"sweep": ["batch_size=64"], "set": ["img_size=16"]},
+        "batch_size=64: .*40 images in .* are fewer than one batch of 64: add --set batch_size=40",
+    ),
     ({"labels": "1,16"}, "--num-labels 1; expected at least one for each of the 2 classes"),
     ({"labels": "4,100"}, "--num-labels 100; expected .* at most the 40 training images"),
     ({"finetune_set": ["weights=x"]}, "finetune_set has weights, which the study decides for all runs"),

@@ -20,8 +20,11 @@ BLOCK = 8192
 _ORDER_STREAM = 3
 
 
-def steps_per_epoch(source: Source, global_batch: int) -> int:
+def steps_per_epoch(source: Source, global_batch: int, *, remedy: str = "lower --batch-size to {} or less") -> int:
     """The number of whole batches in an epoch; the images left over differ by epoch.
+
+    Args:
+        remedy: What to do about too few images; {} stands for their number.
 
     Raises:
         RequestError: The source has fewer images than one batch.
@@ -29,7 +32,7 @@ def steps_per_epoch(source: Source, global_batch: int) -> int:
     if len(source) < global_batch:
         raise RequestError(
             f"{len(source):,} images in {source.origin} are fewer than one batch of {global_batch:,}: "
-            f"lower --batch-size to {len(source)} or less"
+            f"{remedy.format(len(source))}"
         )
     return len(source) // global_batch
 

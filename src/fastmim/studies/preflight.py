@@ -125,7 +125,7 @@ def check(config: StudyConfig) -> Request:
     for point in found:
         try:
             if point.config:
-                order.steps_per_epoch(source, point.config.batch_size)
+                order.steps_per_epoch(source, point.config.batch_size, remedy="add --set batch_size={}")
                 _build_model(point.config)
             else:
                 _build_classifier(request, point, labelled)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -77,6 +78,7 @@ class Task(ABC, Generic[Config]):
         self.config, self.console = config, console
         self.directory = RunDirectory(config.out)
         self.source = self.open_data()
+        self.config = config = _fitting(config, len(self.source), world)
         self.world = world
         self._unreadable: list[tuple[list[tuple[str, str]], int]] = []  # not yet told to the main process
         self.plan = make_plan(config, self.source, sizes=self.sizes(), world=world)
@@ -240,9 +242,12 @@ def launch(
             if not world.main:
                 config = run_directory.resolve(kind.config_class, settings, recipes=kind.recipes, overwrite=overwrite)
         task, found = _prepared(kind, config, console, world, overwrite=overwrite)
+        default, config = config.batch_size, task.config
         if dry_run:
             say(console, configs.to_yaml(config))
         say(console, "\n".join(task.describe()))
+        if config.batch_size != default:
+            say(console, f"note      a batch of {config.batch_size} instead of {default}: there are no more images")
         if dry_run:
             return task.result(0)
         with world.together():
@@ -261,6 +266,13 @@ def launch(
             raise RunError(f"the run in {config.out} failed: {error}; {kept}") from error
 
 
+def _fitting(config: Config, num_images: int, world: World) -> Config:
+    """The config; with all images as a batch if there are fewer than the default, and nobody named another."""
+    if "batch_size" in config.given or not world.size <= num_images < config.batch_size:
+        return config
+    return dataclasses.replace(config, batch_size=num_images // world.size * world.size)
+
+
 def _check_devices(config: TrainConfig, world: World) -> None:
     if world.size == 1 and config.devices not in (None, 1, "all"):
         raise RequestError(
@@ -276,7 +288,7 @@ def _prepared(
     with world.together():
         task = kind(config, console, world)
         found = None if overwrite else checkpoint.newest(task.directory.checkpoints)
-    settings = configs.to_mapping(config)
+    settings = configs.to_mapping(task.config)
     for what, value in (
         *((name, settings[name]) for name in settings),
         ("the number of images", len(task.source)),

@@ -52,7 +52,8 @@ class TrainConfig(Settings):
     """Optimiser steps, instead of --epochs."""
 
     batch_size: int = 256
-    """Images per optimiser step, over all devices; --micro-batch limits how many a device takes at once."""
+    """Images per optimiser step, over all devices; --micro-batch limits how many a device takes at once.
+    The default is lowered to the number of images if there are fewer."""
 
     micro_batch: int | Literal["auto"] | None = None
     """Most images that a device takes at once, at the first stage's size; gradients of the rest are accumulated. `auto`

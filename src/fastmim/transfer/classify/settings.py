@@ -53,7 +53,8 @@ class FinetuneConfig(TrainConfig):
     """Passes over the training images. [default: 100, unless --steps is given]"""
 
     batch_size: int = 64
-    """Images per optimiser step, over all devices; --micro-batch limits how many a device takes at once."""
+    """Images per optimiser step, over all devices; --micro-batch limits how many a device takes at once.
+    The default is lowered to the number of images if there are fewer."""
 
     lr: float = 6e-4
     """Learning rate per 256 images: the peak is lr * batch_size / 256."""
