@@ -140,6 +140,7 @@ def test_a_signal_saves_and_exits_75(tmp_path: Path, photos: Path, number: signa
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 75, errors
+    assert errors.startswith("stopping after this step; again to leave without saving\nstopped and saved at step ")
     assert "run the same command to resume" in errors and "Traceback" not in errors
     step = json.loads(lines(out)[-1])["step"]
     [saved] = (out / "checkpoints").iterdir()

@@ -179,3 +179,15 @@ def test_a_command_that_is_stopped_after_its_work_exits_75(tmp_path: Path) -> No
     assert done.returncode == 75
     said = "fastmim: stopped by SIGTERM; all that was done is saved: run the same command without --overwrite to resume"
     assert done.stderr == f"{said}\n"
+
+
+@pytest.mark.parametrize(("rank", "said"), [("0", "wait a little\n"), ("1", "")])
+def test_the_first_signal_is_answered_at_once(rank: str, said: str) -> None:
+    work = "send('SIGINT'); print('asked', file=sys.stderr); send('SIGINT')"
+    script = WORK.format(work=work, patience=60.0, whole=True, shutdown=0.0)
+    script = script.replace("StopSignals()", "StopSignals(answer='wait a little')")
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys\n{script}"],
+        capture_output=True, text=True, timeout=30, env=os.environ | {"RANK": rank},
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (0, "saved\n", f"{said}asked\n")

@@ -7,8 +7,7 @@ from contextlib import redirect_stderr
 from typing import NoReturn
 
 from fastmim.errors import STOPPED
-from fastmim.system.output import Enduring
-from fastmim.system.processes import speaks
+from fastmim.system.output import Enduring, speaks
 from fastmim.system.signals import Stopped, StopSignals
 
 __all__ = ["main"]

@@ -22,7 +22,7 @@ from cyclopts import App, CycloptsError, Parameter
 from fastmim import config as configs
 from fastmim.errors import DONE, FAILED, REFUSED, STOPPED, ElsewhereError, RequestError, RunError, first_line
 from fastmim.system import processes
-from fastmim.system.output import Enduring, discard
+from fastmim.system.output import Enduring, discard, speaks
 from fastmim.system.signals import raise_again
 from fastmim.system.text import printable
 
@@ -62,7 +62,7 @@ def status(result: Any, progress: str, *, overwrite: bool = False) -> int:
     command = "the same command without --overwrite" if overwrite else "the same command"
     nothing = vars(result).get("step") == 0
     done = "with nothing to save yet" if nothing else f"and saved {progress.format_map(vars(result))}"
-    if processes.speaks():
+    if speaks():
         print(f"stopped {done}; run {command} to resume", file=sys.stderr)
     return STOPPED
 

@@ -205,7 +205,8 @@ class GrowingFiles:
         if done:
             console.print(f"resuming at image {done:,} of {len(images):,}")
         committed = time.monotonic()
-        with ExitStack() as stack, StopSignals() as stop, progress(console, total=len(images), done=done) as show:
+        stopping = StopSignals(answer="stopping after these images; again to leave without saving")
+        with ExitStack() as stack, stopping as stop, progress(console, total=len(images), done=done) as show:
             self._files = {name: stack.enter_context(self._open(name)) for name in self.lengths}
             try:
                 for done in steps:

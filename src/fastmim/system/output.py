@@ -10,6 +10,11 @@ from typing import Any, TextIO
 _UNUSABLE = (OSError, ValueError, AttributeError)
 
 
+def speaks() -> bool:
+    """Whether this process speaks for the run: it is alone, or the first."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 class Enduring:
     """A text stream that goes on as if nothing had happened when the stream beneath it cannot be written."""
 

@@ -77,11 +77,6 @@ def first_host(hosts: str) -> str:
     return prefix + re.split(r"[-,\]]", rest)[0] if bracket else prefix
 
 
-def speaks() -> bool:
-    """Whether this process speaks for the run: it is alone, or the first."""
-    return os.environ.get("RANK", "0") == "0"
-
-
 def num_gpus() -> int:
     """The number of NVIDIA or AMD GPUs that this process may use; imports torch only if the machine has several."""
     if len(list(Path("/proc/driver/nvidia/gpus").glob("*"))) < 2 and len(list(Path("/dev/dri").glob("renderD*"))) < 2:

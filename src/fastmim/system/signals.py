@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
+
+from fastmim.system.output import speaks
 
 NAMES = ("SIGTERM", "SIGUSR1", "SIGINT", "SIGHUP")
 SIGNALS = tuple(signal.Signals[name] for name in NAMES if name in signal.Signals.__members__)  # Windows lacks two
@@ -49,15 +53,21 @@ class StopSignals:
             first signal raises `Stopped` there, and further ones have no effect between the ends of block and process.
         ends_process: The process ends with the block in any case, so no signal has an effect between them.
         elsewhere: Tells whether another process of the run was asked; called only while this one waits for data.
+        answer: What the user is told as soon as the first signal comes: a step may take minutes.
     """
 
     _current: StopSignals | None = None
 
     def __init__(
-        self, *, whole_process: bool = False, ends_process: bool = False, elsewhere: Callable[[], bool] | None = None
+        self,
+        *,
+        whole_process: bool = False,
+        ends_process: bool = False,
+        elsewhere: Callable[[], bool] | None = None,
+        answer: str = "",
     ) -> None:
         self._whole_process, self._ends_process = whole_process, ends_process
-        self._elsewhere = elsewhere
+        self._elsewhere, self._answer = elsewhere, answer
         self._request = _Request()
         self._before: dict[signal.Signals, Any] = {}
         self._outer: StopSignals | None = None
@@ -95,9 +105,16 @@ class StopSignals:
                 )
                 self._request.raised = f"stopped by {self._request.name}{saved}"
                 raise Stopped(self._request.raised)
+            self._say_so()
         elif time.monotonic() > self._request.since + PATIENCE_SECONDS:
             self._restore(signal.Signals(number))
             signal.raise_signal(number)
+
+    def _say_so(self) -> None:
+        if self._answer and speaks():
+            # The signal may have come while this very stream was being written, which Python refuses to nest.
+            with suppress(RuntimeError, OSError, ValueError, AttributeError):
+                print(self._answer, file=sys.stderr, flush=True)
 
     def _restore(self, number: signal.Signals) -> None:
         # A whole process ends by the signal itself, where Python would print a traceback for SIGINT.

@@ -30,6 +30,8 @@ from fastmim.training.schedule import Stage, stage_at
 from fastmim.training.settings import TrainConfig
 from fastmim.training.world import ALONE, World
 
+_STOPPING = "stopping after this step; again to leave without saving"
+
 Batch = dict[str, Any]
 Periodic = tuple[int, Callable[[int], dict[str, float]]]
 """(every, function): function(step) runs every `every` steps and after the last; its metrics are logged."""
@@ -113,7 +115,7 @@ def fit(
             if world.main:
                 checkpoint.save(directory.checkpoints, step, model, optimizer, about=now, keep_every=config.keep_every)
 
-    with StopSignals(elsewhere=world.asked_to_stop) as stop:
+    with StopSignals(elsewhere=world.asked_to_stop, answer=_STOPPING) as stop:
         try:
             while step < total:
                 if (new := stage_at(plan.stages, step)).size != stage.size:

@@ -69,6 +69,8 @@ def test_weights_load_into_timm_and_give_the_accuracy_that_was_reported(tmp_path
 
 # Resume
 
+ANSWER = "stopping after this step; again to leave without saving\n"
+
 
 class KilledError(Exception):
     """Stands for the process being gone."""
@@ -159,7 +161,7 @@ def test_the_command_stops_with_75_and_goes_on(
         patch.setattr(loader, "load", asked_to_stop)
         with pytest.raises(SystemExit, match="75"):
             main(words)
-    assert capsys.readouterr().err == "stopped and saved at step 5 of 12; run the same command to resume\n"
+    assert capsys.readouterr().err == f"{ANSWER}stopped and saved at step 5 of 12; run the same command to resume\n"
     with pytest.raises(SystemExit, match="0"):
         main(words)
     assert "resuming at step 5 of 12" in capsys.readouterr().out
