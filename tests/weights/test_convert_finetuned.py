@@ -281,6 +281,10 @@ def test_there_must_be_a_head_to_keep(tmp_path: Path) -> None:
         RequestError, match=r"keep_head is on, and .*c.pth has no head.weight of vit_tiny.*no classifier"
     ):
         fastmim.convert(saved(tmp_path, make.state), **settings)
+    for head in (torch.zeros(0, 48), torch.zeros(()), torch.zeros(()).expand(10**11, 48)):
+        state = finetuned_vit(pooled=False) | {"head.weight": head}
+        with pytest.raises(RequestError, match=r"for 1 to 65536 classes, but head.weight, head.bias; expected"):
+            fastmim.convert(saved(tmp_path, state), **settings)
     state = finetuned_vit(pooled=False) | {"head.bias": torch.zeros(4)}
     with pytest.raises(RequestError, match=r"other shapes head.bias \(4,\) instead of \(5,\)"):
         fastmim.convert(saved(tmp_path, state), **settings)

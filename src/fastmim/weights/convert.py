@@ -21,6 +21,7 @@ from fastmim.system.files import exists
 from fastmim.weights import files, foreign, foreign_file
 from fastmim.weights.foreign import State
 
+_MOST_CLASSES = 1 << 16  # as in any weights file
 _CLASSIFIERS = ("head.", "fc.", "classifier.")
 
 
@@ -153,12 +154,13 @@ def _network(
         return encoder.model, head
     architecture = Architecture(found.name, found.arguments)
     last = _last_layer(architecture.whole)
-    if last not in head or not tensors[last].ndim:
+    num_classes = len(tensors[last]) if last in head and tensors[last].ndim else 0
+    if not 0 < num_classes <= _MOST_CLASSES:
         raise RequestError(
-            f"keep_head is on, and {file} has no {last} of {found.name}, but {listed(head) or 'no classifier'}; "
-            f"expected a fine-tuned checkpoint: drop --keep-head"
+            f"keep_head is on, and {file} has no {last} of {found.name} for 1 to {_MOST_CLASSES} classes, but "
+            f"{listed(head) or 'no classifier'}; expected a fine-tuned checkpoint: drop --keep-head"
         )
-    return architecture.create(found.img_size, num_classes=len(tensors[last])), head
+    return architecture.create(found.img_size, num_classes=num_classes), head
 
 
 def _last_layer(model: Any) -> str:
