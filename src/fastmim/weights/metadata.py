@@ -20,6 +20,7 @@ TEXTS = ("format", "fastmim", "architecture")
 _FETCHING = {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"}
 """Arguments with which timm would open a file or a network connection, which no weights file may ask for."""
 _LARGEST = 1 << 16  # of the whole numbers among timm's arguments: sizes, widths, classes
+_LARGEST_SIDE = 8192  # of images in pixels: crops of this size are made
 _COUNTS = re.compile("depth|layer|block|repeat")  # in the names of arguments that count blocks
 
 
@@ -80,7 +81,7 @@ def _wrong_fact(facts: Mapping[str, Any]) -> str:
     crop = facts.get("eval_crop", 1)
     if type(crop) not in (int, float) or not 0 < crop <= 1:
         bad.append("eval_crop")
-    if not bad and facts["img_size"] < 1:
+    if not bad and not 1 <= facts["img_size"] <= _LARGEST_SIDE:
         bad = ["img_size"]
     if not bad and not 0 <= facts["trained_blocks"] <= facts["num_blocks"]:
         bad = ["trained_blocks"]
