@@ -137,6 +137,8 @@ class World:
         device = next(model.parameters()).device
         if device.type == "cuda":
             convert_sync_batchnorm(model)  # in place, as the model is not a norm itself
+        # A kernel of one channel has the same memory in both layouts.
+        warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "`broadcast_buffers`")  # its successor is not in torch 2.11
             return DistributedDataParallel(

@@ -1,0 +1,62 @@
+"""The losses of two processes against those of one: `python benchmarks/processes.py`.
+
+Both take the same command of 30 steps in float32 on the CPU, whose global batch the two share through gloo.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from fastmim.bench import records
+
+STEPS = 30
+SMALL_VIT = "--backbone vit_tiny_patch16_224 --backbone-args.patch_size 8 --backbone-args.embed_dim 48"
+SMALL_VIT += " --backbone-args.depth 2 --backbone-args.num_heads 3 --img-size 32"
+SMALL_SWIN = "--backbone swin_tiny_patch4_window7_224 --backbone-args.embed_dim 24 --img-size 64"
+CASES = {
+    "ViT": SMALL_VIT,
+    "ViT, tokens dropped": f"{SMALL_VIT} --masking drop",
+    "ViT, accumulation": f"{SMALL_VIT} --micro-batch 2",
+    "ViT, two stages": f"{SMALL_VIT} --stages 32:0.5,48:0.5",
+    "Swin": SMALL_SWIN,
+    "ConvNeXt": "--backbone test_convnext --img-size 64",
+}
+SHARED = "--data samples --batch-size 16 --lr 1e-3 --log-every 1 --num-workers 1 --device cpu --precision float32"
+SHARED += f" --steps {STEPS} --trackers none --picture-every never"
+
+
+def main() -> None:
+    raw: dict[str, dict[str, list[float]]] = {}
+    for name, words in CASES.items():
+        raw[name] = {str(count): losses(words, count) for count in (1, 2)}
+        print(f"{name}: {apart(raw[name]):.1e}", flush=True)
+    records.write(
+        Path(__file__).parent / "records",
+        "processes",
+        show=True,
+        claim="Two processes train as one does: their losses differ by rounding.",
+        config={"steps": STEPS, "cases": CASES, "shared": SHARED},
+        raw=raw,
+        summary={name: {"largest relative difference of the loss": apart(found)} for name, found in raw.items()},
+    )
+
+
+def losses(words: str, count: int) -> list[float]:
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "fastmim", "pretrain", *SHARED.split(), *words.split()]
+        command += ["--devices", str(count), "--out", folder]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        lines = Path(folder, "metrics.jsonl").read_text().splitlines()
+        return [json.loads(line)["loss"] for line in lines]
+
+
+def apart(found: dict[str, list[float]]) -> float:
+    return max(abs(a - b) / a for a, b in zip(found["1"], found["2"], strict=True))
+
+
+if __name__ == "__main__":
+    main()
