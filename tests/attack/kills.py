@@ -121,7 +121,8 @@ def _unless_killed(ended: Ended, allowed: list[int]) -> list[str]:
 
 def kill_group(pid: int, random: Random) -> int:
     """kill -9 of everything at once, as the out-of-memory killer of a container does."""
-    os.killpg(pid, signal.SIGKILL)
+    with suppress(ProcessLookupError):  # it has just ended, which its parent has yet to see
+        os.killpg(pid, signal.SIGKILL)
     return -signal.SIGKILL
 
 

@@ -24,6 +24,7 @@ from fastmim.system import signals
 # macOS and Windows cannot wait for a signal and see its sender; workers keep torch's own behaviour on them.
 _SIGNALS = set(signals.SIGNALS) if hasattr(signal, "sigtimedwait") else set()
 _CHECK_SECONDS = 1.0
+_LAST_WORDS_SECONDS = 0.1
 
 
 @contextmanager
@@ -59,8 +60,11 @@ class _UnlessOrphaned:
         self._stream, self._parent = stream, multiprocessing.parent_process()
 
     def write(self, text: str) -> int:
-        alive = self._parent is None or self._parent.is_alive()
-        return self._stream.write(text) if alive else len(text)
+        if self._parent is not None:
+            self._parent.join(_LAST_WORDS_SECONDS)  # its connections close a moment before it is gone
+            if not self._parent.is_alive():
+                return len(text)
+        return self._stream.write(text)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)

@@ -222,25 +222,8 @@ def launch(
         RunError: the run failed.
     """
     with joined() as world, ExitStack() as stack:
-        with world.together():
-            _check_devices(configs.build(kind.config_class, settings), world)
         console = Console(highlight=False, quiet=not world.main)
-        with world.together():
-            if world.main:  # holds the lock
-                config = stack.enter_context(
-                    run_directory.opened(
-                        kind.config_class,
-                        settings,
-                        recipes=kind.recipes,
-                        overwrite=overwrite,
-                        dry_run=dry_run,
-                        console=console,
-                    )
-                )
-                check_installed(config.tracker_names())  # before anything is written
-        with world.together():
-            if not world.main:
-                config = run_directory.resolve(kind.config_class, settings, recipes=kind.recipes, overwrite=overwrite)
+        config = _opened(kind, settings, overwrite, dry_run, console=console, world=world, stack=stack)
         task, found = _prepared(kind, config, console, world, overwrite=overwrite)
         default, config = config.batch_size, task.config
         if dry_run:
@@ -271,6 +254,35 @@ def _fitting(config: Config, num_images: int, world: World) -> Config:
     if "batch_size" in config.given or not world.size <= num_images < config.batch_size:
         return config
     return dataclasses.replace(config, batch_size=num_images // world.size * world.size)
+
+
+def _opened(
+    kind: type[Task[Config]],
+    settings: Mapping[str, Any],
+    overwrite: bool,
+    dry_run: bool,
+    *,
+    console: Console,
+    world: World,
+    stack: ExitStack,
+) -> Config:
+    """The config, resolved in every process once the main one holds the run directory's lock, until the stack ends."""
+    with world.together():
+        _check_devices(configs.build(kind.config_class, settings), world)
+        if world.main:
+            opening = run_directory.opened(
+                kind.config_class,
+                settings,
+                recipes=kind.recipes,
+                overwrite=overwrite,
+                dry_run=dry_run,
+                console=console,
+            )
+            config: Config = stack.enter_context(opening)
+    with world.together():
+        if not world.main:
+            config = run_directory.resolve(kind.config_class, settings, recipes=kind.recipes, overwrite=overwrite)
+    return config
 
 
 def _check_devices(config: TrainConfig, world: World) -> None:
