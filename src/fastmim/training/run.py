@@ -31,7 +31,7 @@ from fastmim.training.plan import make_plan
 from fastmim.training.run_directory import Recipes, RunDirectory, versions
 from fastmim.training.schedule import Stage
 from fastmim.training.settings import TrainConfig
-from fastmim.training.trackers import Tracker, check_installed, open_trackers
+from fastmim.training.trackers import Tracker, open_trackers
 from fastmim.training.world import World, joined
 
 Config = TypeVar("Config", bound=TrainConfig)
