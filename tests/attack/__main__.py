@@ -7,6 +7,7 @@ import functools
 import importlib
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -40,6 +41,8 @@ def main() -> None:
     if unknown := set(asked.promises) - set(NAMES):
         parser.error(f"{', '.join(sorted(unknown))}: expected some of {', '.join(NAMES)}")
     warnings.filterwarnings("ignore", category=DeprecationWarning, message=".*fork")
+    for name, handler in (("SIGINT", signal.default_int_handler), ("SIGHUP", signal.SIG_DFL)):
+        signal.signal(signal.Signals[name], handler)  # `nohup` and `&` have them ignored, which commands inherit
     began = time.monotonic()
     root = Path(tempfile.mkdtemp(prefix="attack-")).resolve()
     try:

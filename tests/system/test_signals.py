@@ -191,3 +191,23 @@ def test_the_first_signal_is_answered_at_once(rank: str, said: str) -> None:
         capture_output=True, text=True, timeout=30, env=os.environ | {"RANK": rank},
     )  # fmt: skip
     assert (done.returncode, done.stdout, done.stderr) == (0, "saved\n", f"{said}asked\n")
+
+
+WITHIN_TORCH = """
+import os, signal, time, types
+from fastmim.system.signals import Stopped, StopSignals
+torch = types.ModuleType("torch.library")
+exec("def register(send, wait): send(); wait(); print('registered', flush=True)", torch.__dict__)
+try:
+    with StopSignals(whole_process=True):
+        torch.register(lambda: os.kill(os.getpid(), signal.SIGINT), lambda: time.sleep(0.3))
+        time.sleep(10)
+except Stopped as stopped:
+    print(stopped)
+"""
+
+
+def test_a_signal_is_not_raised_through_torch_whose_callers_it_would_abort() -> None:
+    done = subprocess.run([sys.executable, "-c", WITHIN_TORCH], capture_output=True, text=True, timeout=9)
+    assert done.stdout == "registered\nstopped by SIGINT with nothing to save yet: run the same command again\n"
+    assert (done.returncode, done.stderr) == (0, "")

@@ -16,6 +16,7 @@ from fastmim.system.output import speaks
 
 NAMES = ("SIGTERM", "SIGUSR1", "SIGINT", "SIGHUP")
 SIGNALS = tuple(signal.Signals[name] for name in NAMES if name in signal.Signals.__members__)  # Windows lacks two
+_AGAIN_SECONDS, _POSTPONED_SECONDS = 0.05, 20.0
 PATIENCE_SECONDS = 2.0
 """Schedulers and shells send several signals for one request: those that follow so soon change nothing."""
 
@@ -40,6 +41,7 @@ class _Request:
     name: str = ""
     since: float = 0.0
     raised: str = ""
+    postponed: bool = False
 
 
 class StopSignals:
@@ -104,11 +106,24 @@ class StopSignals:
                     else " with nothing to save yet: run the same command again"
                 )
                 self._request.raised = f"stopped by {self._request.name}{saved}"
-                raise Stopped(self._request.raised)
+                self._raise(number, frame)
             self._say_so()
+        elif self._request.postponed:
+            self._request.postponed = False
+            if self._whole_process:  # an inner block looks at the request itself
+                self._raise(number, frame)
         elif time.monotonic() > self._request.since + PATIENCE_SECONDS:
             self._restore(signal.Signals(number))
             signal.raise_signal(number)
+
+    def _raise(self, number: int, frame: FrameType | None) -> None:
+        # Torch calls Python from C++ that an exception would abort: when it is imported, for example.
+        if not _within_torch(frame) or time.monotonic() > self._request.since + _POSTPONED_SECONDS:
+            raise Stopped(self._request.raised)
+        self._request.postponed = True
+        again = threading.Timer(_AGAIN_SECONDS, signal.pthread_kill, (threading.main_thread().ident, number))
+        again.daemon = True
+        again.start()
 
     def _say_so(self) -> None:
         if self._answer and speaks():
@@ -130,6 +145,14 @@ class StopSignals:
         ending = self._ends_process or (self._whole_process and self.requested)
         for number, before in self._before.items():
             signal.signal(number, signal.SIG_IGN if ending else before or signal.SIG_DFL)
+
+
+def _within_torch(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if str(frame.f_globals.get("__name__")).partition(".")[0] == "torch":
+            return True
+        frame = frame.f_back
+    return False
 
 
 def stop_requested() -> bool:
