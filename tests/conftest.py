@@ -17,6 +17,11 @@ from PIL import Image
 import fastmim
 from fastmim.data.sources import open_source
 
+# Whoever runs the suite in the background may have had these ignored, which the commands that it starts inherit.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP"):
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
 # 0.1 M parameters, 4 x 4 positions: a step takes milliseconds.
 SMALL: dict[str, Any] = {
     "backbone": "vit_tiny_patch16_224",

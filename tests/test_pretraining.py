@@ -173,7 +173,11 @@ def test_a_signal_saves_while_the_data_stalls(tmp_path: Path, photos: Path) -> N
     wait_for(lambda: len(lines(out)) == 3, process)
     process.terminate()
     _, errors = process.communicate(timeout=20)
-    assert (process.returncode, errors) == (75, "stopped and saved at step 3 of 12; run the same command to resume\n")
+    assert process.returncode == 75
+    assert errors.splitlines() == [
+        "stopping after this step; again to leave without saving",
+        "stopped and saved at step 3 of 12; run the same command to resume",
+    ]
     assert [path.name for path in (out / "checkpoints").iterdir()] == ["step_000000003"]
 
 
@@ -550,12 +554,4 @@ def test_an_unwritable_directory_is_refused(tmp_path: Path, photos: Path, monkey
 
     monkeypatch.setattr(os, "fsync", refuse)
     with pytest.raises(RequestError, match=r"out is .*run: Input/output error; expected a directory that can be writ"):
-        pretrain(tmp_path / "run", photos)
-
-
-def test_several_processes_are_refused_not_silently_independent(
-    tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(RequestError, match="WORLD_SIZE is above 1; several processes are not supported yet"):
         pretrain(tmp_path / "run", photos)

@@ -31,7 +31,7 @@ from fastmim.training.plan import make_plan
 from fastmim.training.run_directory import Recipes, RunDirectory, versions
 from fastmim.training.schedule import Stage
 from fastmim.training.settings import TrainConfig
-from fastmim.training.trackers import Tracker, open_trackers
+from fastmim.training.trackers import Tracker, check_installed, open_trackers
 from fastmim.training.world import World, joined
 
 Config = TypeVar("Config", bound=TrainConfig)
@@ -279,6 +279,7 @@ def _opened(
                 console=console,
             )
             config: Config = stack.enter_context(opening)
+            check_installed(config.tracker_names())  # before anything is written
     with world.together():
         if not world.main:
             config = run_directory.resolve(kind.config_class, settings, recipes=kind.recipes, overwrite=overwrite)

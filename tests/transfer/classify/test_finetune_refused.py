@@ -97,9 +97,3 @@ def test_changed_classes_are_refused_on_resuming(tmp_path: Path, labelled: Path)
         RequestError, match=r"data is .* with classes blue, red, zigzag...; expected those that the run"
     ):
         finetune(tmp_path / "run", data, steps=4)
-
-
-def test_several_processes_are_refused(tmp_path: Path, labelled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(RequestError, match="WORLD_SIZE is above 1; several processes are not supported yet"):
-        finetune(tmp_path / "run", labelled)
