@@ -20,7 +20,7 @@ from small_study import settings as study_settings
 PROMISE = "kill -9 at any moment, the same command again: the same bits as if never stopped"
 CASES = 200
 SECONDS = 300
-MAX_KILLS = 4
+MAX_KILLS = 2
 
 LONG: dict[str, Any] = {"steps": 36, "save_every": 3, "log_every": 1}
 TUNING: dict[str, Any] = {key: SMALL[key] for key in ("backbone", "backbone_args", "img_size", "batch_size", "device")}
