@@ -17,11 +17,6 @@ from PIL import Image
 import fastmim
 from fastmim.data.sources import open_source
 
-# Whoever runs the suite in the background may have had these ignored, which the commands that it starts inherit.
-signal.signal(signal.SIGINT, signal.default_int_handler)
-if hasattr(signal, "SIGHUP"):
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
-
 # 0.1 M parameters, 4 x 4 positions: a step takes milliseconds.
 SMALL: dict[str, Any] = {
     "backbone": "vit_tiny_patch16_224",
@@ -122,3 +117,12 @@ def pretrained(tmp_path_factory: pytest.TempPathFactory, labelled: Path) -> Path
 def _one_thread() -> None:
     """Small tensors: threads only get in each other's way."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _usual_signals() -> None:
+    """A command that a signal has stopped ignores further ones, for its process is about to end; here it goes on."""
+    for name in ("SIGTERM", "SIGUSR1", "SIGHUP", "SIGINT"):
+        if hasattr(signal, name):
+            usual = signal.default_int_handler if name == "SIGINT" else signal.SIG_DFL
+            signal.signal(signal.Signals[name], usual)
