@@ -36,7 +36,7 @@ class Ended:
 def unclean(ended: Ended, *, allowed: Sequence[int] = ALLOWED) -> list[str]:
     """What is wrong with the way a command ended: its status, and what it said."""
     said = [line for line in ended.err.splitlines() if line.strip()]
-    told = [line for line in said if not line.startswith(("fastmim: warning: ", "stopping after this step; "))]
+    told = [line for line in said if not line.startswith(("fastmim: warning: ", "stopping after "))]
     if ended.hung:
         return [f"hang: killed after {ended.seconds:.0f} s; it said {ended.err[-200:]!r}"]
     faults = []

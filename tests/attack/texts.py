@@ -164,7 +164,7 @@ def names(world: World, random: Random) -> list[str]:
 
 def outs(world: World, random: Random) -> list[str]:
     """A place to write to whose name is odd, or that is something else already."""
-    odd = world.folder / "out" / random.choice([text for text in ODD if not text.startswith((".", "/"))])
+    odd = world.folder / "out" / random.choice([text for text in ODD if text and not text.startswith((".", "/"))])
     if len(str(odd)) < 1000:
         odd.parent.mkdir(parents=True, exist_ok=True)
     kind = random.randrange(4)

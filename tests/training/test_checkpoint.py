@@ -60,6 +60,13 @@ def test_checkpoints_of_another_version_are_refused_not_begun_anew(tmp_path: Pat
     assert found is not None and found.path == later
 
 
+def test_a_pipe_for_the_only_manifest_is_not_waited_for(tmp_path: Path) -> None:
+    manifest = save(tmp_path, 2) / "manifest.json"
+    manifest.unlink()
+    os.mkfifo(manifest)
+    assert checkpoint.newest(tmp_path) is None
+
+
 def test_layout(tmp_path: Path) -> None:
     path = save(tmp_path, 12000)
     assert path.name == "step_000012000"

@@ -157,7 +157,7 @@ def newest(root: Path) -> Checkpoint | None:
 def _format(path: Path) -> int | None:
     """The format in a checkpoint's manifest, if it has one."""
     try:
-        form = json.loads((path / "manifest.json").read_text())["format"]
+        form = json.loads(files.read_regular(path / "manifest.json"))["format"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return form if type(form) is int else None
