@@ -27,8 +27,8 @@ STAGED: dict[str, Any] = {"stages": "32:0.5,48:0.5", "micro_batch": 2}
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
-def start(command: str, data: Path | str, out: Path, settings: dict[str, Any]) -> subprocess.Popen[str]:
-    words = command_line(command, Path(data), out, settings)
+def start(command: str, data: Path | str, out: Path, settings: dict[str, Any], *flags: str) -> subprocess.Popen[str]:
+    words = [*command_line(command, Path(data), out, settings), *flags]
     return subprocess.Popen(words, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
@@ -136,6 +136,33 @@ def test_wrong_numbers_of_devices(
     assert "devices is 0" in refused(*words, "--devices", "0", capsys=capsys)
     with pytest.raises(RequestError, match="devices is 2 in one process; expected the command line"):
         fastmim.pretrain(**SMALL, data=str(photos), out=tmp_path / "run", devices=2)
+
+
+def test_only_training_is_shared_by_the_gpus_of_a_machine(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[int] = []
+    monkeypatch.setattr("fastmim.system.processes.num_gpus", lambda: 2)
+    monkeypatch.setattr("fastmim.system.processes.run_on_devices", lambda words, count: started.append(count) or 0)
+
+    def run(*words: str) -> None:
+        with pytest.raises(SystemExit) as exit_:
+            cli.main(list(words))
+        assert exit_.value.code == 0
+
+    run("pack", str(photos), str(tmp_path / "packed"), "--num-workers", "0")
+    assert not started and (tmp_path / "packed").is_dir()
+    run("pretrain", "--data", str(photos), "--out", str(tmp_path / "run"))
+    run("finetune", "--data", str(photos), "--out", str(tmp_path / "run"), "--devices", "all", "--dry-run")
+    run("pretrain", "--data", str(photos), "--out", str(tmp_path / "run"), "--device", "cpu", "--dry-run")
+    assert started == [2, 2]
+
+
+def test_a_plan_for_two_processes_is_printed_once(photos: Path, tmp_path: Path) -> None:
+    run = start("pretrain", photos, tmp_path / "run", SMALL | {"devices": 2}, "--dry-run")
+    said, _ = run.communicate(timeout=60)
+    assert run.returncode == 0 and said.count("at once on each of 2 processes") == 1
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

@@ -75,10 +75,24 @@ class Resumable:
     overwrite: Overwrite = False
     dry_run: DryRun = False
 
-    def call(self, function: Callable[..., Any], settings: configs.Settings | None, progress: str) -> int:
-        """Call the function that does the work, and return the exit status; see `status`."""
+    def call(
+        self,
+        function: Callable[..., Any],
+        settings: configs.Settings | None,
+        progress: str,
+        *,
+        on_devices: bool = False,
+    ) -> int:
+        """Call the function that does the work, and return the exit status; see `status`.
+
+        Args:
+            function: Of the package, with the command's name.
+            settings: Those given by flag.
+            progress: For `status`.
+            on_devices: The work has a setting `devices`, and is shared by a process for each of them.
+        """
         found = given(settings, self.config)
-        if (count := _num_processes(found)) > 1 and not self.dry_run:
+        if on_devices and (count := _num_processes(found)) > 1:
             return processes.run_on_devices(_words, count)
         with redirect_stdout(Enduring(sys.stdout)):  # the work outlives its terminal
             result = function(overwrite=self.overwrite, dry_run=self.dry_run, **found)
@@ -88,16 +102,19 @@ class Resumable:
 
 def _num_processes(settings: Mapping[str, Any]) -> int:
     """How many processes to start for a command with these settings; 1 in a process that was started so."""
-    if "WORLD_SIZE" in os.environ or "SLURM_STEP_NUM_TASKS" in os.environ:
+    processes.find_place()  # sets WORLD_SIZE in a step of Slurm
+    if "WORLD_SIZE" in os.environ:
         return 1
     wanted, device = settings.get("devices"), str(settings.get("device", "auto"))
     if wanted in (None, "all"):
         return processes.num_gpus() if device in ("auto", "cuda") else 1
+    if type(wanted) is not int:  # from a file; refused with the other settings
+        return 1
     if device != "cpu" and (gpus := processes.num_gpus()) < wanted:
         raise RequestError(
             f"devices is {wanted}; expected at most the {gpus} of this machine (on a CPU, say --device cpu)"
         )
-    return int(wanted)
+    return wanted
 
 
 Options = Annotated[Resumable, AsFlags]

@@ -16,7 +16,7 @@ from fastmim.system.text import printable
 @app.command
 def pretrain(settings: Annotated[PretrainConfig, AsFlags] | None = None, *, options: Options = OPTIONS) -> int:
     """Pre-train a backbone by masked image modeling. The same command again resumes."""
-    return options.call(fastmim.pretrain, settings, "at step {step} of {total_steps}")
+    return options.call(fastmim.pretrain, settings, "at step {step} of {total_steps}", on_devices=True)
 
 
 @app.command(name="recipes")

@@ -15,7 +15,7 @@ from fastmim.transfer.features.settings import EmbedConfig, ProbeConfig
 @app.command
 def finetune(settings: Annotated[FinetuneConfig, AsFlags] | None = None, *, options: Options = OPTIONS) -> int:
     """Train a classifier end to end from pre-trained weights, or from scratch. The same command again resumes."""
-    return options.call(fastmim.finetune, settings, "at step {step} of {total_steps}")
+    return options.call(fastmim.finetune, settings, "at step {step} of {total_steps}", on_devices=True)
 
 
 @app.command

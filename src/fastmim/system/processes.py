@@ -78,12 +78,12 @@ def first_host(hosts: str) -> str:
 
 
 def num_gpus() -> int:
-    """The number of NVIDIA or AMD GPUs that this process may use; imports torch only if the machine has several."""
+    """How many GPUs (NVIDIA, AMD) this process may use, at least 1; imports torch only if the machine has several."""
     if len(list(Path("/proc/driver/nvidia/gpus").glob("*"))) < 2 and len(list(Path("/dev/dri").glob("renderD*"))) < 2:
         return 1  # or none
     import torch
 
-    return torch.cuda.device_count()
+    return max(1, torch.cuda.device_count())
 
 
 def run_on_devices(words: Sequence[str], count: int) -> int:
