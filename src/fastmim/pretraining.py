@@ -89,14 +89,12 @@ class Pretraining(Task[PretrainConfig]):
         return {"num_images": self.plan.num_images, "stages": stages}
 
     def periodic(self, logs: Logs) -> list[Periodic]:
-        config, found = self.config, super().periodic(logs)
-        if not self.world.main:
-            return found
+        config, found, on_main = self.config, super().periodic(logs), self.world.on_main
         if config.picture_every != "never":
-            found.append((self.plan.steps(config.picture_every), self.draw_sample))
+            found.append((self.plan.steps(config.picture_every), on_main(self.draw_sample)))
         if self.probe_data:
             probe = functools.partial(self.probe, self.probe_data, logs)
-            found.append((self.plan.steps(config.probe_every), probe))
+            found.append((self.plan.steps(config.probe_every), on_main(probe)))
         return found
 
     def draw_sample(self, step: int) -> dict[str, float]:

@@ -147,14 +147,15 @@ def fit(
                             logs.say(hint)
                     check = world.size == 1 or step % config.log_every == 0  # processes must look at the same step
                     if check and (in_a_row := meter.in_a_row(wait=world.size > 1)) >= PATIENCE:
-                        raise RunError(_not_finite(in_a_row, step, batch, directory))
-                    with meter.timing("paused"):
                         with world.together():
-                            for every, function in periodic:
-                                if step % every == 0 or step == total:
-                                    if numbers := function(step):
-                                        logs.log(step, numbers)
-                                    model.train()
+                            if world.main:
+                                raise RunError(_not_finite(in_a_row, step, batch, directory))
+                    with meter.timing("paused"):
+                        for every, function in periodic:
+                            if step % every == 0 or step == total:
+                                if numbers := function(step):
+                                    logs.log(step, numbers)
+                                model.train()
                         # A stage's end is saved before the next one changes the shapes.
                         if step % config.save_every == 0 or step == stage.stop:
                             save()

@@ -122,7 +122,7 @@ class Task(ABC, Generic[Config]):
         """Facts for the manifests of checkpoints, as JSON types."""
 
     def periodic(self, logs: Logs) -> list[Periodic]:
-        """Return what happens at intervals during training in this process; pictures, evaluations in the main one."""
+        """Return what happens at intervals during training: pictures and evaluations by `World.on_main`."""
         return [] if self.world.size == 1 else [(self.config.log_every, self._share_unreadable)]
 
     @abstractmethod
@@ -196,10 +196,10 @@ class Task(ABC, Generic[Config]):
 
     def _share_unreadable(self, step: int) -> dict[str, float]:
         """Tell the main process of the images that the others could not read."""
-        for found in self.world.exchange(self._unreadable):
-            for bad, num_seen in found if self.world.main else []:
+        told, self._unreadable = self.world.exchange(self._unreadable), []
+        with self.world.together():
+            for bad, num_seen in (pair for found in told for pair in found) if self.world.main else ():
                 self.bad_images.update(bad, num_seen=num_seen)
-        self._unreadable = []
         return {}
 
 

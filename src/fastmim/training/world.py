@@ -6,7 +6,7 @@ import os
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -30,7 +30,7 @@ _FIND_SECONDS = 60
 _PATIENCE = timedelta(hours=6)
 """How long processes wait for one that validates or draws; one that dies is noticed at once."""
 _WATCH_SECONDS = 1.0
-_LOST = ("gloo", "NCCL", "Connection closed", "Connection reset", "Broken pipe", "store")
+_LOST = ("gloo", "NCCL", "Connection closed", "Connection reset", "Broken pipe", "TCPStore")
 
 
 _ALONE = Place()
@@ -61,10 +61,6 @@ class World:
         values: list[Any] = [None] * self.size
         dist.all_gather_object(values, value, group=self._words)
         return values
-
-    def from_main(self, value: T) -> T:
-        """The main process's value."""
-        return self.exchange(value if self.main else None)[0]  # type: ignore[return-value]
 
     def agree(self, wish: bool) -> bool:
         """Whether any process wishes it."""
@@ -102,6 +98,15 @@ class World:
                 raise Stopped(f"process {kinds.index('stopped')} was asked to stop: run the same command again")
         if failure is not None:
             raise failure
+
+    def on_main(self, function: Callable[[int], dict[str, float]]) -> Callable[[int], dict[str, float]]:
+        """The function of a step for the main process, while the others wait and return nothing; see `together`."""
+
+        def run(step: int) -> dict[str, float]:
+            with self.together():
+                return function(step) if self.main else {}
+
+        return run
 
     def check_same(self, what: str, value: Any) -> None:
         """Compare a value of every process.

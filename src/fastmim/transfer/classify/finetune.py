@@ -155,9 +155,7 @@ class Finetuning(Task[FinetuneConfig]):
         found = super().periodic(logs)
         if self.config.ema:
             found.append((1, self.model.average))
-        if self.world.main:
-            found.append((self.plan.steps(self.config.eval_every), self.validator))
-        return found
+        return [*found, (self.plan.steps(self.config.eval_every), self.world.on_main(self.validator))]
 
     def result(self, step: int) -> Result:
         return Result(self.config.out, step, self.plan.total_steps)
