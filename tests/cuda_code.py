@@ -101,8 +101,9 @@ def pretend() -> None:
 
 
 def graph(function: Callable[..., Any], args: tuple[Tensor, ...]) -> torch.fx.GraphModule:
-    """Trace on the CPU; constants become inputs, and everything moves to CUDA."""
-    traced = make_fx(function, decomposition_table=select_decomp_table())(*args)
+    """Trace on the CPU, without operations in place; constants become inputs, and everything moves to CUDA."""
+    pure = torch.func.functionalize(function, remove="mutations_and_views")
+    traced = make_fx(pure, decomposition_table=select_decomp_table())(*args)
     *_, last = (node for node in traced.graph.nodes if node.op == "placeholder")
     constants = []
     for node in list(traced.graph.nodes):
