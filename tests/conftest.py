@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import sys
 from collections.abc import Iterator
@@ -55,6 +56,12 @@ def command_line(command: str, data: Path, out: Path, settings: dict[str, Any]) 
         else:
             words += [flag, str(value)]
     return words
+
+
+def losses(out: Path) -> list[float]:
+    """The loss of every log step of a run."""
+    lines = (json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines())
+    return [line["loss"] for line in lines if "loss" in line]
 
 
 @contextmanager

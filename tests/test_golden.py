@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import fastmim
-from conftest import SMALL
+from conftest import SMALL, losses
 
 GOLDEN = Path(__file__).parent / "golden"
 RUNS: dict[str, dict[str, Any]] = {
@@ -24,7 +24,7 @@ RUNS: dict[str, dict[str, Any]] = {
 
 def curve(name: str, out: Path) -> list[float]:
     fastmim.pretrain(**(SMALL | {"data": "samples", "out": out, "lr": 1e-2} | RUNS[name]))
-    return [json.loads(line)["loss"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return losses(out)
 
 
 @pytest.mark.parametrize("name", RUNS)

@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 import fastmim
-from conftest import SMALL, command_line
+from conftest import SMALL, command_line, losses
 from fastmim import RequestError, RunError
 from fastmim.backbone.initial import sincos_table
 from fastmim.method.visualise import visualise_run
@@ -30,10 +30,6 @@ from fastmim.method.visualise import visualise_run
 
 def pretrain(out: Path, data: Path, **settings: Any) -> Any:
     return fastmim.pretrain(**(SMALL | {"data": str(data), "out": out} | settings))
-
-
-def losses(out: Path) -> list[float]:
-    return [json.loads(line)["loss"] for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
 def tensors(out: Path) -> dict[str, torch.Tensor]:
@@ -53,7 +49,9 @@ def command(out: Path, data: Path, **settings: Any) -> list[str]:
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"}
 
 
-def test_a_run_directory_holds_what_is_promised(tmp_path: Path, photos: Path) -> None:
+def test_a_run_directory_holds_what_is_promised(
+    tmp_path: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "run"
     result = pretrain(out, photos, steps=60, picture_every="30 steps")
     assert result.finished and result.weights.exists()
@@ -66,6 +64,10 @@ def test_a_run_directory_holds_what_is_promised(tmp_path: Path, photos: Path) ->
     assert stored["steps"] == 60 and stored["versions"]["timm"] == timm.__version__
     curve = losses(out)
     assert sum(curve[-5:]) / 5 < 0.8 * curve[0]
+    explained = [line["explained_variance"] for line in lines(out) if "explained_variance" in line]
+    assert len(explained) == 2 and explained[0] < explained[1] < 0.005
+    said = "step_000000060.png: predictions are no better yet than the mean of the hidden blocks"
+    assert said in " ".join(capsys.readouterr().out.split())
 
 
 def test_weights_load_into_timm_and_say_what_they_are(tmp_path: Path, photos: Path) -> None:

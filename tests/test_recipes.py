@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import fastmim
+from conftest import losses
 from fastmim import cli
 from fastmim import config as configs
 from fastmim.errors import RequestError
@@ -43,8 +44,7 @@ def test_every_recipe_makes_two_steps(name: str, tmp_path: Path, photos: Path) -
     small = QUICK | {"backbone_args": REDUCED[settings["backbone"]], "steps": 3 if "stages" in settings else 2}
     run = fastmim.pretrain(recipe=name, data=str(photos), out=tmp_path, warmup="1 steps", **small)
     assert run.finished
-    losses = [json.loads(line)["loss"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert len(losses) == small["steps"] and all(0 < loss < 10 for loss in losses)
+    assert len(losses(tmp_path)) == small["steps"] and all(0 < loss < 10 for loss in losses(tmp_path))
     fastmim.load_backbone(tmp_path)
 
 

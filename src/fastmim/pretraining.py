@@ -19,6 +19,7 @@ from fastmim.data.sources import Source, open_source
 from fastmim.data.statistics import IMAGENET_MEAN, IMAGENET_STD
 from fastmim.method import pictures
 from fastmim.method.build import build_model
+from fastmim.method.loss import describe_explained, explained_variance
 from fastmim.method.mim import MIM
 from fastmim.method.settings import PretrainConfig
 from fastmim.recipes import RECIPES
@@ -91,19 +92,21 @@ class Pretraining(Task[PretrainConfig]):
     def periodic(self, logs: Logs) -> list[Periodic]:
         config, found, on_main = self.config, super().periodic(logs), self.world.on_main
         if config.picture_every != "never":
-            found.append((self.plan.steps(config.picture_every), on_main(self.draw_sample)))
+            found.append((self.plan.steps(config.picture_every), on_main(functools.partial(self.draw_sample, logs))))
         if self.probe_data:
             probe = functools.partial(self.probe, self.probe_data, logs)
             found.append((self.plan.steps(config.probe_every), on_main(probe)))
         return found
 
-    def draw_sample(self, step: int) -> dict[str, float]:
-        """Draw `step_N.png`: the same few images and masks every time, as the model sees them now."""
-        picture = pictures.draw(
-            self.model, self.source, num_images=NUM_PICTURED, seed=self.config.seed, caption=f"step {step}"
-        )
-        picture.save(self.directory.picture(f"step_{step:09d}.png"))
-        return {}
+    def draw_sample(self, logs: Logs, step: int) -> dict[str, float]:
+        """Draw `step_N.png`, the same few images and masks every time, and measure how much is predicted."""
+        images, output = pictures.predict(self.model, self.source, num_images=NUM_PICTURED, seed=self.config.seed)
+        picture = pictures.picture(images, output, self.model.target, caption=f"step {step}")
+        path = self.directory.picture(f"step_{step:09d}.png")
+        picture.save(path)
+        explained = explained_variance(output["prediction"], output["target"], output["mask"])
+        logs.say(f"{path}: {describe_explained(explained)}")
+        return {"explained_variance": explained}
 
     def probe(self, labelled: Labelled, logs: Logs, step: int) -> dict[str, float]:
         """Measure and print held-out loss, kNN accuracy and effective rank of the model as it is now."""

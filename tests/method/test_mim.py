@@ -13,7 +13,7 @@ import fastmim
 from fastmim.backbone import Backbone
 from fastmim.errors import RequestError
 from fastmim.method.decoder import Decoder, FillingDecoder, LinearDecoder
-from fastmim.method.loss import masked_loss
+from fastmim.method.loss import describe_explained, explained_variance, masked_loss
 from fastmim.method.masking import visible_positions
 from fastmim.method.mim import MIM
 from fastmim.method.targets import TARGETS, Target
@@ -36,6 +36,18 @@ def test_the_loss_is_the_mean_over_hidden_positions(error: str, expected: float)
     prediction = torch.tensor([[[[2.0, 9.0], [4.0, 7.0]]]]).expand(1, 3, 2, 2)
     mask = torch.tensor([[[True, False], [True, False]]])
     assert masked_loss(prediction, torch.zeros(1, 3, 2, 2), mask, error=error).item() == expected
+
+
+def test_explained_variance_counts_hidden_positions_only() -> None:
+    target = torch.tensor([[[[1.0, 50.0], [3.0, 60.0]], [[0.0, 50.0], [4.0, 60.0]]]])  # hidden: (1, 0) and (3, 4)
+    mask = torch.tensor([[[True, False], [True, False]]])
+    mean = torch.tensor([2.0, 2.0]).view(1, 2, 1, 1).expand_as(target)
+    halfway = (mean + target) / 2  # leaves a quarter of the squared distances
+    for prediction, expected in ((target, 1.0), (mean, 0.0), (halfway, 0.75), (2 * mean - target, -3.0)):
+        assert explained_variance(prediction, target, mask) == expected
+    assert explained_variance(target, torch.ones(1, 2, 2, 2), mask) == 0
+    assert describe_explained(0.75) == "predictions explain 75% of the variance of the hidden blocks"
+    assert describe_explained(-3.0) == "predictions are no better yet than the mean of the hidden blocks"
 
 
 def test_the_prediction_depends_only_on_what_is_visible() -> None:

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 import fastmim
-from conftest import SMALL, command_line
+from conftest import SMALL, command_line, losses
 from fastmim import cli
 from fastmim.errors import RequestError
 from fastmim.system.processes import Place, find_place, first_host
@@ -62,10 +62,6 @@ def together(command: str, data: Path, out: Path, *settings: dict[str, Any]) -> 
             os._exit(status)
     statuses = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
     return statuses, log.read_text()
-
-
-def losses(out: Path) -> list[float]:
-    return [json.loads(line)["loss"] for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
 def wait_for(path: Path, num_lines: int) -> None:

@@ -86,7 +86,8 @@ def visualise(
         Decides the masks.
     """
     from fastmim.method import visualise
+    from fastmim.method.loss import describe_explained
 
-    visualise.visualise_run(run, images=images, out=out, num_images=num_images, seed=seed)
-    print(printable(f"wrote {out}"))
+    explained = visualise.visualise_run(run, images=images, out=out, num_images=num_images, seed=seed)
+    print(printable(f"wrote {out}: {describe_explained(explained)}"))
     return DONE

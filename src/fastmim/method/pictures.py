@@ -56,15 +56,18 @@ class _Drawing:
     min_cell: int = 1  # pixels of the picture
 
 
-def draw(model: MIM, source: Source, *, num_images: int, seed: int, caption: str = "") -> Image.Image:
-    """Draw a model's predictions for images spread evenly over a source; unreadable ones are left out.
+def predict(model: MIM, source: Source, *, num_images: int, seed: int) -> tuple[Tensor, dict[str, Tensor]]:
+    """Predict the hidden blocks of images spread evenly over a source; unreadable ones are left out.
 
     Args:
         model: On any device; its modes and weights are not changed.
         source: The images.
-        num_images: At most this many are drawn.
+        num_images: At most this many.
         seed: Decides the masks.
-        caption: Shown at the top right, such as the step.
+
+    Returns:
+        The central crops, (B, C, H, W) normalised as `IMAGENET_MEAN` and `IMAGENET_STD` say, and the model's output
+        for them, both on the CPU.
 
     Raises:
         RunError: None of the images can be read.
@@ -78,11 +81,9 @@ def draw(model: MIM, source: Source, *, num_images: int, seed: int, caption: str
         raise RunError(f"none of {len(spread)} images of {source.origin} can be read; expected images: check the files")
     device = next(model.parameters()).device
     mean, std = (torch.tensor(values) for values in (IMAGENET_MEAN, IMAGENET_STD))
-    images = augment.normalise(torch.stack(list(crops.values())), mean, std).to(device)
-    output = reconstruct(model, images, image_keys(seed, 0, torch.tensor(list(crops))).to(device))
-    return picture(
-        images, output, model.target, mean=IMAGENET_MEAN, std=IMAGENET_STD, caption=caption, max_rows=num_images
-    )
+    images = augment.normalise(torch.stack(list(crops.values())), mean, std)
+    keys = image_keys(seed, 0, torch.tensor(list(crops)))
+    return images, reconstruct(model, images.to(device), keys.to(device))
 
 
 def reconstruct(model: nn.Module, images: Tensor, keys: Tensor | None = None) -> dict[str, Tensor]:
@@ -105,8 +106,8 @@ def picture(
     output: Mapping[str, Tensor],
     target: Target,
     *,
-    mean: Sequence[float],
-    std: Sequence[float],
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
     caption: str = "",
     max_rows: int = 8,
 ) -> Image.Image:

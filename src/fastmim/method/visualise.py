@@ -8,12 +8,13 @@ from fastmim.data import sources
 from fastmim.errors import RequestError
 from fastmim.method import pictures
 from fastmim.method.build import load_checkpointed
+from fastmim.method.loss import explained_variance
 from fastmim.method.settings import PretrainConfig
 from fastmim.training import checkpoint, run_directory
 from fastmim.training.run_directory import RunDirectory
 
 
-def visualise_run(run: Path, *, images: str | None = None, out: Path, num_images: int = 8, seed: int = 0) -> None:
+def visualise_run(run: Path, *, images: str | None = None, out: Path, num_images: int = 8, seed: int = 0) -> float:
     """Write a picture of the predictions of a run's newest checkpoint.
 
     Args:
@@ -22,6 +23,9 @@ def visualise_run(run: Path, *, images: str | None = None, out: Path, num_images
         out: The picture file to write; its suffix sets the format.
         num_images: At most this many images are drawn.
         seed: Decides the masks.
+
+    Returns:
+        The share of the hidden blocks' variance that the predictions explain (`loss.explained_variance`).
 
     Raises:
         RequestError: The run, a checkpoint or images are missing, or the file cannot be written.
@@ -35,13 +39,10 @@ def visualise_run(run: Path, *, images: str | None = None, out: Path, num_images
         raise RequestError(f"run is {run}, which has no checkpoint yet; expected one: wait until it saves its first")
     run_directory.check_config(config, found)
     model = load_checkpointed(config, found)
-    picture = pictures.draw(
-        model,
-        sources.open_source(images or config.data),
-        num_images=num_images,
-        seed=seed,
-        caption=f"{run.resolve().name}, step {found.step}",
-    )
+    found_images = sources.open_source(images or config.data)
+    crops, output = pictures.predict(model, found_images, num_images=num_images, seed=seed)
+    caption = f"{run.resolve().name}, step {found.step}"
+    picture = pictures.picture(crops, output, model.target, caption=caption, max_rows=num_images)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         picture.save(out)
@@ -49,3 +50,4 @@ def visualise_run(run: Path, *, images: str | None = None, out: Path, num_images
         raise RequestError(
             f"out is {out}: {error}; expected a picture file that can be written, such as x.png"
         ) from None
+    return explained_variance(output["prediction"], output["target"], output["mask"])

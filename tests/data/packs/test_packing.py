@@ -20,7 +20,7 @@ import torch
 from PIL import Image, ImageOps
 
 import fastmim
-from conftest import SMALL
+from conftest import SMALL, losses
 from fastmim import cli
 from fastmim.data.decode import decode_whole
 from fastmim.data.packs import packing, writer
@@ -521,17 +521,17 @@ def test_the_command_resumes_after_a_signal(tmp_path: Path) -> None:
 # Training on it
 
 
-def losses(folder: Path, out: Path) -> list[float]:
+def curve(folder: Path, out: Path) -> list[float]:
     fastmim.pretrain(**(SMALL | {"data": str(folder), "out": out, "steps": 4, "log_every": 1}))
-    return [json.loads(line)["loss"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return losses(out)
 
 
 def test_training_on_a_raw_pack_at_native_size_is_identical(folder: Path, tmp_path: Path) -> None:
     pack(folder, tmp_path / "packed", short_side=60)
-    assert losses(tmp_path / "packed", tmp_path / "b") == losses(folder, tmp_path / "a")
+    assert curve(tmp_path / "packed", tmp_path / "b") == curve(folder, tmp_path / "a")
 
 
 def test_training_on_a_jpeg_pack_is_close(folder: Path, tmp_path: Path) -> None:
     pack(folder, tmp_path / "packed", short_side=60, codec="jpeg")
-    a, b = losses(folder, tmp_path / "a"), losses(tmp_path / "packed", tmp_path / "b")
+    a, b = curve(folder, tmp_path / "a"), curve(tmp_path / "packed", tmp_path / "b")
     assert torch.tensor(b).allclose(torch.tensor(a), rtol=0.02)
