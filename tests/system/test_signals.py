@@ -211,3 +211,18 @@ def test_a_signal_is_not_raised_through_torch_whose_callers_it_would_abort() -> 
     done = subprocess.run([sys.executable, "-c", WITHIN_TORCH], capture_output=True, text=True, timeout=9)
     assert done.stdout == "registered\nstopped by SIGINT with nothing to save yet: run the same command again\n"
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_signals_that_wait_for_torch_s_long_calls_are_one_request() -> None:
+    """Python runs its handlers only when C++ has returned, which may take longer than anyone's patience."""
+    script = WITHIN_TORCH.replace("with Stop", "signals.PATIENCE_SECONDS = 0.1\n    with Stop")
+    script = script.replace(
+        "from fastmim.system.signals", "from fastmim.system import signals\nfrom fastmim.system.signals", 1
+    )
+    blocked = "signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))"
+    arrive = f"({blocked}, signal.raise_signal(signal.SIGTERM), time.sleep(0.3))"
+    script = script.replace("lambda: time.sleep(0.3))", f"lambda: {arrive})")
+    script = script.replace("time.sleep(10)", "signal.pthread_sigmask(signal.SIG_SETMASK, ()); time.sleep(5)")
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=9)
+    assert done.stdout == "registered\nstopped by SIGINT with nothing to save yet: run the same command again\n"
+    assert (done.returncode, done.stderr) == (0, "")

@@ -119,6 +119,8 @@ class StopSignals:
     def _raise(self, number: int, frame: FrameType | None) -> None:
         # Torch calls Python from C++ that an exception would abort: when it is imported, for example.
         if not _within_torch(frame) or time.monotonic() > self._request.since + _POSTPONED_SECONDS:
+            # Signals that came meanwhile, while C++ ran, are answered only now, and have waited for no one's patience.
+            self._request.since = time.monotonic()
             raise Stopped(self._request.raised)
         self._request.postponed = True
         again = threading.Timer(_AGAIN_SECONDS, signal.pthread_kill, (threading.main_thread().ident, number))
