@@ -25,6 +25,7 @@ from fastmim.backbone.surgery import list_blocks, num_kept, skip_blocks
 from fastmim.errors import RequestError, RunError, first_line, shown
 
 _LARGEST = 8192  # pixels
+_DROP_PATH = 0.1
 _NEAR = 0.15  # how far the size of the model's input may be from the image size, as a share of it
 _RESERVED = {"features_only", "img_size", "in_chans", "num_classes"}
 _RESERVED |= {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"}  # timm fetches
@@ -116,6 +117,18 @@ class Architecture:
         except (TypeError, AssertionError):  # unknown, or refused
             return False
         return True
+
+    def drop_path_rate(self, rate: float | None) -> float:
+        """The stochastic depth rate: `rate`; if None, 0.1 for models that support it and 0 for others.
+
+        Raises:
+            RequestError: the model has no stochastic depth.
+        """
+        if rate == 0 or self.accepts(drop_path_rate=_DROP_PATH):
+            return _DROP_PATH if rate is None else rate
+        if rate is None:
+            return 0.0
+        raise RequestError(f"drop_path is {rate:g}, and {self.name} has no drop path; set it to 0")
 
     def create(self, size: int, *, pretrained: bool = False, **more: Any) -> nn.Module:
         """Make the model for images of `size` pixels.

@@ -18,7 +18,6 @@ from fastmim.errors import RequestError
 
 # Arguments that follow from the image size or the classifier, so they do not identify the architecture.
 _DERIVED = ("img_size", "num_classes", "in_chans", "global_pool", "fc_norm")
-_DROP_PATH = 0.1
 _HEAD_STD = 2e-5  # as in the fine-tuning of MAE and FastMIM
 
 
@@ -67,7 +66,7 @@ class Classifier(nn.Module):
         resizable = Architecture(self._architecture.name, given, self._in_chans)
         self.img_size, self.num_classes = img_size, num_classes
         self.input_size = resizable.nearest(img_size).size
-        self.drop_path = self._drop_path(resizable, drop_path)
+        self.drop_path = resizable.drop_path_rate(drop_path)
         rate = {"drop_path_rate": self.drop_path} if self.drop_path else {}
         pooling = {} if own_pooling else _mean_pooling(resizable)
         self.model = resizable.create(
@@ -139,20 +138,7 @@ class Classifier(nn.Module):
         Raises:
             RequestError: timm cannot tell the model's layers apart.
         """
-        spared: set[str] = getattr(self.model, "no_weight_decay", set)()
-        groups = parameter_groups(self.model, weight_decay=weight_decay, layer_decay=layer_decay, spared=spared)
-        if layer_decay < 1 and len({group["lr_scale"] for group in groups}) == 1:
-            raise RequestError(
-                f"layer_decay is {layer_decay:g}, and timm does not tell the layers of {self.name} apart; set it to 1"
-            )
-        return groups
-
-    def _drop_path(self, architecture: Architecture, rate: float | None) -> float:
-        if rate == 0 or architecture.accepts(drop_path_rate=_DROP_PATH):
-            return _DROP_PATH if rate is None else rate
-        if rate is None:
-            return 0.0
-        raise RequestError(f"drop_path is {rate:g}, and {self.name} has no drop path; set it to 0")
+        return parameter_groups(self.model, self.name, weight_decay=weight_decay, layer_decay=layer_decay)
 
 
 def _mean_pooling(architecture: Architecture) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 from timm.models.pvt_v2 import PyramidVisionTransformerV2
@@ -10,24 +9,37 @@ from timm.models.swin_transformer import SwinTransformer
 from timm.optim import param_groups_layer_decay
 from torch import nn
 
+from fastmim.errors import RequestError
+
 _WITH_LAYER_BEFORE = 99999  # as the last number of a key, timm's sign that no new layer begins
 _BEFORE_BLOCKS, _AFTER_BLOCKS = -1, 10**6
 
 
-def parameter_groups(
-    model: nn.Module, *, weight_decay: float, layer_decay: float, spared: Iterable[str]
-) -> list[dict[str, Any]]:
+def parameter_groups(model: nn.Module, name: str, *, weight_decay: float, layer_decay: float) -> list[dict[str, Any]]:
     """timm's parameter groups for AdamW: "lr_scale" is 1 for the classifier, times `layer_decay` per layer below.
 
     A layer is a block in every family of the recipes; timm itself counts PVTv2's four stages.
 
+    Vectors (biases, norms) and the parameters that the model names (tokens, position embeddings, relative-position
+    tables) get no weight decay.
+
     Args:
-        spared: Names of parameters without weight decay although they are not vectors.
+        model: A timm model.
+        name: Its name, for messages.
+
+    Raises:
+        RequestError: `layer_decay` is below 1, and timm cannot tell the model's layers apart.
     """
+    spared: set[str] = getattr(model, "no_weight_decay", set)()
     published = _published(model)
     if published:
         model.group_matcher = lambda coarse=False: published  # type: ignore[assignment]
-    return param_groups_layer_decay(model, weight_decay, no_weight_decay_list=set(spared), layer_decay=layer_decay)
+    groups = param_groups_layer_decay(model, weight_decay, no_weight_decay_list=spared, layer_decay=layer_decay)
+    if layer_decay < 1 and len({group["lr_scale"] for group in groups}) == 1:
+        raise RequestError(
+            f"layer_decay is {layer_decay:g}, and timm does not tell the layers of {name} apart; set it to 1"
+        )
+    return groups
 
 
 def _published(model: nn.Module) -> dict[str, Any] | None:

@@ -106,12 +106,18 @@ def visible_tokens(model: nn.Module, images: Tensor, visible: Tensor) -> tuple[T
     return tokens[:, vit.num_prefix_tokens :], tokens[:, : vit.num_prefix_tokens]
 
 
-def resample(x: Tensor, size: int) -> Tensor:
-    """(B, C, H, H) -> (B, C, size, size) over the same extent, by bilinear antialiased interpolation."""
-    if x.shape[-1] == size:
+def resample(x: Tensor, size: int | tuple[int, int]) -> Tensor:
+    """(B, C, H, W) -> (B, C, *size) over the same extent, by bilinear antialiased interpolation.
+
+    Args:
+        x: The maps or images.
+        size: Height and width, or the side of a square.
+    """
+    sides = (size, size) if isinstance(size, int) else size
+    if x.shape[-2:] == sides:
         return x
     # In float32: not every device can interpolate bfloat16.
-    resampled = F.interpolate(x.float(), (size, size), mode="bilinear", antialias=True, align_corners=False)
+    resampled = F.interpolate(x.float(), sides, mode="bilinear", antialias=True, align_corners=False)
     return resampled.to(x.dtype)
 
 

@@ -14,15 +14,17 @@ import fastmim
 from conftest import SMALL
 from fastmim import RequestError, weights
 from fastmim.backbone import Backbone
+from fastmim.transfer.classify.finetuner import build_classifier
 from fastmim.transfer.classify.settings import FinetuneConfig
-from fastmim.transfer.classify.start import build, find_start
+from fastmim.transfer.start import find_start
 from tuning import NETWORK, equal, finetune, lines, tensors
 
 
 def classifier(start_from: Path | str, **settings: Any) -> Any:
     config = FinetuneConfig(**({"data": "x", "weights": str(start_from), "img_size": 32} | settings))
     torch.manual_seed(0)
-    return build(config, find_start(config), num_classes=3, resuming=False)
+    start = find_start(config.weights, backbone=config.backbone, backbone_args=config.backbone_args)
+    return build_classifier(config, start, num_classes=3, resuming=False)
 
 
 def test_at_the_training_size_the_weights_are_those_of_the_checkpoint(pretrained: Path) -> None:

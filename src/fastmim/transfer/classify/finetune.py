@@ -26,10 +26,10 @@ from fastmim.training.logs import Logs
 from fastmim.training.loop import Periodic
 from fastmim.training.run import Task, launch
 from fastmim.training.run_directory import RunDirectory
-from fastmim.transfer.classify.finetuner import Finetuner, Preparation
+from fastmim.transfer.classify.finetuner import Finetuner, Preparation, build_classifier
 from fastmim.transfer.classify.settings import FinetuneConfig
-from fastmim.transfer.classify.start import Start, build, find_start
 from fastmim.transfer.classify.validation import Validator
+from fastmim.transfer.start import Start, find_start
 
 _NUM_NAMED = 5
 
@@ -97,8 +97,12 @@ class Finetuning(Task[FinetuneConfig]):
 
     def build(self, found: Checkpoint | None) -> None:
         config, device, classes = self.config, self.plan.device, self.labelled.classes
-        self.start = Start(**found.manifest["start"]) if found else find_start(config)
-        classifier = build(config, self.start, num_classes=len(classes), resuming=bool(found))
+        self.start = (
+            Start(**found.manifest["start"])
+            if found
+            else find_start(config.weights, backbone=config.backbone, backbone_args=config.backbone_args)
+        )
+        classifier = build_classifier(config, self.start, num_classes=len(classes), resuming=bool(found))
         self.model = Finetuner(classifier, ema=config.ema).to(device)
         self.mean, self.std = config.mean or tuple(self.start.mean), config.std or tuple(self.start.std)
         policy = config.randaugment

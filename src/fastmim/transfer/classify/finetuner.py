@@ -1,4 +1,4 @@
-"""The trainable module of fine-tuning: augmentation on the device, loss, and averaged weights."""
+"""The trainable module of fine-tuning: the classifier at its start, augmentation, loss, and averaged weights."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastmim import weights
 from fastmim.backbone import Classifier
 from fastmim.data import augment
 from fastmim.data.mixing import Mix, erase
+from fastmim.transfer.classify.settings import FinetuneConfig
+from fastmim.transfer.start import Start
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,3 +89,30 @@ class Finetuner(nn.Module):
         for name in own.keys() - set(floats):
             averaged[name].copy_(own[name])
         return {}
+
+
+def build_classifier(config: FinetuneConfig, start: Start, *, num_classes: int, resuming: bool) -> Classifier:
+    """Make the classifier at its start.
+
+    Args:
+        resuming: Do not load the weights, because a checkpoint replaces them.
+
+    Raises:
+        RequestError: the weights do not fit, or the model cannot take the size.
+        RunError: timm's weights cannot be loaded.
+    """
+    classifier = Classifier(
+        start.backbone,
+        num_classes=num_classes,
+        img_size=config.img_size,
+        args=start.arguments,
+        drop_path=config.drop_path,
+        pretrained=start.kind == "timm" and not resuming,
+        own_pooling=start.kind == "timm",
+    )
+    if config.checkpoint_activations:
+        classifier.checkpoint_activations()
+    if start.kind == "file" and not resuming:
+        backbone = weights.load_backbone(config.weights, img_size=classifier.input_size)
+        classifier.load(backbone.state_dict(), fresh=start.fresh)
+    return classifier
