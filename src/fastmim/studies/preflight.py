@@ -16,9 +16,10 @@ from fastmim.method import build
 from fastmim.method.settings import PretrainConfig
 from fastmim.studies.settings import MOST_FINETUNE_STEPS, StudyConfig
 from fastmim.studies.sweep import SMALL_SIZE, Point, expand, parse_finetune_set
-from fastmim.transfer.classify import start
+from fastmim.transfer.classify.finetuner import build_classifier
 from fastmim.transfer.classify.settings import FinetuneConfig
 from fastmim.transfer.features.settings import ProbeConfig
+from fastmim.transfer.start import find_start
 
 FINETUNE_BATCH = 128
 
@@ -164,7 +165,8 @@ def _build_classifier(request: Request, point: Point, labelled: Labelled) -> Non
     network = {"backbone": point.backbone, "backbone_args": point.backbone_args}
     config = configs.build(FinetuneConfig, request.finetune, network)
     with torch.device("meta"):
-        start.build(config, start.find_start(config), num_classes=len(labelled.classes), resuming=True)
+        start = find_start(config.weights, backbone=config.backbone, backbone_args=config.backbone_args)
+        build_classifier(config, start, num_classes=len(labelled.classes), resuming=True)
 
 
 def run_settings(
