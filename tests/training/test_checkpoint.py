@@ -34,12 +34,12 @@ def trained(seed: int = 0) -> tuple[nn.Module, AdamW]:
 
 
 def save(root: Path, step: int, seed: int = 0, keep_every: int | None = None) -> Path:
-    return checkpoint.save(root, step, *trained(seed), about=ABOUT, keep_every=keep_every)
+    return checkpoint.write(root, checkpoint.collect(step, *trained(seed), about=ABOUT), keep_every=keep_every)
 
 
 def test_round_trip(tmp_path: Path) -> None:
     model, optimizer = trained()
-    checkpoint.save(tmp_path, 12, model, optimizer, about=ABOUT)
+    checkpoint.write(tmp_path, checkpoint.collect(12, model, optimizer, about=ABOUT))
     found = checkpoint.newest(tmp_path)
     assert found is not None and found.step == 12 and found.manifest["seed"] == 5
     other, other_optimizer = trained(seed=1)
@@ -128,7 +128,7 @@ def test_a_failing_disk_keeps_the_previous_checkpoint(tmp_path: Path) -> None:
             match=r"could not save step 2 .*checkpoint of step 1 in .* is intact: free space or mend the disk, and run the same",
         ),
     ):
-        checkpoint.save(tmp_path, 2, model, optimizer, about=ABOUT)
+        checkpoint.write(tmp_path, checkpoint.collect(2, model, optimizer, about=ABOUT))
     assert [p.name for p in tmp_path.iterdir()] == ["step_000000001"]
     assert checkpoint.newest(tmp_path).step == 1  # type: ignore[union-attr]
 
@@ -137,7 +137,7 @@ def test_a_failing_disk_keeps_the_previous_checkpoint(tmp_path: Path) -> None:
 def test_a_failing_disk_at_the_first_checkpoint(tmp_path: Path) -> None:
     model, optimizer = trained()
     with file_size_limit(4096), pytest.raises(RunError, match="there is no earlier checkpoint"):
-        checkpoint.save(tmp_path, 2, model, optimizer, about=ABOUT)
+        checkpoint.write(tmp_path, checkpoint.collect(2, model, optimizer, about=ABOUT))
 
 
 def test_no_pickle_is_ever_loaded(tmp_path: Path) -> None:

@@ -5,10 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
-import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -17,58 +14,15 @@ import torch
 from safetensors.torch import load_file
 
 import fastmim
-from conftest import SMALL, command_line, losses
+from conftest import SMALL, losses
 from fastmim import cli
 from fastmim.errors import RequestError
 from fastmim.system.processes import Place, find_place, first_host
 from fastmim.training.world import joined
+from processes import start, together, wait_for
 
 STAGED: dict[str, Any] = {"stages": "32:0.5,48:0.5", "micro_batch": 2}
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-
-
-def start(command: str, data: Path | str, out: Path, settings: dict[str, Any], *flags: str) -> subprocess.Popen[str]:
-    words = [*command_line(command, Path(data), out, settings), *flags]
-    return subprocess.Popen(words, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-
-
-def together(command: str, data: Path, out: Path, *settings: dict[str, Any]) -> tuple[list[int], str]:
-    """Run a command in a forked process for each of the settings; their exit statuses, and what they said.
-
-    Forked processes have torch already.
-    """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    shared = {"WORLD_SIZE": str(len(settings)), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    log = out.with_suffix(".log")
-    children = []
-    for rank, own in enumerate(settings):
-        child = os.fork()
-        if child:
-            children.append(child)
-            continue
-        status = 99
-        try:
-            os.environ.update(shared, RANK=str(rank))
-            descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-            os.dup2(descriptor, 1)
-            os.dup2(descriptor, 2)
-            sys.stdout, sys.stderr = (os.fdopen(os.dup(number), "w", buffering=1) for number in (1, 2))
-            cli.main(command_line(command, data, out, own)[3:])
-        except SystemExit as ended:
-            status = int(ended.code or 0)
-        finally:
-            os._exit(status)
-    statuses = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-    return statuses, log.read_text()
-
-
-def wait_for(path: Path, num_lines: int) -> None:
-    end = time.monotonic() + 120
-    while not path.exists() or len(path.read_text().splitlines()) < num_lines:
-        assert time.monotonic() < end
-        time.sleep(0.05)
 
 
 def test_two_processes_train_stop_and_go_on_as_one(photos: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 
 import torch
 
@@ -18,6 +19,26 @@ def memory_gb(device: torch.device) -> float:
 
     kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return kilobytes * (1 if sys.platform == "darwin" else 1024) / 2**30
+
+
+def free_memory() -> int | None:
+    """Bytes of host memory that this process can still take; None if the system does not tell (only Linux does)."""
+    try:
+        free = [1024 * _numbers(Path("/proc/meminfo"))["MemAvailable"]]
+        group = Path("/sys/fs/cgroup", Path("/proc/self/cgroup").read_text().rpartition("::")[2].strip().lstrip("/"))
+    except (OSError, ValueError, KeyError):
+        return None
+    for folder in (group, *group.parents):  # a job's limit may be that of a parent group
+        if (folder / "memory.max").is_file() and (most := (folder / "memory.max").read_text().strip()) != "max":
+            used = int((folder / "memory.current").read_text())
+            free.append(int(most) - used + _numbers(folder / "memory.stat").get("inactive_file", 0))
+    return max(0, min(free))
+
+
+def _numbers(path: Path) -> dict[str, int]:
+    """The lines of a file such as `MemFree:  1234 kB` or `anon 1234`."""
+    words = [line.replace(":", " ").split() for line in path.read_text().splitlines()]
+    return {name: int(number) for name, number, *_ in words}
 
 
 def resolve_device(name: str, *, local_rank: int | None = None) -> torch.device:

@@ -34,9 +34,10 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
 
 def share(file: Path) -> None:
     """Give a file the default permissions of new files: safetensors makes its files private."""
-    mask = os.umask(0o077)
-    os.umask(mask)
-    file.chmod(0o666 & ~mask)
+    probe = file.with_name(f".{file.name}.mode")  # os.umask would change those of the other threads for a moment
+    probe.touch()
+    file.chmod(probe.stat().st_mode & 0o777)
+    probe.unlink()
 
 
 def _sort_metadata(path: Path) -> None:

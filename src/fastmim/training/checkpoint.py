@@ -54,28 +54,52 @@ class Checkpoint:
     manifest: dict[str, Any]
 
 
-def save(
-    root: Path,
-    step: int,
-    model: nn.Module,
-    optimizer: AdamW,
-    *,
-    about: dict[str, Any],
-    keep_every: int | None = None,
-) -> Path:
+@dataclass(frozen=True)
+class State:
+    """What a checkpoint is to hold."""
+
+    step: int
+    tensors: dict[str, dict[str, Tensor]]
+    """By file and name, on any device."""
+    manifest: dict[str, Any]
+    """JSON types; what belongs to the files follows when they are written."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of all tensors."""
+        return sum(tensor.nbytes for tensors in self.tensors.values() for tensor in tensors.values())
+
+
+def collect(step: int, model: nn.Module, optimizer: AdamW, *, about: dict[str, Any]) -> State:
+    """The state of a run after `step` optimiser steps, whose tensors are the model's and the optimiser's own.
+
+    Args:
+        about: Facts about the run for the manifest (JSON types), at least `FACTS`.
+    """
+    moments = {
+        f"{name}/{key}": value
+        for name, state in optim.named_state(model, optimizer).items()
+        for key, value in state.items()
+    }
+    groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+    facts = {"format": FORMAT, "step": step} | about | {"param_groups": groups}
+    tensors = dict(zip(_FILES, (model.state_dict(), moments), strict=True))
+    return State(step, tensors, json.loads(json.dumps(facts, default=str)))
+
+
+def write(root: Path, state: State, *, keep_every: int | None = None) -> Path:
     """Write a checkpoint and read it back, then prune: keep the two newest valid ones and multiples of `keep_every`.
 
     Damaged checkpoints are renamed to `.damaged_step_N`.
 
     Args:
         root: The run's `checkpoints` directory.
-        step: Number of optimiser steps made.
-        about: Facts about the run for the manifest (JSON types), at least `FACTS`.
+        state: From `collect`.
 
     Raises:
         RunError: the disk is full or fails; the previous checkpoint is untouched.
     """
-    final, partial = root / f"step_{step:09d}", root / f".tmp_step_{step:09d}"
+    final, partial = root / f"step_{state.step:09d}", root / f".tmp_step_{state.step:09d}"
     if _read(final):  # saved already, for instance by a regular save right before a signal
         return final
     try:
@@ -84,20 +108,20 @@ def save(
         if final.is_symlink() or final.exists():
             _set_aside(final)
         partial.mkdir()
-        _write(partial, step, model, optimizer, about)
+        _fill(partial, state)
         partial.rename(final)
         files.fsync(root)
         if _read(final) is None:
             raise OSError("it does not read back as it was written")
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
-        raise RunError(f"could not save step {step} to {final}: {error}; {remedy(root)}") from error
+        raise RunError(f"could not save step {state.step} to {final}: {error}; {remedy(root)}") from error
     clean(final, keep_every=keep_every)
     return final
 
 
 def clean(saved: Path, *, keep_every: int | None = None) -> None:
-    """Remove what need not stay beside a valid checkpoint: older ones, see `save`, and unfinished ones."""
+    """Remove what need not stay beside a valid checkpoint: older ones, see `write`, and unfinished ones."""
     try:
         _remove_unfinished(saved.parent)
         _prune(saved.parent, saved, keep_every)
@@ -110,22 +134,15 @@ def _remove_unfinished(root: Path) -> None:
         files.remove(leftover)
 
 
-def _write(directory: Path, step: int, model: nn.Module, optimizer: AdamW, about: dict[str, Any]) -> None:
-    moments = {
-        f"{name}/{key}": value
-        for name, state in optim.named_state(model, optimizer).items()
-        for key, value in state.items()
-    }
-    contents = dict(zip(_FILES, (model.state_dict(), moments), strict=True))
-    for name, tensors in contents.items():
+def _fill(directory: Path, state: State) -> None:
+    for name, tensors in state.tensors.items():
         save_tensors(directory / name, tensors)
         files.fsync(directory / name)
-    groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
     written = {
-        name: {"bytes": (directory / name).stat().st_size, "crc32": files.crc32(directory / name)} for name in contents
+        name: {"bytes": (directory / name).stat().st_size, "crc32": files.crc32(directory / name)}
+        for name in state.tensors
     }
-    facts = {"format": FORMAT, "step": step} | about | {"param_groups": groups, "files": written}
-    manifest = json.loads(json.dumps(facts, default=str))
+    manifest = state.manifest | {"files": written}
     (directory / "manifest.json").write_text(json.dumps(manifest | {"crc32": _checksum(manifest)}, indent=1) + "\n")
     files.fsync(directory / "manifest.json")
     files.fsync(directory)
@@ -177,7 +194,7 @@ def _read(path: Path) -> Checkpoint | None:
 
 
 def _has_facts(manifest: dict[str, Any]) -> bool:
-    """Whether a manifest has the facts of every run, in the types that `save` wrote."""
+    """Whether a manifest has the facts of every run, in the types that `write` wrote."""
     typed = all(isinstance(manifest[name], kind) for name, kind in FACTS.items())
     return typed and all(
         set(stage) == {"size", "start", "stop", "accumulation"} and all(type(n) is int for n in stage.values())

@@ -26,6 +26,7 @@ from fastmim.training.logs import Logs
 from fastmim.training.meter import PATIENCE, Meter
 from fastmim.training.plan import Plan
 from fastmim.training.run_directory import RunDirectory
+from fastmim.training.saving import Saver
 from fastmim.training.schedule import Stage, stage_at
 from fastmim.training.settings import TrainConfig
 from fastmim.training.world import ALONE, World
@@ -111,11 +112,10 @@ def fit(
 
     def save() -> None:
         now = about | {"meter": meter.state()}
-        with world.together():
-            if world.main:
-                checkpoint.save(directory.checkpoints, step, model, optimizer, about=now, keep_every=config.keep_every)
+        saver.save(step, model, optimizer, about=now)
 
-    with StopSignals(elsewhere=world.asked_to_stop, answer=_STOPPING) as stop:
+    saver = Saver(directory.checkpoints, keep_every=config.keep_every, world=world, say=logs.say)
+    with StopSignals(elsewhere=world.asked_to_stop, answer=_STOPPING) as stop, saver:
         try:
             while step < total:
                 if (new := stage_at(plan.stages, step)).size != stage.size:
@@ -145,10 +145,11 @@ def fit(
                         logs.log(step, world.slowest(meter.read(step, rate)))
                         if hint := meter.hint():
                             logs.say(hint)
-                    check = world.size == 1 or step % config.log_every == 0  # processes must look at the same step
-                    if check and (in_a_row := meter.in_a_row(wait=world.size > 1)) >= PATIENCE:
+                    if world.size == 1 or step % config.log_every == 0:  # processes must look at the same step
                         with world.together():
-                            if world.main:
+                            saver.check()
+                            in_a_row = meter.in_a_row(wait=world.size > 1)
+                            if in_a_row >= PATIENCE and world.main:
                                 raise RunError(_not_finite(in_a_row, step, batch, directory))
                     with meter.timing("paused"):
                         for every, function in periodic:
@@ -165,6 +166,8 @@ def fit(
                 raise
             if step:
                 save()
+        with world.together():
+            saver.wait()
     if skipped := meter.skipped():
         logs.say(f"skipped {skipped:,} of {step:,} steps: their loss or gradient was not finite")
     return step

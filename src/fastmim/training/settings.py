@@ -106,7 +106,7 @@ class TrainConfig(Settings):
     """Compile the training step with torch.compile. [default: yes on CUDA, no elsewhere]"""
 
     save_every: int = 500
-    """Steps between checkpoints."""
+    """Steps between checkpoints. Training waits only for a copy to host memory, 12 bytes a parameter."""
 
     keep_every: int | None = None
     """Keep all checkpoints whose step is a multiple of this, besides the last two. [default: the last two only]"""
