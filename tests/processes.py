@@ -52,7 +52,7 @@ def together(command: str, data: Path, out: Path, *settings: dict[str, Any]) -> 
 
 
 def wait_for(path: Path, num_lines: int) -> None:
-    end = time.monotonic() + 120
+    end = time.monotonic() + 300
     while not path.exists() or len(path.read_text().splitlines()) < num_lines:
         assert time.monotonic() < end
         time.sleep(0.05)

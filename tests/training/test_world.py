@@ -32,7 +32,7 @@ def test_two_processes_train_stop_and_go_on_as_one(photos: Path, tmp_path: Path)
     run = start("pretrain", photos, tmp_path / "two", settings | {"devices": 2})
     wait_for(tmp_path / "two/metrics.jsonl", 3)
     run.send_signal(signal.SIGTERM)
-    said, _ = run.communicate(timeout=120)
+    said, _ = run.communicate(timeout=300)
     assert run.returncode == 75, said
     assert said.count("stopped and saved at step") == 1 and said.count("batch     8 images, 2, 1 at once on each") == 1
     assert len(list((tmp_path / "two/checkpoints").iterdir())) == 1
@@ -56,7 +56,7 @@ def test_a_process_that_dies_ends_the_others(photos: Path, tmp_path: Path) -> No
     wait_for(tmp_path / "run/metrics.jsonl", 2)
     children = [int(pid) for pid in Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()]
     os.kill(children[1], signal.SIGKILL)
-    said, _ = run.communicate(timeout=60)
+    said, _ = run.communicate(timeout=300)
     assert run.returncode == 1 and "Traceback" not in said
     assert "process 1 of 2 was ended by SIGKILL; run the same command to resume" in said
     assert "process 0 has lost another process of the run" in said
@@ -110,7 +110,7 @@ def test_only_training_is_shared_by_the_gpus_of_a_machine(
 
 def test_a_plan_for_two_processes_is_printed_once(photos: Path, tmp_path: Path) -> None:
     run = start("pretrain", photos, tmp_path / "run", SMALL | {"devices": 2}, "--dry-run")
-    said, _ = run.communicate(timeout=60)
+    said, _ = run.communicate(timeout=300)
     assert run.returncode == 0 and said.count("at once on each of 2 processes") == 1
     assert not (tmp_path / "run").exists()
 
