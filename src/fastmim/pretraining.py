@@ -18,7 +18,7 @@ from fastmim.data.labelled import Labelled, open_labelled
 from fastmim.data.sources import Source, open_source
 from fastmim.data.statistics import IMAGENET_MEAN, IMAGENET_STD
 from fastmim.method import pictures
-from fastmim.method.build import build_model
+from fastmim.method.build import build_model, start_from
 from fastmim.method.loss import describe_explained, explained_variance
 from fastmim.method.mim import MIM
 from fastmim.method.settings import PretrainConfig
@@ -58,6 +58,8 @@ class Pretraining(Task[PretrainConfig]):
     config_class = PretrainConfig
     recipes = RECIPES
     model: MIM
+    start: str | None = None
+    """What was taken from the weights of `init`, once built."""
 
     def __init__(self, config: PretrainConfig, console: Console, world: World) -> None:
         super().__init__(config, console, world)
@@ -76,7 +78,7 @@ class Pretraining(Task[PretrainConfig]):
             self.model.set_input_size(size)  # the share of the config's first stage is less than a step
         init = self.config.init
         if init and init != "timm" and found is None:  # otherwise the checkpoint has the weights
-            weights.load_into(self.model.backbone, init)
+            self.start = start_from(self.model, init, target=self.config.target)
 
     def prepare(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         unlabelled = {name: batch[name] for name in ("images", "keys")}
@@ -150,6 +152,8 @@ class Pretraining(Task[PretrainConfig]):
             f"target    {config.target}, decoder {model.decoder.extra_repr()}{chosen}, {config.loss} loss",
             *plan.describe(),
         ]
+        if self.start:
+            lines.append(f"init      {self.start}")
         if config.probe:
             lines.append(f"probe     {config.probe}, every {plan.steps(config.probe_every)} steps")
         return [*lines, f"out       {config.out}"]

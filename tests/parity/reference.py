@@ -79,7 +79,7 @@ def mae(images: Tensor, mask: Tensor, weights: Weights) -> Tensor:
         everywhere = weights["mask_token"][0].repeat(GRID * GRID, 1)
         everywhere[~hidden] = encoded[1:]
         with_positions = everywhere + sincos(DECODER_WIDTH)
-        predictions.append(_decode(torch.cat([encoded[:1], with_positions]), weights))
+        predictions.append(decode(torch.cat([encoded[:1], with_positions]), weights)[1:])
     return torch.stack(predictions)
 
 
@@ -102,7 +102,7 @@ def fastmim(images: Tensor, mask: Tensor, weights: Weights) -> Tensor:
     predictions = []
     for tokens in _patches(painted, weights):
         encoded = _encode(torch.cat([_class_token(weights), tokens]), weights)
-        predictions.append(_decode(_linear(encoded, weights, "decoder_embed"), weights))
+        predictions.append(decode(_linear(encoded, weights, "decoder_embed"), weights)[1:])
     return torch.stack(predictions)
 
 
@@ -141,11 +141,19 @@ def _encode(tokens: Tensor, weights: Weights) -> Tensor:
     return _norm(tokens, weights, "norm")
 
 
-def _decode(tokens: Tensor, weights: Weights) -> Tensor:
-    """(1 + n, DECODER_WIDTH), class token first -> (n, K)."""
-    for number in range(DECODER_DEPTH):
-        tokens = _block(tokens, weights, f"decoder_blocks.{number}", DECODER_WIDTH // 32)
-    return _linear(_norm(tokens, weights, "decoder_norm"), weights, "decoder_pred")[1:]
+def predict(features: Tensor, weights: Weights) -> Tensor:
+    """The predictions of FastMIM's decoder from any encoder's map: (B, D, h, w) -> (B, h * w, K)."""
+    weights = {name: tensor.double() for name, tensor in weights.items() if name.startswith("decoder_")}
+    tokens = features.double().flatten(2).transpose(1, 2)
+    return torch.stack([decode(_linear(image, weights, "decoder_embed"), weights) for image in tokens])
+
+
+def decode(tokens: Tensor, weights: Weights) -> Tensor:
+    """(n, width), with class token or without -> (n, K)."""
+    width, number = tokens.shape[1], 0
+    while (name := f"decoder_blocks.{number}") + ".norm1.weight" in weights:
+        tokens, number = _block(tokens, weights, name, width // 32), number + 1
+    return _linear(_norm(tokens, weights, "decoder_norm"), weights, "decoder_pred")
 
 
 def _block(x: Tensor, weights: Weights, name: str, heads: int) -> Tensor:

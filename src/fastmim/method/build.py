@@ -1,4 +1,4 @@
-"""The MIM of a config, or of a checkpoint."""
+"""The MIM of a config, or of a checkpoint, and its start from weights of another run."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from fastmim.method.mim import MIM
 from fastmim.method.settings import PretrainConfig
 from fastmim.method.targets import TARGETS
 from fastmim.training import checkpoint, schedule
+from fastmim.weights import decoders, files, load_into
 
 
 def build_model(config: PretrainConfig, *, resuming: bool = False) -> MIM:
@@ -58,3 +59,42 @@ def load_checkpointed(config: PretrainConfig, found: checkpoint.Checkpoint) -> M
         model.set_input_size(size)
     checkpoint.load(found, model)
     return model
+
+
+def start_from(model: MIM, init: str, *, target: str) -> str:
+    """Load the backbone of a run or of a weights file, and the decoder and the mask token that belong to it.
+
+    A decoder is taken whole or not at all: if it has other layers than the model's or learned another target, the
+    model's own stays as it is.
+
+    Args:
+        model: The model to fill.
+        init: Run directory or weights file.
+        target: The model's target by its name in settings.
+
+    Returns:
+        What was taken, and why the rest was not, as one line for the user.
+
+    Raises:
+        RequestError: the backbone is another, or a file is damaged.
+    """
+    load_into(model.backbone, init)
+    found = decoders.read(init)
+    taken, untrained = ["encoder"], []
+    for part, prefix in decoders.PARTS.items():
+        own = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(prefix)}
+        theirs = {name: tensor for name, tensor in found.tensors.items() if name.startswith(prefix)}
+        if not own:  # a model that drops tokens paints no pixels
+            continue
+        if not theirs:
+            why = f"{found.where} has none" if found.tensors else found.where
+        elif part == "decoder" and target not in found.targets:
+            why = f"it has learned {' or '.join(found.targets)}, not {target}"
+        else:
+            why = files.differences(theirs, own, most=2)
+        if why:
+            untrained.append(f"{part} untrained ({why})")
+        else:
+            model.load_state_dict(theirs, strict=False)
+            taken.append(part)
+    return "; ".join([f"{', '.join(taken)} of {init}", *untrained])

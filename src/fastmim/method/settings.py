@@ -29,7 +29,8 @@ class PretrainConfig(TrainConfig):
     """Arguments for timm.create_model, such as --backbone-args.depth 4."""
 
     init: str | None = None
-    """Weights to start the backbone from: a run directory, a weights file, or `timm` (timm's own)."""
+    """Weights to start from: a run directory, a weights file, or `timm` (timm's own). The decoder and the mask token of
+    a run, or of a converted pre-training checkpoint, are taken too where they fit."""
 
     linear_init: Literal["xavier", "timm"] = "xavier"
     """How a ViT's, Swin's, PVTv2's or CMT's linear layers start: Xavier-uniform as in MAE and FastMIM, or `timm`'s

@@ -18,7 +18,7 @@ from fastmim.backbone.architecture import Architecture
 from fastmim.errors import RequestError, RunError, first_line, listed
 from fastmim.system import locking
 from fastmim.system.files import exists
-from fastmim.weights import files, foreign, foreign_file
+from fastmim.weights import decoders, files, foreign, foreign_file
 from fastmim.weights.foreign import State
 
 _MOST_CLASSES = 1 << 16  # as in any weights file
@@ -42,7 +42,11 @@ class Conversion:
     num_classes: int
     """Classes of the classifier, if it was kept; else 0."""
     dropped: tuple[str, ...]
-    """Names of the tensors outside the backbone: decoder, mask token, classifier, computed buffers."""
+    """Names of the tensors outside the backbone that are in neither file: classifier, computed buffers."""
+    kept: tuple[str, ...]
+    """Names of the tensors of decoder and mask token, in the file `decoders.path_beside(path)`."""
+    decoder: str
+    """Flags with which `pretrain` makes the decoder that was kept, or empty."""
     fresh: tuple[str, ...]
     """Names of tensors that only the project's pre-training or only its fine-tuning has: they start untrained."""
     left: tuple[str, ...]
@@ -68,10 +72,13 @@ class Conversion:
         if self.left:
             lines.append(f"left out   {', '.join(self.left)}")
         lines.append(f"wrote      {self.path}; read back, equal to the bit")
+        if self.kept:
+            lines.append(f"beside it  {decoders.path_beside(self.path)}: {_groups(self.kept)}, to go on pre-training")
         if self.num_classes:
             lines.append(f"classifier kept, {self.num_classes} classes")
         lines.append(
             f"continue   fastmim pretrain --init {shlex.quote(str(self.path))} --backbone {self.backbone}{flags}"
+            f"{self.decoder and f' --img-size {self.img_size} {self.decoder}'}"
         )
         return "\n".join(lines)
 
@@ -87,13 +94,15 @@ def convert(
 ) -> Conversion:
     """Write another project's checkpoint as a fastmim weights file, at the image size that it was trained at.
 
+    The decoder and the mask token of pre-training go into a second file, from which `pretrain --init` takes them.
+
     Supported are the pre-trained and fine-tuned checkpoints of FastMIM (ViT, Swin, PVTv2, CMT-S), MAE (ViT; with or
     without decoder) and SimMIM (Swin, ViT), the original Swin and PVTv2, and any timm state dict, as a PyTorch pickle
     or safetensors. Only tensors, plain Python values, `argparse.Namespace` and yacs' configs are loaded from a pickle.
 
     Args:
         file: The checkpoint.
-        out: The .safetensors file to write.
+        out: The .safetensors file to write; the second one of `a.safetensors` is `a.pretraining.safetensors`.
         backbone: timm's name of the architecture; inferred from the tensors if None.
         backbone_args: Further arguments of the timm model.
         keep_head: Keep the classifier of a fine-tuned checkpoint, with its classes' numbers as their names.
@@ -110,16 +119,13 @@ def convert(
     layout = foreign.recognise(state)
     tensors, dropped = foreign.split(state, layout)
     found = _identify(file, tensors, state, layout, name=backbone and resolve(backbone), arguments=backbone_args or {})
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)  # for tensors that are not in the file
-        encoder = Backbone(found.name, img_size=found.img_size, args=found.arguments)
+    encoder = _encoder(found)
     network, head = _network(file, found, encoder, tensors, keep_head=keep_head)
     tensors = {name: tensor for name, tensor in tensors.items() if keep_head or name not in head}
-    fresh = _absent(layout, tensors, network.state_dict())
-    _check(file, found, tensors, {k: v for k, v in network.state_dict().items() if k not in fresh})
-    network.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}, strict=False)
-    about = {"converted_from": file.name, "method": layout.method, "mean": found.mean, "std": found.std}
-    _write(out, network, lambda path: _save(path, found, encoder, network, about))
+    _load(file, found, tensors, network, fresh := _absent(layout, tensors, network.state_dict()))
+    kept = decoders.renamed(state, layout, stride=encoder.stride)
+    about = {"converted_from": file.name, "method": layout.method}
+    _write(out, network, lambda path: _save(path, found, encoder, network, about), kept)
     return Conversion(
         path=out,
         method=layout.method,
@@ -130,18 +136,28 @@ def convert(
         std=found.std,
         num_parameters=sum(parameter.numel() for parameter in encoder.parameters()),
         num_classes=len(tensors[_last_layer(network)]) if keep_head else 0,
-        dropped=(*dropped, *(() if keep_head else head)),
+        dropped=(*(name for name in dropped if name not in kept.names), *(() if keep_head else head)),
+        kept=kept.names,
+        decoder=decoders.flags(kept),
         fresh=fresh,
         left=tuple(left),
-        note=found.note,
+        note=found.note or decoders.note(state, layout),
     )
 
 
 def _check_out(out: Path, *, overwrite: bool) -> None:
     if out.suffix != ".safetensors":
         raise RequestError(f"out is {out}; expected a file ending in .safetensors")
-    if exists(out) and not overwrite:
-        raise RequestError(f"out is {out}, which exists; expected a path that is free: take another, or --overwrite")
+    for path in (out, decoders.path_beside(out)):
+        if exists(path) and not overwrite:
+            what = "which exists" if path == out else f"beside which {path.name} exists"
+            raise RequestError(f"out is {out}, {what}; expected a path that is free: take another, or --overwrite")
+
+
+def _encoder(found: foreign.TimmModel) -> Backbone:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # for tensors that are not in the file
+        return Backbone(found.name, img_size=found.img_size, args=found.arguments)
 
 
 def _network(
@@ -171,6 +187,7 @@ def _last_layer(model: Any) -> str:
 
 def _save(path: Path, found: foreign.TimmModel, encoder: Backbone, network: nn.Module, about: dict[str, Any]) -> None:
     """Write the encoder, or the whole network if that is another."""
+    about = about | {"mean": found.mean, "std": found.std}
     if network is encoder.model:
         files.save(path, encoder, about=about, as_is=found.img_size != found.native_size)
         return
@@ -203,30 +220,21 @@ def _absent(layout: foreign.Layout, tensors: State, expected: State) -> tuple[st
     return tuple(name for name in expected if name.startswith(tuple(absent)))
 
 
-def _check(file: Path, found: foreign.TimmModel, tensors: State, expected: State) -> None:
-    """Refuse a checkpoint whose tensors are not exactly the model's."""
-    unknown = [name for name in tensors if name not in expected]
-    missing = [name for name in expected if name not in tensors]
-    shapes = [
-        f"{name} {tuple(tensors[name].shape)} instead of {tuple(tensor.shape)}"
-        for name, tensor in expected.items()
-        if name in tensors and tensors[name].shape != tensor.shape
-    ]
-    wrong = [
-        f"{what} {listed(names)}"
-        for what, names in (("unknown keys", unknown), ("missing keys", missing), ("other shapes", shapes))
-        if names
-    ]
+def _load(file: Path, found: foreign.TimmModel, tensors: State, network: nn.Module, fresh: Sequence[str]) -> None:
+    """Load a checkpoint's tensors, or refuse it if they are not exactly the model's, except for the fresh ones."""
+    expected = {name: tensor for name, tensor in network.state_dict().items() if name not in fresh}
+    wrong = files.differences(tensors, expected)
     if wrong:
         arguments = f" with {found.arguments}" if found.arguments else ""
         raise RequestError(
-            f"file is {file}, which is not {found.name}{arguments}: {'; '.join(wrong)}; "
+            f"file is {file}, which is not {found.name}{arguments}: {wrong}; "
             f"expected that model's tensors and no others: give the right --backbone and --backbone-args"
         )
+    network.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}, strict=False)
 
 
-def _write(out: Path, network: nn.Module, write: Callable[[Path], None]) -> None:
-    """Write the file, read it back, compare, and only then rename it into place."""
+def _write(out: Path, network: nn.Module, write: Callable[[Path], None], kept: decoders.Found) -> None:
+    """Write the file, read it back, compare, and only then rename it into place; the decoder goes beside it."""
     try:
         with locking.staging(out, print) as folder:
             partial = folder / out.name
@@ -236,6 +244,11 @@ def _write(out: Path, network: nn.Module, write: Callable[[Path], None]) -> None
             differing = [k for k, v in network.state_dict().items() if not torch.equal(v, written[k])]
             if differing:
                 raise RunError(f"{listed(differing)} did not read back the same from {out}; report the checkpoint")
+            beside = decoders.path_beside(out)
+            if kept.tensors:
+                decoders.write(beside, kept, tensors)
+            else:
+                beside.unlink(missing_ok=True)  # that of the weights that are replaced
             partial.replace(out)
     except OSError as error:
         raise RequestError(f"out is {out}: {error.strerror or error}; expected a file that can be written") from None

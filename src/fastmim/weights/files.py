@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import warnings
+import zlib
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from timm.models import get_model_input_config
@@ -17,7 +19,7 @@ from torch import Tensor, nn
 
 from fastmim.backbone import Backbone, resolve
 from fastmim.backbone.architecture import Architecture
-from fastmim.errors import RequestError, first_line, shown
+from fastmim.errors import RequestError, first_line, listed, shown
 from fastmim.system.files import exists, is_folder, replacing
 from fastmim.system.tensor_files import save_tensors
 from fastmim.training import checkpoint
@@ -267,3 +269,31 @@ def validated_size(model: nn.Module, facts: Mapping[str, Any]) -> int:
     if "img_size" in facts["arguments"]:
         return input_size(model, facts)
     return architecture_of(facts).nearest(facts["img_size"]).size
+
+
+def differences(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], *, most: int = 8) -> str:
+    """How names and shapes of tensors differ from the expected ones, in words; empty if they do not.
+
+    Args:
+        most: The number of names to list of each kind.
+    """
+    unknown = [name for name in tensors if name not in expected]
+    missing = [name for name in expected if name not in tensors]
+    shapes = [
+        f"{name} {tuple(tensors[name].shape)} instead of {tuple(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in tensors and tensors[name].shape != tensor.shape
+    ]
+    return "; ".join(
+        f"{what} {listed(names, most)}"
+        for what, names in (("unknown keys", unknown), ("missing keys", missing), ("other shapes", shapes))
+        if names
+    )
+
+
+def checksum(tensors: Mapping[str, Tensor]) -> int:
+    """The CRC-32 of tensors' values, in the order of their names."""
+    crc = 0
+    for name in sorted(tensors):
+        crc = zlib.crc32(tensors[name].contiguous().view(-1).view(torch.uint8).numpy().data, crc)
+    return crc

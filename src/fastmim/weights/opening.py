@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
-
-import torch
-from torch import Tensor
 
 from fastmim.backbone import Backbone, published_input, resolve
 from fastmim.backbone.architecture import Architecture
@@ -195,12 +191,5 @@ def _of_file(source: str) -> Opened:
         untrained=tuple(facts["untrained"]),
         origin=f"{source}: {name} trained at {size} px{trained}",
         _make=make,
-        _identify=lambda: {"step": facts.get("steps"), "crc32": _crc32(tensors)},
+        _identify=lambda: {"step": facts.get("steps"), "crc32": files.checksum(tensors)},
     )
-
-
-def _crc32(tensors: Mapping[str, Tensor]) -> int:
-    checksum = 0
-    for name in sorted(tensors):
-        checksum = zlib.crc32(tensors[name].contiguous().view(-1).view(torch.uint8).numpy().data, checksum)
-    return checksum
