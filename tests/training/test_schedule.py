@@ -41,6 +41,11 @@ def test_the_learning_rate_falls_to_a_tenth_in_place_of_the_cosine() -> None:
     assert rate == [1.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 0.2, 0.2, 0.2]
 
 
+def test_a_linear_decay_is_a_line_from_the_first_step_that_the_warm_up_multiplies() -> None:
+    rate = [schedule.learning_rate(s, peak=2.0, warmup_steps=2, total_steps=10, decay="linear") for s in range(11)]
+    assert rate == pytest.approx([1.0, 1.8, 1.6, 1.4, 1.2, 1.0, 0.8, 0.6, 0.4, 0.2, 0.0])
+
+
 def test_stages_keep_the_global_batch_and_shrink_the_micro_batch() -> None:
     stages = schedule.plan_stages(((128, 0.5), (160, 0.3), (192, 0.2)), total_steps=10, device_batch=64, micro_batch=32)
     # 32 at once at 128 px; 32 * (128/160)^2 = 20 -> 16 divides 64; 32 * (128/192)^2 = 14 -> 8.

@@ -10,14 +10,14 @@ from typing import Any, ClassVar, Literal
 from fastmim.config import check_positive
 from fastmim.errors import RequestError, shown
 from fastmim.training import schedule
-from fastmim.training.settings import TrainConfig, check_duration
+from fastmim.training.settings import CropConfig, check_duration
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainConfig(TrainConfig):
+class PretrainConfig(CropConfig):
     """Masked image modeling: backbone, image sizes, masking, targets and decoder."""
 
-    RESUMABLE: ClassVar[frozenset[str]] = TrainConfig.RESUMABLE | {"picture_every", "probe", "probe_every"}
+    RESUMABLE: ClassVar[frozenset[str]] = CropConfig.RESUMABLE | {"picture_every", "probe", "probe_every"}
 
     recipe: str | None = None
     """Published settings to start from, such as `vit-b`; flags override them. `fastmim recipes` lists all."""

@@ -13,7 +13,7 @@ from fastmim.data.order import steps_per_epoch
 from fastmim.data.sources import Source
 from fastmim.system import devices
 from fastmim.training import schedule
-from fastmim.training.schedule import Stage
+from fastmim.training.schedule import Decay, Stage
 from fastmim.training.settings import TrainConfig
 from fastmim.training.world import ALONE, World
 
@@ -31,7 +31,8 @@ class Plan:
     warmup_steps: int
     peak_lr: float
     drop_step: int | None = None
-    """Where the learning rate falls to a tenth; None for a cosine."""
+    """Where the learning rate falls to a tenth; None for `lr_decay`."""
+    lr_decay: Decay = "cosine"
     stages: list[Stage]
     device: torch.device
     bf16: bool
@@ -59,6 +60,7 @@ class Plan:
             warmup_steps=self.warmup_steps,
             total_steps=self.total_steps,
             drop_step=self.drop_step,
+            decay=self.lr_decay,
         )
 
     def with_stages(self, sizes: Sequence[tuple[int, float]], *, micro_batch: int | None) -> Plan:
@@ -121,6 +123,7 @@ def make_plan(config: TrainConfig, source: Source, *, sizes: Sequence[tuple[int,
         warmup_steps=min(total, warmup),
         peak_lr=config.lr * config.batch_size / 256,
         drop_step=drop if config.lr_drop else None,
+        lr_decay=config.lr_decay,
         stages=[],
         device=device,
         bf16=devices.resolve_bf16(config.precision, device),

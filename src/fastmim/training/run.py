@@ -30,7 +30,7 @@ from fastmim.training.micro_batch import largest_micro_batch
 from fastmim.training.plan import make_plan
 from fastmim.training.run_directory import Recipes, RunDirectory, versions
 from fastmim.training.schedule import Stage
-from fastmim.training.settings import TrainConfig
+from fastmim.training.settings import CropConfig, TrainConfig
 from fastmim.training.trackers import Tracker, check_installed, open_trackers
 from fastmim.training.world import World, joined
 
@@ -167,9 +167,10 @@ class Task(ABC, Generic[Config]):
                 f"{self.config.out} began with: give it the same images, another --out, or --overwrite"
             )
 
-    def batches(self, stage: Stage, first_step: int) -> Generator[Batch]:
-        """Yield the micro-batches of a stage from a step on, and report unreadable images."""
-        stream = loader.load(
+    def read(self, stage: Stage, first_step: int) -> Generator[Batch]:
+        """Yield the micro-batches of a stage from a step on, with "keys" and "bad" as from `loader.load`."""
+        assert isinstance(self.config, CropConfig)
+        return loader.load(
             self.source,
             size=stage.size,
             seed=self.config.seed,
@@ -185,7 +186,10 @@ class Task(ABC, Generic[Config]):
             transform=self.transform(),
             shuffle=self.config.shuffle,
         )
-        with closing(stream):
+
+    def batches(self, stage: Stage, first_step: int) -> Generator[Batch]:
+        """Yield the micro-batches of a stage from a step on, and report unreadable images."""
+        with closing(self.read(stage, first_step)) as stream:
             for batch in stream:
                 bad, num_seen = batch.pop("bad"), len(batch["keys"])
                 if self.world.size == 1:

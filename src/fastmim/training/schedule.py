@@ -6,6 +6,9 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
+
+Decay = Literal["cosine", "linear"]
 
 _UNITS = {"step": "steps", "steps": "steps", "epoch": "epochs", "epochs": "epochs", "ep": "epochs"}
 _UNITS |= {"image": "images", "images": "images", "%": "%"}
@@ -31,14 +34,23 @@ def to_steps(duration: str, *, total_steps: int, steps_per_epoch: int, batch_siz
 
 
 def learning_rate(
-    step: int, *, peak: float, warmup_steps: int, total_steps: int, drop_step: int | None = None
+    step: int,
+    *,
+    peak: float,
+    warmup_steps: int,
+    total_steps: int,
+    drop_step: int | None = None,
+    decay: Decay = "cosine",
 ) -> float:
     """Return the learning rate of a step: linear warm-up to `peak`, then a half cosine to 0 at `total_steps`.
 
     Args:
         step: The step about to be made, counted from 0; the first warm-up step has a rate above 0 already.
         drop_step: Instead of the cosine, stay at `peak` up to this step and at a tenth of it from there on.
+        decay: "linear" is a line from `peak` at step 0 to 0 at `total_steps`, which the warm-up multiplies.
     """
+    if decay == "linear" and drop_step is None:
+        return peak * (1 - step / total_steps) * min(1.0, (step + 1) / max(1, warmup_steps))
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps
     if drop_step is not None:

@@ -66,10 +66,14 @@ class TrainConfig(Settings):
     """Learning rate per 256 images: the peak is lr * batch_size / 256."""
 
     warmup: str = "5%"
-    """Linear warm-up: `20 epochs`, `1000 steps`, `1e6 images` or `5%` of the run; then cosine decay to 0."""
+    """Linear warm-up: `20 epochs`, `1000 steps`, `1e6 images` or `5%` of the run; then decay to 0."""
+
+    lr_decay: Literal["cosine", "linear"] = "cosine"
+    """How the learning rate falls to 0: in half a cosine after the warm-up, or in a line from the first step on (the
+    `poly` schedule of power 1)."""
 
     lr_drop: str | None = None
-    """When the learning rate falls to a tenth, in place of the cosine: `700 epochs`, `87.5%`. [default: cosine]"""
+    """When the learning rate falls to a tenth, in place of --lr-decay: `700 epochs`, `87.5%`. [default: never]"""
 
     weight_decay: float = 0.05
     """AdamW weight decay, not applied to biases, norms, tokens and position embeddings."""
@@ -79,9 +83,6 @@ class TrainConfig(Settings):
 
     clip: float | None = None
     """Maximum gradient norm; larger gradients are scaled down to it. [default: no clipping]"""
-
-    crop_scale: tuple[float, float] = (0.2, 1.0)
-    """Smallest and largest share of the image's area that a random crop covers."""
 
     shuffle: Literal["full", "blocks"] = "full"
     """Order of the images in an epoch: `full` mixes all of them; `blocks` reads runs of 8,192 neighbours together, in
@@ -133,10 +134,6 @@ class TrainConfig(Settings):
             raise RequestError(f"betas is {self.betas}; expected two numbers of at least 0 and less than 1: 0.9 0.95")
         if not 0 <= self.weight_decay < math.inf:
             raise RequestError(f"weight_decay is {self.weight_decay}; expected 0 (none) or more, such as 0.05")
-        if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
-            raise RequestError(
-                f"crop_scale is {self.crop_scale}; expected 0 < smallest <= largest <= 1, such as 0.2 1.0"
-            )
         for name in self.tracker_names():
             if name not in ("tensorboard", "wandb", "mlflow"):
                 raise RequestError(f"trackers names {name!r}; expected tensorboard, wandb, mlflow, none or auto")
@@ -149,6 +146,21 @@ class TrainConfig(Settings):
         if self.trackers in ("auto", "none"):
             return ()
         return tuple(name.strip() for name in self.trackers.split(","))
+
+
+@dataclass(frozen=True, kw_only=True)
+class CropConfig(TrainConfig):
+    """A training run on random crops of images."""
+
+    crop_scale: tuple[float, float] = (0.2, 1.0)
+    """Smallest and largest share of the image's area that a random crop covers."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
+            raise RequestError(
+                f"crop_scale is {self.crop_scale}; expected 0 < smallest <= largest <= 1, such as 0.2 1.0"
+            )
 
 
 def check_duration(name: str, value: str) -> None:

@@ -9,11 +9,11 @@ from typing import Any, ClassVar
 
 from fastmim.config import check_positive
 from fastmim.errors import RequestError
-from fastmim.training.settings import TrainConfig, check_duration
+from fastmim.training.settings import CropConfig, check_duration
 
 
 @dataclass(frozen=True, kw_only=True)
-class FinetuneConfig(TrainConfig):
+class FinetuneConfig(CropConfig):
     """End-to-end classification: initial weights, labelled images, augmentation and regularisation."""
 
     recipe: str | None = None
