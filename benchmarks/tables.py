@@ -1,11 +1,11 @@
-"""Write README's table of figures from the newest records: `python benchmarks/tables.py`."""
+"""Write the tables of README and docs/as-published.md from the newest records: `python benchmarks/tables.py`."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from fastmim.bench import records
-from fastmim.bench.markdown import markdown
+from fastmim.bench.markdown import markdown, number
 from fastmim.system import files
 
 ROOT = Path(__file__).parent.parent
@@ -94,13 +94,27 @@ def table() -> str:
     return markdown(("figure", "median", "range", "measured on", "record"), rows, num_text=5)
 
 
-def updated(readme: str) -> str:
-    """README's text with the current table."""
-    before, rest = readme.split(BEGIN)
+def parity() -> str:
+    """The table of distances to the papers' own code, in Markdown."""
+    path = records.newest(FOLDER, "parity")
+    assert path is not None
+    rows = []
+    for check, row in files.read_json(path)["summary"].items():
+        now = row["now"]
+        shown = f"{now:.1e}".replace("e-0", "e-") if 0 < now < 0.001 else number(now)
+        rows.append((check, row["unit"], row["before"], shown))
+    found = markdown(("check", "number", "before", "now"), rows, num_text=2)
+    return f"{found}\n\n(Record: [{path.name}](../benchmarks/records/{path.name}).)"
+
+
+def updated(document: str) -> str:
+    """README's or docs/as-published.md's text with the current table."""
+    before, rest = document.split(BEGIN)
     _, after = rest.split(END)
-    return f"{before}{BEGIN}\n{table()}\n{END}{after}"
+    current = parity() if document.startswith("# As published") else table()
+    return f"{before}{BEGIN}\n{current}\n{END}{after}"
 
 
 if __name__ == "__main__":
-    path = ROOT / "README.md"
-    path.write_text(updated(path.read_text()))
+    for path in (ROOT / "README.md", ROOT / "docs/as-published.md"):
+        path.write_text(updated(path.read_text()))

@@ -274,7 +274,7 @@ def pvt_forward(state: State, images: Tensor, *, prefix: str, heads: tuple[int, 
         stride, padding = (4, 3) if stage == 1 else (2, 1)
         x = F.conv2d(x, weight, state[f"{embed}.proj.bias"], stride=stride, padding=padding)
         side = x.shape[-1]
-        x = norm(state, f"{embed}.norm", x.flatten(2).transpose(1, 2), 1e-6)
+        x = norm(state, f"{embed}.norm", x.flatten(2).transpose(1, 2), 1e-5)
         index = 0
         while (name := f"{prefix}block{stage}.{index}") + ".norm1.weight" in state:
             y = norm(state, f"{name}.norm1", x, 1e-6)
@@ -283,7 +283,7 @@ def pvt_forward(state: State, images: Tensor, *, prefix: str, heads: tuple[int, 
                 weight = state[f"{name}.attn.sr.weight"]
                 planes = y.transpose(1, 2).unflatten(2, (side, side))
                 planes = F.conv2d(planes, weight, state[f"{name}.attn.sr.bias"], stride=weight.shape[-1])
-                keys = norm(state, f"{name}.attn.norm", planes.flatten(2).transpose(1, 2), 1e-6)
+                keys = norm(state, f"{name}.attn.norm", planes.flatten(2).transpose(1, 2), 1e-5)
             kv = F.linear(keys, state[f"{name}.attn.kv.weight"], state[f"{name}.attn.kv.bias"]).chunk(2, dim=-1)
             q = F.linear(y, state[f"{name}.attn.q.weight"], state[f"{name}.attn.q.bias"])
             q, k, v = (t.unflatten(-1, (num_heads, -1)).transpose(1, 2) for t in (q, *kv))

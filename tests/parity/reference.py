@@ -96,9 +96,9 @@ def fastmim(images: Tensor, mask: Tensor, weights: Weights) -> Tensor:
     """
     weights = {name: tensor.double() for name, tensor in weights.items()}
     painted = images.double().clone()
-    for image, hidden in zip(painted, mask, strict=True):
-        for row, column in hidden.nonzero().tolist():
-            image[:, row * PATCH : (row + 1) * PATCH, column * PATCH : (column + 1) * PATCH] = weights["mask_token"][0]
+    for image, row, column in mask.nonzero().tolist():
+        rows, columns = (slice(start * PATCH, (start + 1) * PATCH) for start in (row, column))
+        painted[image, :, rows, columns] = weights["mask_token"][0]
     predictions = []
     for tokens in _patches(painted, weights):
         encoded = _encode(torch.cat([_class_token(weights), tokens]), weights)

@@ -324,6 +324,19 @@ def layouts() -> dict[str, tuple[State, dict[str, Any]]]:
     make.norm("encoder.norm", 48)
     make("mask_token", 1, 3, 1, 1)
     made["FastMIM CMT"] = (make.state, {"backbone": "cmt_s", "backbone_args": CMT})
+    make = Maker()
+    make.pvt("", widths=(16, 32, 32, 48), depth=1, reductions=(8, 4, 2, 1))
+    make.linear("head", 48, 5)
+    made["fine-tuned PVTv2"] = (make.state, made["FastMIM PVTv2"][1])
+    make = Maker()
+    make.cmt("", stem=8, widths=(16, 24, 32, 48), heads=(1, 1, 2, 2), side=32)
+    make.convolution("_fc", 48, 40, 1)
+    make.batch_norm("_bn", 40)
+    make.linear("head", 40, 5)
+    made["fine-tuned CMT"] = (make.state, made["FastMIM CMT"][1])
+    given = {"embed_dim": 64, "depth": 2, "num_heads": 4}
+    beit = timm.create_model("beit_base_patch16_224", img_size=32, num_classes=5, **given)
+    made["fine-tuned SimMIM ViT"] = (beit.state_dict(), {"backbone": "beit_base_patch16_224", "backbone_args": given})
     return made
 
 
