@@ -30,6 +30,7 @@ SMALL: dict[str, Any] = {
     "log_every": 2,
     "num_workers": 0,
     "device": "cpu",
+    "precision": "float32",  # the same on every processor, and small networks gain nothing from less
     "trackers": "none",
     "picture_every": "never",
 }
@@ -43,6 +44,7 @@ UNTRAINED: dict[str, Any] = {
     "img_size": 32,
     "num_workers": 0,
     "device": "cpu",
+    "precision": "float32",
 }
 
 

@@ -9,7 +9,7 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -21,6 +21,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim import AdamW
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastmim.errors import RunError
 from fastmim.system.signals import Stopped
@@ -210,6 +211,38 @@ def test_accumulation_is_one_large_batch(tmp_path: Path) -> None:
     four = fit(tmp_path / "four", model=without_dropout(), stages=[Stage(4, 0, 20, 4)])
     for a, b in zip(one.state_dict().values(), four.state_dict().values(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+class Casts(TorchDispatchMode):
+    """Counts the casts of some tensors."""
+
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
+        super().__init__()
+        self.addresses, self.number = {tensor.data_ptr() for tensor in tensors}, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.number += func is torch.ops.aten._to_copy.default and args[0].data_ptr() in self.addresses
+        return func(*args, **(kwargs or {}))
+
+
+def test_weights_are_cast_once_a_step_however_many_micro_batches() -> None:
+    model = without_dropout()
+    micro_batches = [next(batches(Stage(4, step, 20, 1), step)) for step in range(4)]
+    alone = []
+    for batch in micro_batches:  # each with casts of its own
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = model(**batch)["loss"]
+        alone.append(torch.autograd.grad(loss / 4, model.parameters()))
+    optimizer = optim.build(model, weight_decay=0.05, betas=(0.9, 0.95))
+    counts = meter.Meter(0, device=torch.device("cpu"), batch_size=BATCH, steps_per_epoch=1)
+    forward = loop.make_forward(model, dict, torch.device("cpu"), bf16=True, compile=False)
+    gradients: list[Tensor] = []
+    optimizer.register_step_pre_hook(lambda *_: gradients.extend(p.grad.clone() for p in model.parameters()))
+    with Casts(model.net.parameters()) as casts:
+        loop.train_step(model, forward, iter(micro_batches), optimizer, counts, learning_rate=1e-3, accumulation=4)
+    assert casts.number == 4  # two weights and two biases
+    for found, *parts in zip(gradients, *alone, strict=True):
+        assert torch.equal(found, functools.reduce(torch.add, parts))
 
 
 def test_a_non_finite_step_changes_nothing_and_is_counted(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fastmim.backbone.architecture import Architecture
+from fastmim.backbone.attention import choose_attention
 from fastmim.backbone.initial import init_sincos
 from fastmim.backbone.maps import (
     drops_tokens,
@@ -22,10 +23,10 @@ from fastmim.backbone.maps import (
     visible_tokens,
 )
 from fastmim.backbone.names import resolve
+from fastmim.backbone.patches import multiply_patches
 from fastmim.backbone.surgery import (
     checkpoint_activations,
     disable_drop_path,
-    fuse_attention,
     replace_strides,
     skip_blocks,
     untrained_head,
@@ -133,7 +134,8 @@ class Backbone(nn.Module):
         if not drops_tokens(self.model) or self.img_size != self.input_size:
             raise RequestError(
                 f"masking is 'drop', and {self.name} at {self.img_size} px cannot leave tokens out; expected a plain "
-                f"ViT such as vit_small_patch16_224, at a multiple of its patch; or take masking in-place"
+                f"ViT such as vit_small_patch16_224, at a multiple of its patch and without pos_drop_rate; or take "
+                f"masking in-place"
             )
 
     def encode_visible(self, images: Tensor, visible: Tensor) -> tuple[Tensor, Tensor]:
@@ -267,8 +269,9 @@ class Backbone(nn.Module):
         self.untrained_blocks, self.untrained = fit.skipped, fit.frozen
         self.trained_blocks = fit.num_blocks - len(fit.skipped)
         skip_blocks(self.model, fit.skipped)
-        fuse_attention(self.model)
+        choose_attention(self.model)
         replace_strides(self.model)
+        multiply_patches(self.model)
         if self._checkpoints_activations:
             checkpoint_activations(self.model, self.name)
         if "drop_path_rate" not in self.args:

@@ -10,10 +10,12 @@ from timm.models import get_model_args
 from torch import Tensor, nn
 
 from fastmim.backbone.architecture import Architecture
+from fastmim.backbone.attention import choose_attention
 from fastmim.backbone.layers import parameter_groups
 from fastmim.backbone.maps import resample
 from fastmim.backbone.names import resolve
-from fastmim.backbone.surgery import checkpoint_activations, fuse_attention, list_blocks, replace_strides
+from fastmim.backbone.patches import multiply_patches
+from fastmim.backbone.surgery import checkpoint_activations, list_blocks, replace_strides
 from fastmim.errors import RequestError
 
 # Arguments that follow from the image size or the classifier, so they do not identify the architecture.
@@ -72,8 +74,9 @@ class Classifier(nn.Module):
         self.model = resizable.create(
             self.input_size, pretrained=pretrained, num_classes=num_classes, **rate, **pooling
         )
-        fuse_attention(self.model)
+        choose_attention(self.model)
         replace_strides(self.model)
+        multiply_patches(self.model)
         head = self.model.get_classifier()  # type: ignore[operator]
         if isinstance(head, nn.Linear):
             trunc_normal_(head.weight, std=_HEAD_STD)

@@ -21,6 +21,8 @@ from timm.models._input import update_model_input_size
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from fastmim.backbone.attention import takes_plain
+
 _STRIDE = 32
 
 
@@ -49,8 +51,16 @@ class Attention(nn.Module):
         reduced = self.reduce(x).flatten(2).transpose(1, 2)  # (B, h * w / k^2, D)
         query = self.query(x.flatten(2).transpose(1, 2))  # (B, h * w, D)
         q, k, v = (y.view(heads).transpose(1, 2) for y in (query, self.key(reduced), self.value(reduced)))
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))
+        y = _attend(q, k, v, bias.to(q.dtype))
         return self.proj(y.transpose(1, 2).flatten(2)).transpose(1, 2).view(B, D, h, w)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+    """Attention with a bias, in the faster of its forms; (B, N, queries or keys, D / N) each."""
+    pairs = q.shape[2] * k.shape[2]
+    if torch.compiler.is_compiling() or not takes_plain(pairs, device=q.device.type, dtype=q.dtype, biased=True):
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+    return (q * q.shape[-1] ** -0.5 @ k.mT + bias).softmax(-1).to(v.dtype) @ v
 
 
 class FeedForward(nn.Module):

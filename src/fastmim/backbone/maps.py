@@ -12,6 +12,7 @@ from timm.layers import PatchEmbed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from fastmim.backbone.patches import visible_patches
 from fastmim.errors import RequestError
 
 
@@ -79,7 +80,7 @@ def inner_map(model: nn.Module, images: Tensor, block: int, *, norm: bool) -> tu
 
 def drops_tokens(model: nn.Module) -> bool:
     """Whether `visible_tokens` works on the model: a plain ViT with position embeddings and disjoint patches."""
-    if not isinstance(model, VisionTransformer) or model.pos_embed is None:
+    if not isinstance(model, VisionTransformer) or model.pos_embed is None or model.pos_drop.p:
         return False
     return isinstance(model.patch_embed, PatchEmbed)  # a convolutional stem would see across patches
 
@@ -96,10 +97,14 @@ def visible_tokens(model: nn.Module, images: Tensor, visible: Tensor) -> tuple[T
         (B, n, D) and the prefix tokens (class token, registers), (B, P, D), both with the final norm.
     """
     vit: Any = model
-    tokens = vit._pos_embed(vit.patch_embed(images))  # (B, prefix + N, D)
-    prefix, patches = tokens[:, : vit.num_prefix_tokens], tokens[:, vit.num_prefix_tokens :]
-    patches = patches.gather(1, visible[..., None].expand(-1, -1, patches.shape[-1]))  # (B, n, D)
-    tokens = vit.norm_pre(torch.cat([prefix, patches], dim=1))
+    patches = vit.patch_embed.norm(visible_patches(vit.patch_embed.proj, images, visible))  # (B, n, D)
+    # timm adds the positions to the patches, so it shows them where all patches are 0.
+    h, w = (side // patch for side, patch in zip(images.shape[2:], vit.patch_embed.patch_size, strict=True))
+    zeros = patches.new_zeros((1, h, w, vit.embed_dim) if vit.dynamic_img_size else (1, h * w, vit.embed_dim))
+    positions = vit._pos_embed(zeros)  # (1, prefix + N, D)
+    prefix, positions = positions.split([vit.num_prefix_tokens, h * w], dim=1)
+    patches = patches + positions[0][visible]
+    tokens = vit.norm_pre(torch.cat([prefix.expand(len(images), -1, -1), patches], dim=1))
     for block in vit.blocks:
         tokens = block(tokens)
     tokens = vit.norm(tokens)

@@ -13,11 +13,13 @@ from timm.models import get_model_input_config
 from torch import Tensor, nn
 
 from fastmim.backbone.architecture import Architecture
+from fastmim.backbone.attention import choose_attention
 from fastmim.backbone.layers import parameter_groups
 from fastmim.backbone.maps import resample
 from fastmim.backbone.names import resolve
+from fastmim.backbone.patches import multiply_patches
 from fastmim.backbone.position_tables import list_tables, resample_embedding
-from fastmim.backbone.surgery import checkpoint_activations, disable_drop_path, fuse_attention, replace_strides
+from fastmim.backbone.surgery import checkpoint_activations, disable_drop_path, replace_strides
 from fastmim.backbone.windows import Windows
 from fastmim.errors import RequestError
 
@@ -103,8 +105,9 @@ class MultiScale(nn.Module):
         self.model = architecture.create(making.size, pretrained=pretrained, **rate, **making.options)
         if not self.drop_path:
             disable_drop_path(self.model)
-        fuse_attention(self.model)
+        choose_attention(self.model)
         replace_strides(self.model)
+        multiply_patches(self.model)
         self._windows = Windows(self.model, self.name, side=window) if window else None
         for parameter_name, parameter in self.model.named_parameters():
             parameter.requires_grad_(parameter_name not in self.frozen)

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from timm.layers import DropPath, use_fused_attn
+from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -60,18 +60,6 @@ def disable_drop_path(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, DropPath):
             module.drop_prob = 0.0
-
-
-def fuse_attention(model: nn.Module) -> None:
-    """Use `scaled_dot_product_attention` where timm supports it but leaves it off (Swin, XCiT, Visformer).
-
-    Does nothing if fused attention is off for all of timm, by `timm.layers.set_fused_attn(False)` or TIMM_FUSED_ATTN=0.
-    """
-    if not use_fused_attn():
-        return
-    for module in model.modules():
-        if getattr(module, "fused_attn", None) is False:
-            module.fused_attn = True  # type: ignore[assignment]
 
 
 def replace_strides(model: nn.Module) -> None:

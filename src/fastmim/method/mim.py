@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastmim.backbone import Backbone
+from fastmim.backbone.attention import choose_attention
 from fastmim.backbone.initial import init_xavier
 from fastmim.errors import RequestError
 from fastmim.method.decoder import build_decoder
@@ -116,6 +117,7 @@ class MIM(nn.Module):
             out_channels=self.target.num_channels(backbone.in_chans) * self._cells_per_side**2,
             fills=drops_tokens,
         )
+        choose_attention(self.decoder)
 
     def forward(self, images: Tensor, keys: Tensor | None = None) -> dict[str, Tensor]:
         """The loss of predicting the hidden blocks (FastMIM equations 1 to 3).

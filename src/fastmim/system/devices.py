@@ -10,6 +10,9 @@ import torch
 
 from fastmim.errors import RequestError, first_line
 
+BF16_INSTRUCTIONS = ("amx_bf16", "avx512_bf16", "bf16")
+"""Names in `torch.cpu.get_capabilities()` of instructions that multiply bfloat16; the last is ARM's."""
+
 
 def memory_gb(device: torch.device) -> float:
     """The peak memory use so far in GiB, of a CUDA device or else of this process."""
@@ -85,5 +88,20 @@ def num_cores() -> int:
 
 
 def resolve_bf16(precision: str, device: torch.device) -> bool:
-    """Whether to autocast to bfloat16; `auto` does on CUDA devices that support it."""
-    return precision == "bf16" or (precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported())
+    """Whether to autocast to bfloat16; `auto` does on CUDA devices and processors that multiply it fast."""
+    return precision == "bf16" or (precision == "auto" and has_fast_bf16(device))
+
+
+def has_fast_bf16(device: torch.device) -> bool:
+    """Whether the device has instructions that multiply bfloat16 faster than float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    found = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+    return any(found.get(name, False) for name in BF16_INSTRUCTIONS)
+
+
+def precision_notes(precision: str, device: torch.device) -> list[str]:
+    """A line for the console if the precision is slow on this device."""
+    if precision != "bf16" or device.type != "cpu" or has_fast_bf16(device):
+        return []
+    return ["note      bf16 is slow on this processor, which has no instructions for it; try --precision float32"]

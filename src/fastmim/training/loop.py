@@ -222,14 +222,16 @@ def train_step(
     for group in optimizer.param_groups:
         group["lr"] = learning_rate * group.get("lr_scale", 1.0)
     loss = torch.zeros((), device=meter.device)
-    for part in range(accumulation):
-        with meter.timing("waiting"):
-            batch = next(batches)
-        seed_generators(step_seed(*seeds, part, *([world.rank] if world.rank else [])), meter.device)
-        with nullcontext() if part == accumulation - 1 else world.accumulating(model):
-            part_loss = forward(batch) / accumulation
-            part_loss.backward()
-        loss += part_loss.detach()
+    # Disabled, this autocast casts nothing; around the micro-batches, it keeps the weights that `forward` casts.
+    with torch.autocast(meter.device.type, enabled=False):
+        for part in range(accumulation):
+            with meter.timing("waiting"):
+                batch = next(batches)
+            seed_generators(step_seed(*seeds, part, *([world.rank] if world.rank else [])), meter.device)
+            with nullcontext() if part == accumulation - 1 else world.accumulating(model):
+                part_loss = forward(batch) / accumulation
+                part_loss.backward()
+            loss += part_loss.detach()
     loss = world.mean(loss)
     norm = get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
     if clip is not None:

@@ -37,6 +37,8 @@ class Plan:
     device: torch.device
     bf16: bool
     """Autocast the forward pass to bfloat16."""
+    notes: Sequence[str] = ()
+    """What the user should know about these choices, a line each."""
     compile: bool
     num_workers: int
     world: World = ALONE
@@ -91,6 +93,7 @@ class Plan:
             f"batch     {self.batch_size} images, {micro} at once{several}; peak learning rate {self.peak_lr:.2e}",
             f"device    {self.device}, {'bf16' if self.bf16 else 'float32'}, "
             f"{'compiled' if self.compile else 'eager'}, {self.num_workers} data workers",
+            *self.notes,
         ]
 
 
@@ -127,6 +130,7 @@ def make_plan(config: TrainConfig, source: Source, *, sizes: Sequence[tuple[int,
         stages=[],
         device=device,
         bf16=devices.resolve_bf16(config.precision, device),
+        notes=devices.precision_notes(config.precision, device),
         compile=device.type == "cuda" if config.compile is None else config.compile,
         num_workers=devices.resolve_workers(config.num_workers, sharing=world.local_size),
         world=world,

@@ -101,7 +101,7 @@ class TrainConfig(Settings):
     """Devices of this machine to train on, with a process for each. [default: all GPUs; 1 on a CPU and from Python]"""
 
     precision: Literal["auto", "bf16", "float32"] = "auto"
-    """Precision of the forward pass; `auto` is bf16 where the accelerator supports it, else float32."""
+    """Precision of the forward pass; `auto` is bf16 where the device multiplies it fast, else float32."""
 
     compile: bool | None = None
     """Compile the training step with torch.compile. [default: yes on CUDA, no elsewhere]"""

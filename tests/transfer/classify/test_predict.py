@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from pyarrow import parquet
 from safetensors.torch import load_file
 
@@ -110,7 +111,12 @@ def test_the_command_and_too_many_unreadable_images(
 
 
 def test_requests_that_are_refused(
-    tuned: Any, pretrained: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tuned: Any,
+    pretrained: Path,
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     (tmp_path / "folder.csv").mkdir()
     (tmp_path / "file").touch()
@@ -127,6 +133,9 @@ def test_requests_that_are_refused(
     ):
         with pytest.raises(RequestError, match=message):
             predict(tuned, settings.pop("data", photos), settings.pop("out", tmp_path / "p.csv"), **settings)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
+    predict(tuned, photos, tmp_path / "p.csv", precision="bf16", dry_run=True)
+    assert "note      bf16 is slow on this processor" in capsys.readouterr().out
     monkeypatch.setattr("fastmim.transfer.classify.predict.find_spec", lambda name: None)
     with pytest.raises(RequestError, match=r"pyarrow is not installed; run: pip install 'fastmim\[embed\]'"):
         predict(tuned, photos, tmp_path / "p.parquet")

@@ -105,6 +105,8 @@ def test_linear_heads_separate_separable_classes_at_any_scale() -> None:
     assert len(found) == len(scores.LEARNING_RATES) * len(scores.WEIGHT_DECAYS)
     assert max(found.values()) >= 0.98
     assert found == scores.linear(train, val, num_steps=100)
+    rounded = scores.linear(train, val, num_steps=100, bf16=True)
+    assert rounded == pytest.approx(found, abs=0.02)
 
 
 def test_a_linear_head_is_independent_of_the_others_and_follows_sgd() -> None:
@@ -266,9 +268,16 @@ def test_few_labels_and_unreadable_images(tmp_path: Path, labelled: Path) -> Non
     assert json.loads(out.read_text())["num_train"] == 6
 
 
-def test_a_dry_run_writes_nothing(tmp_path: Path, labelled: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    probe(**UNTRAINED, data=str(labelled), out=tmp_path / "probe.json", dry_run=True)
-    assert "40 images train, 20 validate, 2 classes" in capsys.readouterr().out
+def test_a_dry_run_writes_nothing(
+    tmp_path: Path, labelled: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = UNTRAINED | {"data": str(labelled), "out": tmp_path / "probe.json", "dry_run": True}
+    probe(**settings)
+    said = capsys.readouterr().out
+    assert "40 images train, 20 validate, 2 classes" in said and "bf16 is slow" not in said
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
+    probe(**settings | {"precision": "bf16"})
+    assert "note      bf16 is slow on this processor" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
 
 

@@ -105,11 +105,12 @@ def predict(*, overwrite: bool = False, dry_run: bool = False, **settings: Any) 
         remedy = "take another" if config.out.is_dir() else "take another, or add --overwrite"
         raise RequestError(f"out is {config.out}, which exists; expected a new file: {remedy}")
     trained, source = Trained(config.weights), open_source(config.data)
+    notes = devices.precision_notes(config.precision, devices.resolve_device(config.device))
     say(
         console,
         f"weights   {config.weights}: {trained.name}, {len(trained.classes)} classes\n"
         f"images    {trained.img_size} px, the central {100 * trained.crop_pct:g} % of the shorter side\n"
-        f"data      {config.data}: {len(source):,} images",
+        + "\n".join([f"data      {config.data}: {len(source):,} images", *notes]),
     )
     if dry_run:
         return Predicted(config.out, len(source), 0)

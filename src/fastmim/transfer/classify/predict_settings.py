@@ -33,7 +33,7 @@ class PredictConfig(Settings):
     """`cpu`, `cuda`, `cuda:1`, `mps`; `auto` takes the accelerator, if any."""
 
     precision: Literal["auto", "bf16", "float32"] = "auto"
-    """Precision of the forward pass; `auto` is bf16 where the accelerator supports it, else float32."""
+    """Precision of the forward pass; `auto` is bf16 where the device multiplies it fast, else float32."""
 
     max_bad_share: float = 0.05
     """Stop when more than this share of the images is unreadable; unreadable images are skipped and listed."""

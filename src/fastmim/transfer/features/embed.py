@@ -75,11 +75,12 @@ def embed(*, overwrite: bool = False, dry_run: bool = False, **settings: Any) ->
         )
     source = open_source(config.data)
     encoder, facts = open_encoder(config)
+    notes = devices.precision_notes(config.precision, encoder.mean.device)
     display.say(
         console,
         f"weights   {config.weights}: {', '.join(f'{k} {v}' for k, v in facts.items())}\n"
         f"features  {config.pool} of block {encoder.block} at {encoder.backbone.img_size} px: {encoder.width} numbers\n"
-        f"data      {config.data}: {len(source):,} images",
+        + "\n".join([f"data      {config.data}: {len(source):,} images", *notes]),
     )
     asked = {key: value for key, value in configs.to_mapping(config).items() if key not in config.RESUMABLE}
     asked |= {"img_size": encoder.backbone.img_size, "num_images": len(source)} | facts

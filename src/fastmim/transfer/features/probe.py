@@ -61,12 +61,13 @@ def probe(*, dry_run: bool = False, **settings: Any) -> Probed:
     if config.num_labels is not None:
         train = limit_labels(train, config.num_labels, seed=config.seed)
     encoder, facts = open_encoder(config)
+    notes = devices.precision_notes(config.precision, encoder.mean.device)
     say(
         console,
         f"weights   {config.weights}: {', '.join(f'{k} {v}' for k, v in facts.items())}\n"
         f"features  {config.pool} of block {encoder.block} at {encoder.backbone.img_size} px: {encoder.width} numbers\n"
         f"data      {config.data}: {len(train):,} images train, {len(labelled.val):,} validate, "
-        f"{len(labelled.classes)} classes",
+        + "\n".join([f"{len(labelled.classes)} classes", *notes]),
     )
     if dry_run:
         return Probed(float("nan"), float("nan"), {})
@@ -101,7 +102,8 @@ def _score(config: ProbeConfig, train: LabelledFeatures, val: LabelledFeatures) 
     """Top-1 accuracy at every setting of the method."""
     if config.method == "knn":
         return [{"k": k, "top1": top1} for k, top1 in scores.knn(train, val).items()]
-    heads = scores.linear(train, val, seed=config.seed)
+    bf16 = devices.resolve_bf16(config.precision, train.features.device)
+    heads = scores.linear(train, val, seed=config.seed, bf16=bf16)
     return [{"lr": lr, "weight_decay": decay, "top1": top1} for (lr, decay), top1 in heads.items()]
 
 

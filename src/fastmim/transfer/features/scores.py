@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -69,6 +70,7 @@ def linear(
     batch_size: int = 1024,
     num_steps: int | None = None,
     seed: int = 0,
+    bf16: bool = False,
 ) -> dict[tuple[float, float], float]:
     """Top-1 accuracy of linear heads, one per learning rate and weight decay, all trained in one pass.
 
@@ -80,6 +82,7 @@ def linear(
         batch_size: Images per step, capped at the number of training images.
         num_steps: Steps of SGD; 10 epochs, but at least 2,000 steps, if None.
         seed: Determines the order of the images; nothing else is random.
+        bf16: Multiply in bfloat16 while training. The heads themselves and the evaluation are in float32.
 
     Returns:
         The share of the validation images that are classified correctly, for each (learning rate, weight decay);
@@ -88,37 +91,61 @@ def linear(
     device, num_classes = train.features.device, int(max(train.labels.max(), val.labels.max())) + 1
     mean, std = train.features.mean(dim=0), train.features.std(dim=0).clamp(min=1e-6)
     grid = [(rate, decay) for rate in learning_rates for decay in weight_decays]
-    rates, decays = (torch.tensor(column, device=device) for column in zip(*grid, strict=True))  # (H,), (H,)
-    width = train.features.shape[1]
-    weight = torch.zeros(len(grid), num_classes, width, device=device, requires_grad=True)  # (H, classes, D)
-    bias = torch.zeros(len(grid), num_classes, device=device, requires_grad=True)
-    optimizer = torch.optim.SGD([weight, bias], lr=1.0, momentum=0.9)
 
-    def logits(features: Tensor) -> Tensor:
-        """(B, D) -> (B, H, classes)."""
-        product = ((features - mean) / std) @ weight.flatten(0, 1).T  # (B, H * classes)
-        return product.unflatten(1, (len(grid), num_classes)) + bias
+    def inputs(features: Tensor) -> Tensor:
+        """(B, D) -> (B, D + 1), standardised, with a last feature of 1 for the bias."""
+        return F.pad((features - mean) / std, (0, 1), value=1.0)
 
     batch_size = min(batch_size, len(train))
     num_steps = num_steps or max(2000, 10 * len(train) // batch_size)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, num_steps)
-    for batch in _batches(len(train), batch_size, num_steps, seed):
-        batch = batch.to(device)
-        scores = logits(train.features[batch])
-        truth = train.labels[batch][:, None].expand(-1, len(grid))  # (B, H)
-        losses = F.cross_entropy(scores.transpose(1, 2), truth, reduction="none").mean(dim=0)  # (H,)
-        penalties = decays / 2 * weight.square().sum(dim=(1, 2))
-        optimizer.zero_grad()
-        (rates * (losses + penalties)).sum().backward()
-        optimizer.step()
-        schedule.step()
-
-    correct = torch.zeros(len(grid), device=device)
+    heads = _Heads(grid, num_classes, train.features.shape[1], device, torch.bfloat16 if bf16 else torch.float32)
     with torch.no_grad():
+        for step, batch in enumerate(_batches(len(train), batch_size, num_steps, seed)):
+            batch = batch.to(device)
+            heads.train(
+                inputs(train.features[batch]), train.labels[batch], rate=(1 + math.cos(math.pi * step / num_steps)) / 2
+            )
+        correct = torch.zeros(len(grid), device=device)
         for features, labels in zip(val.features.split(batch_size), val.labels.split(batch_size), strict=True):
-            scores = logits(features)
-            correct += (scores.argmax(dim=2) == labels[:, None]).logical_and(scores.isfinite().all(dim=2)).sum(dim=0)
+            scores = heads.weight @ inputs(features).T  # (H, classes, B)
+            correct += (scores.argmax(dim=1) == labels).logical_and(scores.isfinite().all(dim=1)).sum(dim=1)
     return dict(zip(grid, (correct / len(val)).tolist(), strict=True))
+
+
+class _Heads:
+    """Linear heads that are trained together by SGD with momentum 0.9, on the mean cross-entropy.
+
+    The gradients are written out, since autograd would make several more passes over all heads' scores.
+
+    Args:
+        grid: (learning rate, weight decay) of each of the H heads.
+        num_classes: C.
+        width: D.
+        device: Where they are.
+        dtype: Of the matrix products.
+    """
+
+    def __init__(
+        self, grid: list[tuple[float, float]], num_classes: int, width: int, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        self.weight = torch.zeros(len(grid), num_classes, width + 1, device=device)
+        """(H, C, D + 1), the last column being the bias, which does not decay."""
+        self._velocity, self._dtype = torch.zeros_like(self.weight), dtype
+        rates, decays = torch.tensor(grid, device=device).T[:, :, None, None]  # (H, 1, 1)
+        decaying = torch.ones(width + 1, device=device)
+        decaying[-1] = 0.0
+        self._rates, self._decays = rates, rates * decays * decaying  # (H, 1, 1), (H, 1, D + 1)
+
+    def train(self, x: Tensor, labels: Tensor, *, rate: float) -> None:
+        """Make a step on (B, D + 1) inputs with (B,) labels; `rate` is the schedule's share of the learning rates."""
+        num_classes, narrow = self.weight.shape[1], x.to(self._dtype)
+        scores = self.weight.to(self._dtype).flatten(0, 1) @ narrow.T  # (H * C, B): softmax runs along the images
+        probabilities = scores.unflatten(0, (-1, num_classes)).softmax(dim=1)
+        gradient = (probabilities.flatten(0, 1) @ narrow).view_as(self.weight).float()
+        # Minus the one-hot labels' share, which is the same for all heads.
+        gradient -= F.one_hot(labels, num_classes).to(x.dtype).T @ x
+        self._velocity.mul_(0.9).addcmul_(gradient, self._rates / len(x)).addcmul_(self.weight, self._decays)
+        self.weight.sub_(self._velocity, alpha=rate)
 
 
 def _batches(num_images: int, batch_size: int, num_steps: int, seed: int) -> Iterator[Tensor]:

@@ -45,7 +45,7 @@ class FeatureConfig(Settings):
     """`cpu`, `cuda`, `cuda:1`, `mps`; `auto` takes the accelerator, if any."""
 
     precision: Literal["auto", "bf16", "float32"] = "auto"
-    """Precision of the forward pass; `auto` is bf16 where the accelerator supports it, else float32."""
+    """Precision of the forward pass; `auto` is bf16 where the device multiplies it fast, else float32."""
 
     seed: int = 0
     """Decides the weights of `none` and everything random in a probe."""
