@@ -3,13 +3,16 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: demo test attack test-cluster check format clean
+.PHONY: demo test test-browser attack test-cluster check format clean
 
 demo: $(INSTALLED)  ## pre-train a small ViT on the built-in photographs
 	$(BIN)/fastmim pretrain --config examples/demo.yaml --out runs/demo
 
 test: $(INSTALLED)  ## run the test suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4
+
+test-browser: $(INSTALLED)  ## the report in a browser; needs: apt-get install chromium chromium-driver
+	$(BIN)/python -m pytest -m browser tests
 
 SCALE ?= 1
 SEED ?= 0

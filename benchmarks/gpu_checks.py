@@ -21,8 +21,8 @@ from torch._dynamo.utils import counters
 import fastmim
 from fastmim.bench.steps import Form, fastmim_step, synthetic_batch
 from fastmim.method.targets import HOG
+from fastmim.system.run_directory import RunDirectory
 from fastmim.training.loop import make_forward
-from fastmim.training.run_directory import RunDirectory
 
 Cases = Mapping[str, Callable[[], dict[str, Any]]]
 

@@ -27,10 +27,10 @@ from fastmim.data import augment
 from fastmim.data.statistics import IMAGENET_MEAN, IMAGENET_STD
 from fastmim.method.mim import MIM
 from fastmim.randomness import image_keys
+from fastmim.system.run_directory import RunDirectory
 from fastmim.training import loop, optim
 from fastmim.training.logs import Logs
 from fastmim.training.plan import Plan
-from fastmim.training.run_directory import RunDirectory
 from fastmim.training.schedule import Stage
 from fastmim.training.settings import TrainConfig
 

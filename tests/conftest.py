@@ -33,6 +33,7 @@ SMALL: dict[str, Any] = {
     "precision": "float32",  # the same on every processor, and small networks gain nothing from less
     "trackers": "none",
     "picture_every": "never",
+    "report": "never",
 }
 
 

@@ -56,7 +56,7 @@ def test_a_run_directory_holds_what_is_promised(
     result = pretrain(out, photos, steps=60, picture_every="30 steps")
     assert result.finished and result.weights.exists()
     assert {p.name for p in out.iterdir()} == {
-        "config.yaml", "metrics.jsonl", "checkpoints", "weights.safetensors", "samples",
+        "config.yaml", "metrics.jsonl", "starts.jsonl", "checkpoints", "weights.safetensors", "samples",
     }  # fmt: skip
     assert sorted(p.name for p in (out / "samples").iterdir()) == ["step_000000030.png", "step_000000060.png"]
     assert [p.name for p in sorted((out / "checkpoints").iterdir())] == ["step_000000056", "step_000000060"]

@@ -15,7 +15,7 @@ from fastmim import config as configs
 from fastmim.errors import RequestError
 from fastmim.method.settings import PretrainConfig
 from fastmim.recipes import FINETUNE_RECIPES, RECIPES, result
-from fastmim.training import run_directory
+from fastmim.training import opening
 from fastmim.training.settings import TrainConfig
 from fastmim.transfer.classify.settings import FinetuneConfig
 
@@ -110,8 +110,6 @@ def test_recipes_give_the_settings_and_flags_override(
     tmp_path: Path, config_class: type[TrainConfig], recipes: dict[str, Any]
 ) -> None:
     for name, recipe in recipes.items():
-        config = run_directory.resolve(
-            config_class, {"recipe": name, "out": tmp_path / "run", "steps": 3}, recipes=recipes
-        )
+        config = opening.resolve(config_class, {"recipe": name, "out": tmp_path / "run", "steps": 3}, recipes=recipes)
         expected = recipe() | {"recipe": name, "steps": 3, "epochs": None}
         assert {key: getattr(config, key) for key in expected} == expected

@@ -98,14 +98,15 @@ class Pretraining(Task[PretrainConfig]):
         if self.probe_data:
             probe = functools.partial(self.probe, self.probe_data, logs)
             found.append((self.plan.steps(config.probe_every), on_main(probe)))
-        return found
+        every = config.picture_every if config.picture_every != "never" else "10%"
+        return [*found, *self.reporting(every, logs)]
 
     def draw_sample(self, logs: Logs, step: int) -> dict[str, float]:
         """Draw `step_N.png`, the same few images and masks every time, and measure how much is predicted."""
         images, output = pictures.predict(self.model, self.source, num_images=NUM_PICTURED, seed=self.config.seed)
         picture = pictures.picture(images, output, self.model.target, caption=f"step {step}")
         path = self.directory.picture(f"step_{step:09d}.png")
-        picture.save(path)
+        pictures.save(picture, path)
         explained = explained_variance(output["prediction"], output["target"], output["mask"])
         logs.say(f"{path}: {describe_explained(explained)}")
         return {"explained_variance": explained}

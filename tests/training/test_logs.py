@@ -12,8 +12,8 @@ import pytest
 from rich.console import Console
 
 from fastmim.errors import RequestError
+from fastmim.system.run_directory import RunDirectory
 from fastmim.training.logs import Logs
-from fastmim.training.run_directory import RunDirectory
 from fastmim.training.trackers import TRACKERS, open_trackers
 
 METRICS = {

@@ -24,11 +24,11 @@ from torch.optim import AdamW
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastmim.errors import RunError
+from fastmim.system.run_directory import RunDirectory
 from fastmim.system.signals import Stopped
 from fastmim.training import checkpoint, loop, meter, optim
 from fastmim.training.logs import Logs
 from fastmim.training.plan import Plan
-from fastmim.training.run_directory import RunDirectory
 from fastmim.training.schedule import Stage
 from fastmim.training.settings import TrainConfig
 

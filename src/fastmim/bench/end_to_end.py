@@ -15,9 +15,9 @@ from fastmim.bench.steps import synthetic_batch
 from fastmim.bench.timing import spread
 from fastmim.data.sources import Source
 from fastmim.pretraining import Pretraining
+from fastmim.system.run_directory import RunDirectory
 from fastmim.training.loop import Batch
 from fastmim.training.run import launch
-from fastmim.training.run_directory import RunDirectory
 from fastmim.training.schedule import Stage
 
 MEMORY = "batches in memory"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import sys
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ from typing import Any
 
 from fastmim.errors import RequestError
 from fastmim.system import files
+from fastmim.system.machine import hardware
 
 PACKAGES = ("fastmim", "torch", "torchvision", "timm", "numpy", "pillow", "simplejpeg")
 
@@ -109,37 +109,7 @@ def this_command() -> str:
     return " ".join([start, *sys.argv[1:]])
 
 
-def hardware(device: str) -> dict[str, Any]:
-    """The machine: processor, its bfloat16 instructions, cores and device; on CUDA, the accelerator's name.
-
-    The load average says how many processes shared the machine in the last five minutes.
-    """
-    import torch  # not with this module: `cost` reads records without it
-
-    from fastmim.system.devices import BF16_INSTRUCTIONS
-
-    found = torch.cpu.get_capabilities()
-    about: dict[str, Any] = {
-        "processor": _processor(),
-        "bf16_instructions": [name for name in BF16_INSTRUCTIONS if found.get(name)],
-        "cores": os.cpu_count(),
-        "load_average": round(os.getloadavg()[1], 1),
-        "device": device,
-    }
-    if device.startswith("cuda"):
-        about["accelerator"] = torch.cuda.get_device_name(device)
-    return about
-
-
 def machine(record: Record) -> str:
     """A record's accelerator, or its processor and number of cores."""
     about = record["hardware"]
     return str(about.get("accelerator", f"{about['processor']}, {about['cores']} cores"))
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()

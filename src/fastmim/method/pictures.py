@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor, nn
 
 from fastmim.data import augment
@@ -278,4 +281,20 @@ def _sheet(panels: Sequence[_Panel], title: str, caption: str) -> Image.Image:
         draw.text((left, 69), panel.note, _FAINT, fonts[13])
         for row, pixels in enumerate((panel.pixels.nan_to_num(0) * 255).round().byte().numpy()):
             sheet.paste(Image.fromarray(pixels), (left, top + row * (height + _GAP)))
+    places = {"left": _MARGIN, "top": top, "width": side, "height": height, "gap": _GAP, "rows": rows}
+    sheet.info["fastmim"] = json.dumps(places | {"titles": [panel.title for panel in panels]})
     return sheet
+
+
+def save(sheet: Image.Image, path: Path) -> None:
+    """Write a picture; a PNG also says where its panels are, for the report.
+
+    Raises:
+        OSError, ValueError: it cannot be written, or not in this format.
+    """
+    if path.suffix.lower() == ".png":
+        text = PngInfo()
+        text.add_text("fastmim", sheet.info["fastmim"])
+        sheet.save(path, pnginfo=text)
+    else:
+        sheet.save(path)

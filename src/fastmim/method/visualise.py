@@ -10,8 +10,8 @@ from fastmim.method import pictures
 from fastmim.method.build import load_checkpointed
 from fastmim.method.loss import explained_variance
 from fastmim.method.settings import PretrainConfig
-from fastmim.training import checkpoint, run_directory
-from fastmim.training.run_directory import RunDirectory
+from fastmim.system.run_directory import RunDirectory
+from fastmim.training import checkpoint, opening
 
 
 def visualise_run(run: Path, *, images: str | None = None, out: Path, num_images: int = 8, seed: int = 0) -> float:
@@ -37,7 +37,7 @@ def visualise_run(run: Path, *, images: str | None = None, out: Path, num_images
     found = checkpoint.newest(directory.checkpoints)
     if found is None:
         raise RequestError(f"run is {run}, which has no checkpoint yet; expected one: wait until it saves its first")
-    run_directory.check_config(config, found)
+    opening.check_config(config, found)
     model = load_checkpointed(config, found)
     found_images = sources.open_source(images or config.data)
     crops, output = pictures.predict(model, found_images, num_images=num_images, seed=seed)
@@ -45,7 +45,7 @@ def visualise_run(run: Path, *, images: str | None = None, out: Path, num_images
     picture = pictures.picture(crops, output, model.target, caption=caption, max_rows=num_images)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(out)
+        pictures.save(picture, out)
     except (OSError, ValueError) as error:
         raise RequestError(
             f"out is {out}: {error}; expected a picture file that can be written, such as x.png"

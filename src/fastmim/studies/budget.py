@@ -21,7 +21,7 @@ from fastmim.studies.settings import FEWEST_FINETUNE_STEPS, MAX_EPOCHS, MIN_STEP
 from fastmim.studies.sweep import Point
 from fastmim.studies.trial import Trial
 from fastmim.system import files
-from fastmim.training.run_directory import RunDirectory
+from fastmim.system.run_directory import RunDirectory
 from fastmim.training.schedule import plan_stages, stage_at
 
 RESERVE = 0.1

@@ -149,6 +149,7 @@ def _finetune(config: StudyConfig, size: int) -> dict[str, Any]:
         "batch_size": FINETUNE_BATCH,
         "eval_every": "100%",
         "trackers": "none",
+        "report": "never",
     }
     settings = common | (LIGHT if size <= SMALL_SIZE else {}) | given
     configs.build(FinetuneConfig, settings)
@@ -182,7 +183,8 @@ def run_settings(
     runs: dict[str, Any] = {}
     if point.config:
         pretraining_settings = configs.to_mapping(point.config) | where
-        pretraining_settings |= {"epochs": None, "steps": steps, "out": str(folder / "pretrain"), "trackers": "none"}
+        pretraining_settings |= {"epochs": None, "steps": steps, "out": str(folder / "pretrain")}
+        pretraining_settings |= {"trackers": "none", "report": "never"}
         # Its settings hold a recipe's values already; the recipe would add its own number of epochs.
         runs["pretrain"] = pretraining_settings | {"recipe": None} | _bookkeeping(point.config, steps)
     begin: dict[str, Any] = {"weights": str(folder / "pretrain")} if point.config else {"layer_decay": 1.0}

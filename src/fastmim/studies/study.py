@@ -16,6 +16,7 @@ from rich.console import Console
 
 from fastmim import config as configs
 from fastmim.errors import RequestError, RunError
+from fastmim.report.writing import keep_current
 from fastmim.studies import budget, processes, results, settings
 from fastmim.studies.budget import Speeds
 from fastmim.studies.preflight import Request, check, run_settings
@@ -94,6 +95,7 @@ def study(*, dry_run: bool = False, **given: Any) -> Studied:
             for point in request.points
         }
         summary = results.write(request, slots, plan, found, say=say)
+        keep_current(config.out, say, ended=True)
     return Studied(config.out, num_trials, num_trials, summary)
 
 

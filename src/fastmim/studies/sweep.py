@@ -17,7 +17,7 @@ from fastmim.method.settings import PretrainConfig
 from fastmim.recipes import RECIPES
 from fastmim.studies import settings
 from fastmim.studies.settings import StudyConfig
-from fastmim.training import run_directory
+from fastmim.training import opening
 
 SCRATCH = "scratch"
 BASE = "base"
@@ -45,7 +45,16 @@ _DECIDED = {
     "probe": "--probe",
 }
 # Settings that do not change what is learned.
-_UNSWEPT = {"save_every", "keep_every", "log_every", "picture_every", "probe_every", "max_bad_share", "compile"}
+_UNSWEPT = {
+    "save_every",
+    "keep_every",
+    "log_every",
+    "picture_every",
+    "probe_every",
+    "max_bad_share",
+    "compile",
+    "report",
+}
 
 
 @dataclass(frozen=True)
@@ -126,9 +135,7 @@ def _resolve(given: Mapping[str, Any], *, small: bool) -> PretrainConfig:
     free = {"epochs": None, "steps": 1, "trackers": "none"}  # replaces a recipe's epochs
     # With `overwrite` the directory's contents do not matter.
     out = Path("none")
-    return run_directory.resolve(
-        PretrainConfig, {**defaults, **given, **free, "out": out}, recipes=RECIPES, overwrite=True
-    )
+    return opening.resolve(PretrainConfig, {**defaults, **given, **free, "out": out}, recipes=RECIPES, overwrite=True)
 
 
 def _are_small(combinations: list[dict[str, Any]]) -> bool:

@@ -18,7 +18,7 @@ from typing import Any
 from fastmim.errors import DONE, FAILED, REFUSED, STOPPED, RequestError, RunError
 from fastmim.studies.trial import FILE, result_file
 from fastmim.system import files
-from fastmim.training.run_directory import RunDirectory
+from fastmim.system.run_directory import RunDirectory
 
 
 def run_trial(folder: Path) -> int:

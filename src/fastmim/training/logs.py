@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
 from fastmim.system.display import say
-from fastmim.training.run_directory import RunDirectory
+from fastmim.system.run_directory import RunDirectory
 from fastmim.training.trackers import Tracker
 
 PLAIN_LINE_SECONDS = 10.0

@@ -19,13 +19,13 @@ from fastmim.config import to_mapping
 from fastmim.errors import RunError
 from fastmim.randomness import step_seed
 from fastmim.system.files import replacing
+from fastmim.system.run_directory import RunDirectory
 from fastmim.system.signals import Stopped, StopSignals
 from fastmim.system.tensor_files import save_tensors
 from fastmim.training import checkpoint, optim
 from fastmim.training.logs import Logs
 from fastmim.training.meter import PATIENCE, Meter
 from fastmim.training.plan import Plan
-from fastmim.training.run_directory import RunDirectory
 from fastmim.training.saving import Saver
 from fastmim.training.schedule import Stage, stage_at
 from fastmim.training.settings import TrainConfig

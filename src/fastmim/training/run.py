@@ -21,16 +21,19 @@ from fastmim.data import loader, sources
 from fastmim.data.bad_images import BadImages
 from fastmim.data.sources import Source
 from fastmim.errors import RequestError, RunError
+from fastmim.report.writing import keep_current
 from fastmim.system.display import say
-from fastmim.training import checkpoint, run_directory
+from fastmim.system.run_directory import RunDirectory, versions
+from fastmim.training import checkpoint, opening
 from fastmim.training.checkpoint import Checkpoint
 from fastmim.training.logs import Logs
 from fastmim.training.loop import Batch, Periodic, fit, make_forward
 from fastmim.training.micro_batch import largest_micro_batch
+from fastmim.training.opening import Recipes
 from fastmim.training.plan import make_plan
-from fastmim.training.run_directory import Recipes, RunDirectory, versions
 from fastmim.training.schedule import Stage
 from fastmim.training.settings import CropConfig, TrainConfig
+from fastmim.training.starts import describe_start
 from fastmim.training.trackers import Tracker, check_installed, open_trackers
 from fastmim.training.world import World, joined
 
@@ -89,6 +92,11 @@ class Task(ABC, Generic[Config]):
             say=functools.partial(say, console),
         )
 
+    @classmethod
+    def command(cls) -> str:
+        """The command of such runs: `pretrain` for PretrainConfig."""
+        return cls.config_class.__name__.removesuffix("Config").lower()
+
     @abstractmethod
     def open_data(self) -> Source:
         """Open the data and return the training images."""
@@ -125,6 +133,18 @@ class Task(ABC, Generic[Config]):
         """Return what happens at intervals during training: pictures and evaluations by `World.on_main`."""
         return [] if self.world.size == 1 else [(self.config.log_every, self._share_unreadable)]
 
+    def reporting(self, every: str, logs: Logs) -> list[Periodic]:
+        """The last of what `periodic` returns: the run's report, which shows what the others have written."""
+        if self.config.report == "never":
+            return []
+
+        def write_report(step: int) -> dict[str, float]:
+            if step < self.plan.total_steps:  # otherwise `launch` does, when all is written
+                keep_current(self.config.out, logs.say, ended=False)
+            return {}
+
+        return [(self.plan.steps(every), self.world.on_main(write_report))]
+
     @abstractmethod
     def finish(self, step: int) -> Result:
         """Write the trained network if the run has finished, and return its result; a signal may have stopped it."""
@@ -160,7 +180,7 @@ class Task(ABC, Generic[Config]):
         Raises:
             RequestError: the steps left would not be the run's.
         """
-        run_directory.check_config(self.config, found)
+        opening.check_config(self.config, found)
         if (expected := found.manifest["num_images"]) != len(self.source):
             raise RequestError(
                 f"data is {self.config.data} with {len(self.source)} images; expected the {expected} that the run in "
@@ -242,12 +262,19 @@ def launch(
                 task.directory.prepare(config, overwrite=overwrite)
                 if found:  # a kill may have come before the last save did
                     checkpoint.clean(found.path, keep_every=config.keep_every)
+                start = describe_start(config, task.plan, step=found.step if found else 0, command=kind.command())
+                task.directory.add_start(start)
         if found:
             say(console, f"resuming at step {found.step} of {task.plan.total_steps}")
         try:
             step = _train(task, found)
             with world.together():
-                return task.finish(step) if world.main else task.result(step)
+                if not world.main:
+                    return task.result(step)
+                result = task.finish(step)
+                if config.report != "never":
+                    keep_current(config.out, functools.partial(say, console), ended=True)
+                return result
         except OSError as error:
             kept = checkpoint.remedy(task.directory.checkpoints)
             raise RunError(f"the run in {config.out} failed: {error}; {kept}") from error
@@ -274,7 +301,7 @@ def _opened(
     with world.together():
         _check_devices(configs.build(kind.config_class, settings), world)
         if world.main:
-            opening = run_directory.opened(
+            request = opening.opened(
                 kind.config_class,
                 settings,
                 recipes=kind.recipes,
@@ -282,11 +309,11 @@ def _opened(
                 dry_run=dry_run,
                 console=console,
             )
-            config: Config = stack.enter_context(opening)
+            config: Config = stack.enter_context(request)
             check_installed(config.tracker_names())  # before anything is written
     with world.together():
         if not world.main:
-            config = run_directory.resolve(kind.config_class, settings, recipes=kind.recipes, overwrite=overwrite)
+            config = opening.resolve(kind.config_class, settings, recipes=kind.recipes, overwrite=overwrite)
     return config
 
 

@@ -30,6 +30,7 @@ class TrainConfig(Settings):
             "keep_every",
             "log_every",
             "trackers",
+            "report",
             "max_bad_share",
             "out",
         }
@@ -117,6 +118,9 @@ class TrainConfig(Settings):
 
     trackers: str = "auto"
     """Comma-separated tensorboard, wandb, mlflow; `none`; or `auto`: tensorboard if installed."""
+
+    report: Literal["auto", "never"] = "auto"
+    """Write report.html into the run directory, as training goes on and at its end; see `fastmim report`."""
 
     max_bad_share: float = 0.05
     """Stop when more than this share of the images cannot be read."""

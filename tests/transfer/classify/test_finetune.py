@@ -23,8 +23,8 @@ from fastmim.cli import main
 from fastmim.data import loader
 from fastmim.data.augment import decode_center, normalise
 from fastmim.data.labelled import open_labelled
+from fastmim.system.run_directory import RunDirectory
 from fastmim.training import meter
-from fastmim.training.run_directory import RunDirectory
 from tuning import NETWORK, PLAIN, TINY, equal, finetune, lines, tensors
 
 

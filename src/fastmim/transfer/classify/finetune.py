@@ -20,12 +20,12 @@ from fastmim.data.sources import Source
 from fastmim.errors import RequestError
 from fastmim.recipes import FINETUNE_RECIPES
 from fastmim.system.display import say
+from fastmim.system.run_directory import RunDirectory
 from fastmim.training import optim, run
 from fastmim.training.checkpoint import Checkpoint
 from fastmim.training.logs import Logs
 from fastmim.training.loop import Periodic
 from fastmim.training.run import Task, launch
-from fastmim.training.run_directory import RunDirectory
 from fastmim.transfer.classify.finetuner import Finetuner, Preparation, build_classifier
 from fastmim.transfer.classify.settings import FinetuneConfig
 from fastmim.transfer.classify.validation import Validator
@@ -159,7 +159,9 @@ class Finetuning(Task[FinetuneConfig]):
         found = super().periodic(logs)
         if self.config.ema:
             found.append((1, self.model.average))
-        return [*found, (self.plan.steps(self.config.eval_every), self.world.on_main(self.validator))]
+        every = self.config.eval_every
+        validating = (self.plan.steps(every), self.world.on_main(self.validator))
+        return [*found, validating, *self.reporting(every, logs)]
 
     def result(self, step: int) -> Result:
         return Result(self.config.out, step, self.plan.total_steps)

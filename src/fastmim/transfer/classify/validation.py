@@ -15,8 +15,8 @@ from fastmim.data.bad_images import BadImages
 from fastmim.data.labelled import Labelled
 from fastmim.errors import RunError
 from fastmim.system import files
+from fastmim.system.run_directory import RunDirectory
 from fastmim.training.plan import Plan
-from fastmim.training.run_directory import RunDirectory
 from fastmim.transfer.classify.confusion import MAX_CLASSES, draw_confusion
 from fastmim.transfer.classify.evaluation import evaluate
 from fastmim.transfer.classify.finetuner import Finetuner
