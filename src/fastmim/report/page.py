@@ -31,6 +31,7 @@ FORMAT = 1
 _PERCENT: dict[str, Any] = {"unit": "%", "scale": 100.0}
 _CHARTS: dict[str, dict[str, Any]] = {
     "loss": {"title": "Loss", "height": 260},
+    "explained_variance": {"title": "Explained variance of the hidden blocks"} | _PERCENT | {"points": True},
     "probe_mim_loss": {"title": "Held-out loss", "points": True},
     "probe_knn": {"title": "kNN accuracy"} | _PERCENT | {"points": True},
     "probe_effective_rank": {"title": "Effective rank of the features", "points": True},
@@ -245,6 +246,7 @@ def _facts(shown: Shown) -> list[tuple[str, str]]:
     wanted = [
         ("loss", last("loss"), "{:.4g}"),
         ("held-out loss", last("probe_mim_loss"), "{:.4g}"),
+        ("variance explained", _times(last("explained_variance"), 100), "{:.1f} %"),
         ("kNN accuracy", _times(last("probe_knn"), 100), "{:.1f} %"),
         ("top-1", _times(last("val_top1"), 100), "{:.1f} %"),
         ("mIoU", _times(last("val_miou"), 100), "{:.1f} %"),
