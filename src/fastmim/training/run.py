@@ -92,11 +92,6 @@ class Task(ABC, Generic[Config]):
             say=functools.partial(say, console),
         )
 
-    @classmethod
-    def command(cls) -> str:
-        """The command of such runs: `pretrain` for PretrainConfig."""
-        return cls.config_class.__name__.removesuffix("Config").lower()
-
     @abstractmethod
     def open_data(self) -> Source:
         """Open the data and return the training images."""
@@ -262,7 +257,7 @@ def launch(
                 task.directory.prepare(config, overwrite=overwrite)
                 if found:  # a kill may have come before the last save did
                     checkpoint.clean(found.path, keep_every=config.keep_every)
-                start = describe_start(config, task.plan, step=found.step if found else 0, command=kind.command())
+                start = describe_start(config, task.plan, step=found.step if found else 0)
                 task.directory.add_start(start)
         if found:
             say(console, f"resuming at step {found.step} of {task.plan.total_steps}")

@@ -13,14 +13,13 @@ from fastmim.training.plan import Plan
 from fastmim.training.settings import TrainConfig
 
 
-def describe_start(config: TrainConfig, plan: Plan, *, step: int, command: str) -> dict[str, Any]:
+def describe_start(config: TrainConfig, plan: Plan, *, step: int) -> dict[str, Any]:
     """The facts of a start as JSON types.
 
     Args:
         config: The run's settings.
         plan: The same, resolved to steps.
         step: Where training begins.
-        command: The command of such runs, as in `fastmim pretrain`.
 
     Returns:
         "time" (UTC), "step", "command", "total_steps", "steps_per_epoch", "batch_size", "num_images", "stages",
@@ -30,7 +29,7 @@ def describe_start(config: TrainConfig, plan: Plan, *, step: int, command: str) 
     return {
         "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
         "step": step,
-        "command": command,
+        "command": type(config).__name__.removesuffix("Config").lower(),  # `pretrain` for PretrainConfig
         "total_steps": plan.total_steps,
         "steps_per_epoch": plan.steps_per_epoch,
         "batch_size": plan.batch_size,
