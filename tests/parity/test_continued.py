@@ -90,11 +90,17 @@ def test_a_tensor_of_a_decoder_that_is_missing_renamed_or_of_another_shape(tmp_p
         state["decoder.0.weight"] = state["decoder.0.weight"][..., None, None]
         settings = {"decoder": "linear", "target": "rgb"}
     name = "decoder.0.bias" if layout == "SimMIM" else "decoder_pred.bias"
+    weight, head = ("decoder.0.weight",) * 2 if layout == "SimMIM" else ("decoder_embed.weight", "decoder_pred.weight")
     without = {key: tensor for key, tensor in state.items() if key != name}
     for changed, said in (
         (without, "missing keys decoder.head.bias)"),
         (without | {f"{name}s": state[name]}, "unknown keys decoder.head.biass; missing keys decoder.head.bias)"),
         (state | {name: state[name][:-1]}, f"other shapes decoder.head.bias ({len(state[name]) - 1},) instead of"),
+        (
+            state | {weight: torch.zeros(())},
+            f"other shapes decoder.{'head' if layout == 'SimMIM' else 'embed'}.weight ()",
+        ),
+        (state | {head: torch.zeros(7, *state[head].shape[1:])}, "other shapes decoder.head.weight (7, "),
     ):
         network = SWIN if layout == "SimMIM" else VIT
         assert f"decoder untrained ({said}" in started(converted(tmp_path, changed, network), **settings)[1]

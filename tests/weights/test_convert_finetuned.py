@@ -359,6 +359,11 @@ def test_a_tensor_that_is_missing_renamed_or_of_another_shape_is_named(tmp_path:
         with pytest.raises(RequestError, match=message) as refusal:
             fastmim.convert(saved(tmp_path, changed), out=out, **settings)
         assert "\n" not in str(refusal.value) and not out.exists()
+    first = next(name for name in backbone if state[name].ndim == 4 and "mask_token" not in name)  # the patch embedding
+    without = {name: tensor for name, tensor in state.items() if name != first}
+    with pytest.raises(RequestError, match=r"missing keys [\w., ]*weight[;,]") as refusal:
+        fastmim.convert(saved(tmp_path, without), out=out, **settings)
+    assert "\n" not in str(refusal.value) and not out.exists()
 
 
 def test_heads_that_do_not_divide_the_width(tmp_path: Path) -> None:

@@ -88,7 +88,7 @@ def start_from(model: MIM, init: str, *, target: str) -> str:
             continue
         if not theirs:
             why = f"{found.where} has none" if found.tensors else found.where
-        elif part == "decoder" and target not in found.targets:
+        elif part == "decoder" and found.targets and target not in found.targets:
             why = f"it has learned {' or '.join(found.targets)}, not {target}"
         else:
             why = files.differences(theirs, own, most=2)

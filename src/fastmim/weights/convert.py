@@ -207,6 +207,11 @@ def _save(path: Path, found: foreign.TimmModel, encoder: Backbone, network: nn.M
 def _identify(file: Path, backbone: State, state: State, layout: foreign.Layout, **given: Any) -> foreign.TimmModel:
     try:
         return foreign.identify(backbone, state, layout, **given)
+    except KeyError as error:  # the tensor that says the size of something
+        raise RequestError(
+            f"file is {file}, whose missing keys include {error.args[0]}; expected all tensors of a backbone: download "
+            f"it again"
+        ) from None
     except (TypeError, IndexError, ZeroDivisionError) as error:  # such as the width of a tensor without dimensions
         raise RequestError(
             f"file is {file}, whose tensors have shapes of no known model ({first_line(error)}); download it again"

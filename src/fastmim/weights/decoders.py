@@ -43,7 +43,7 @@ class Found:
     tensors: dict[str, Tensor]
     """Under the names that they have in a `MIM`; empty if there is nothing."""
     targets: tuple[str, ...]
-    """Targets, by their names in settings, that the decoder may have learned."""
+    """Targets, by their names in settings, that the decoder may have learned; empty if its outputs are of none."""
     where: str
     """A description for the user of where they were looked for."""
     names: tuple[str, ...] = ()
@@ -107,7 +107,7 @@ def renamed(state: State, layout: Layout, *, stride: int) -> Found:
     if num_outputs == num_pixels:
         targets: tuple[str, ...] = ("rgb",) if layout.method == "SimMIM" else ("pixels", "rgb")
     else:
-        targets = ("hog",)
+        targets = ("hog",) if num_outputs == 27 * (max(stride, 8) // 8) ** 2 else ()
     names = tuple(name for name in state if mim_name(name, layout) in tensors)
     return Found(tensors, targets, "the checkpoint", names)
 
@@ -134,11 +134,11 @@ def _has_fixed_positions(state: State) -> bool:
 
 def flags(found: Found) -> str:
     """The flags of `pretrain` that make a decoder which these tensors fit; empty if there is none."""
-    if "decoder.head.weight" not in found.tensors:
+    if "decoder.head.weight" not in found.tensors or not found.targets:
         return ""
     weight = found.tensors.get("decoder.embed.weight")
     blocks = {name.split(".")[2] for name in found.tensors if name.startswith("decoder.blocks.")}
-    size = "linear" if weight is None else f"{len(weight)}x{len(blocks)}"
+    size = "linear" if weight is None or not weight.ndim else f"{len(weight)}x{len(blocks)}"
     words = ["--decoder", size, "--target", found.targets[0]]
     words += ["--masking", "drop"] if "decoder.mask_token" in found.tensors else []
     words += ["--loss", "l1"] if found.targets == ("rgb",) else []
