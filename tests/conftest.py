@@ -54,7 +54,9 @@ def command_line(command: str, data: Path, out: Path, settings: dict[str, Any]) 
     words = [sys.executable, "-m", "fastmim", command, "--data", str(data), "--out", str(out)]
     for key, value in settings.items():
         flag = "--" + key.replace("_", "-")
-        if isinstance(value, dict):
+        if isinstance(value, bool):
+            words.append(flag if value else flag.replace("--", "--no-"))
+        elif isinstance(value, dict):
             words += [word for k, v in value.items() for word in (f"{flag}.{k}", str(v))]
         else:
             words += [flag, str(value)]

@@ -13,6 +13,7 @@ from torch import nn
 from torch.optim import AdamW
 
 from fastmim import weights
+from fastmim.backbone.surgery import check_lists_blocks
 from fastmim.data import augment
 from fastmim.data.labelled import Labelled, open_labelled
 from fastmim.data.sources import Source, open_source
@@ -74,6 +75,8 @@ class Pretraining(Task[PretrainConfig]):
 
     def build(self, found: Checkpoint | None) -> None:
         self.model = build_model(self.config, resuming=found is not None).to(self.plan.device)
+        if self.config.shard:
+            check_lists_blocks(self.model.backbone.model, self.model.backbone.name, "shard")
         if (size := self.plan.stages[0].size) != self.model.backbone.img_size:
             self.model.set_input_size(size)  # the share of the config's first stage is less than a step
         init = self.config.init

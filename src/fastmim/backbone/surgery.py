@@ -36,6 +36,15 @@ def list_blocks(model: nn.Module) -> list[str]:
     return names
 
 
+def check_lists_blocks(model: nn.Module, name: str, setting: str) -> None:
+    """Raise RequestError if a setting is on that goes block by block, and the model, called `name`, lists none."""
+    if not list_blocks(model):
+        raise RequestError(
+            f"{setting} is on, and {name} does not list its blocks; leave it off, and lower micro_batch "
+            f"where memory is short"
+        )
+
+
 def num_kept(num_blocks: int, share: float) -> int:
     """Number of blocks that a share keeps, rounded up; RequestError unless 0 < share <= 1."""
     if not 0 < share <= 1:
@@ -87,12 +96,8 @@ def checkpoint_activations(model: nn.Module, name: str) -> None:
     Raises:
         RequestError: the model, called `name`, does not list its blocks.
     """
-    if not (blocks := list_blocks(model)):
-        raise RequestError(
-            f"checkpoint_activations is on, and {name} does not list its blocks; leave it off, and lower micro_batch "
-            f"where memory is short"
-        )
-    for module in map(model.get_submodule, blocks):
+    check_lists_blocks(model, name, "checkpoint_activations")
+    for module in map(model.get_submodule, list_blocks(model)):
         if "forward" not in vars(module):  # neither wrapped already nor skipped
             module.forward = partial(checkpoint, module.forward, use_reentrant=False)
 

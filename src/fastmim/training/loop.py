@@ -22,7 +22,7 @@ from fastmim.system.files import replacing
 from fastmim.system.run_directory import RunDirectory
 from fastmim.system.signals import Stopped, StopSignals
 from fastmim.system.tensor_files import save_tensors
-from fastmim.training import checkpoint, optim
+from fastmim.training import checkpoint, optim, sharding
 from fastmim.training.logs import Logs
 from fastmim.training.meter import PATIENCE, Meter
 from fastmim.training.plan import Plan
@@ -42,6 +42,7 @@ class Trainable(Protocol):
     """What `fit` trains; `training.run.Task` has the details."""
 
     model: nn.Module
+    """If it has a method `after_step`, that is called with the number of steps made."""
 
     def batches(self, stage: Stage, first_step: int) -> Generator[Batch]:
         """Yield the micro-batches of a stage from a step on, `stage.accumulation` for each step."""
@@ -86,7 +87,7 @@ def fit(
         RunError: the loss was not finite in ten steps in a row, or a checkpoint could not be written.
         Stopped: a signal came while the last evaluation was waiting for data.
     """
-    model, directory = task.model, RunDirectory(config.out)
+    model, directory = task.model.cpu() if plan.shard else task.model, RunDirectory(config.out)
     step, total = resume_from.step if resume_from else 0, plan.total_steps
     stage = stage_at(plan.stages, max(step - 1, 0))  # a checkpoint at a boundary has the shapes before it
     if stage.size != plan.stages[0].size:
@@ -94,11 +95,11 @@ def fit(
     optimizer = task.build_optimizer(model)
     if resume_from:
         checkpoint.load(resume_from, model, optimizer)
+    model.train()
     world = plan.world
     about = {"seed": config.seed, "global_batch": config.batch_size, "world_size": world.size}
     about |= task.facts() | {"config": to_mapping(config)}
-    wrapped = world.wrap(model)
-    forward = make_forward(wrapped, task.prepare, plan.device, bf16=plan.bf16, compile=plan.compile)
+    trained, wrapped, optimizer, forward = distribute(task, optimizer, plan)
     meter = Meter(
         step,
         device=plan.device,
@@ -108,11 +109,10 @@ def fit(
         **({"state": resume_from.manifest["meter"]} if resume_from and "meter" in resume_from.manifest else {}),
     )
     periodic = task.periodic(logs)
-    model.train()
 
     def save() -> None:
         now = about | {"meter": meter.state()}
-        saver.save(step, model, optimizer, about=now)
+        saver.save(step, trained, optimizer, about=now)
 
     saver = Saver(directory.checkpoints, keep_every=config.keep_every, world=world, say=logs.say)
     with StopSignals(elsewhere=world.asked_to_stop, answer=_STOPPING) as stop, saver:
@@ -120,9 +120,10 @@ def fit(
             while step < total:
                 if (new := stage_at(plan.stages, step)).size != stage.size:
                     logs.say(f"stage: {stage.size} -> {new.size} pixels at step {step}")
+                    if plan.shard:
+                        optimizer = sharding.unite(trained, optimizer, model, rebuild=task.build_optimizer)
                     optimizer = optim.resize(model, optimizer, new.size, rebuild=task.build_optimizer)
-                    wrapped = world.wrap(model)
-                    forward = make_forward(wrapped, task.prepare, plan.device, bf16=plan.bf16, compile=plan.compile)
+                    trained, wrapped, optimizer, forward = distribute(task, optimizer, plan)
                 stage = new
                 stream = until_stopped(on_device(task.batches(stage, step), plan.device), stop, world)
                 while step < stage.stop:
@@ -140,6 +141,8 @@ def fit(
                         world=world,
                     )
                     step += 1
+                    if hasattr(trained, "after_step"):
+                        trained.after_step(step)  # type: ignore[operator]
                     logs.advance(step)
                     if step % config.log_every == 0 or step == total:
                         logs.log(step, world.slowest(meter.read(step, rate)))
@@ -157,6 +160,8 @@ def fit(
                                 if numbers := function(step):
                                     logs.log(step, numbers)
                                 model.train()
+                                if plan.shard:
+                                    model.cpu()
                         # A stage's end is saved before the next one changes the shapes.
                         if step % config.save_every == 0 or step == stage.stop:
                             save()
@@ -168,9 +173,32 @@ def fit(
                 save()
         with world.together():
             saver.wait()
+    world.gather()
     if skipped := meter.skipped():
         logs.say(f"skipped {skipped:,} of {step:,} steps: their loss or gradient was not finite")
     return step
+
+
+def distribute(
+    task: Trainable, optimizer: AdamW, plan: Plan
+) -> tuple[nn.Module, nn.Module, AdamW, Callable[[Batch], Tensor]]:
+    """The module whose weights are trained, the same from `World.wrap`, its optimiser, and its `make_forward`."""
+    world, trained = plan.world, task.model
+    if plan.shard:
+        trained, optimizer = sharding.divide(task.model, optimizer, plan, rebuild=task.build_optimizer)
+
+        def gather() -> None:
+            sharding.gather(trained, task.model.to(plan.device) if world.main else None)
+
+        world.gather = gather
+    wrapped = world.wrap(trained)
+    compile = plan.compile and not plan.shard  # its blocks are compiled
+    return (
+        trained,
+        wrapped,
+        optimizer,
+        make_forward(wrapped, task.prepare, plan.device, bf16=plan.bf16, compile=compile),
+    )
 
 
 def make_forward(
@@ -233,7 +261,7 @@ def train_step(
                 part_loss.backward()
             loss += part_loss.detach()
     loss = world.mean(loss)
-    norm = get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+    norm = sharding.whole(get_total_norm([p.grad for p in model.parameters() if p.grad is not None]))
     if clip is not None:
         clip_grads_with_norm_(model.parameters(), clip, norm)
     # A non-finite step must not touch the weights, and finding out must not stall the device:

@@ -40,6 +40,8 @@ class Plan:
     notes: Sequence[str] = ()
     """What the user should know about these choices, a line each."""
     compile: bool
+    shard: bool = False
+    """Divide the model's state among the processes."""
     num_workers: int
     world: World = ALONE
     """The processes that share each step."""
@@ -92,7 +94,8 @@ class Plan:
             f"length    {self.total_steps} steps ({self.total_steps / self.steps_per_epoch:.1f} epochs): {stages}",
             f"batch     {self.batch_size} images, {micro} at once{several}; peak learning rate {self.peak_lr:.2e}",
             f"device    {self.device}, {'bf16' if self.bf16 else 'float32'}, "
-            f"{'compiled' if self.compile else 'eager'}, {self.num_workers} data workers",
+            f"{'compiled' if self.compile else 'eager'}, {self.num_workers} data workers"
+            + (f"; weights divided among {size} processes" if self.shard else ""),
             *self.notes,
         ]
 
@@ -132,6 +135,7 @@ def make_plan(config: TrainConfig, source: Source, *, sizes: Sequence[tuple[int,
         bf16=devices.resolve_bf16(config.precision, device),
         notes=devices.precision_notes(config.precision, device),
         compile=device.type == "cuda" if config.compile is None else config.compile,
+        shard=config.shard and world.size > 1,
         num_workers=devices.resolve_workers(config.num_workers, sharing=world.local_size),
         world=world,
     )

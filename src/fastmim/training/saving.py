@@ -10,10 +10,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim import AdamW
 
+from fastmim.errors import RunError
 from fastmim.system import devices
 from fastmim.training import checkpoint
+from fastmim.training.sharding import whole
 from fastmim.training.world import World
 
 
@@ -51,21 +54,23 @@ class Saver:
         """Save the state after `step` steps; every process of the run calls this, and the main one saves.
 
         Raises:
-            RunError: the save before has failed; or this one, if there is no room for a copy.
+            RunError: the save before has failed, or a divided model does not fit into the main process's host memory.
         """
         with self._world.together():
             self.wait()
-            if not self._world.main:
-                return
             state = checkpoint.collect(step, model, optimizer, about=about)
-            self._has_room = self._has_room and self._make_room(state)
-            if self._has_room:
-                self._thread = threading.Thread(
-                    target=self._write, args=[self._copied(state)], name="save", daemon=True
-                )
-                self._thread.start()
-            else:
-                checkpoint.write(self._root, state, keep_every=self._keep_every)
+            if self._world.main:
+                self._has_room = self._has_room and self._make_room(state)
+        if not self._world.main:
+            for tensors in state.tensors.values():
+                for tensor in tensors.values():
+                    whole(tensor)
+        elif self._has_room:
+            copy = self._copied(state)
+            self._thread = threading.Thread(target=self._write, args=[copy], name="save", daemon=True)
+            self._thread.start()
+        else:
+            self._write(state)
 
     def check(self) -> None:
         """Raise the error of a save that has failed, without waiting for one in flight."""
@@ -102,6 +107,11 @@ class Saver:
                 return True
             except (MemoryError, RuntimeError):  # torch raises either
                 self._copy = {}
+        if any(isinstance(tensor, DTensor) for tensors in state.tensors.values() for tensor in tensors.values()):
+            raise RunError(
+                f"no room in host memory for the state of {state.num_bytes / 2**30:.2g} GiB, which process 0 gathers "
+                f"to save it; expected as much free memory on its machine: add memory, or take fewer processes there"
+            )
         self._say(
             f"note      no room in host memory for a copy of the state ({state.num_bytes / 2**30:.2g} GiB): training "
             f"waits while a checkpoint is written"
@@ -119,7 +129,7 @@ class Saver:
         for file, tensors in state.tensors.items():
             for name, tensor in tensors.items():
                 asynchronous = tensor.device.type == "cuda"
-                self._copy[file][name].copy_(tensor.detach(), non_blocking=asynchronous)
+                self._copy[file][name].copy_(whole(tensor).detach(), non_blocking=asynchronous)
                 if asynchronous:
                     on_cuda.add(tensor.device)
         for device in on_cuda:

@@ -23,6 +23,7 @@ class TrainConfig(Settings):
             "num_workers",
             "device",
             "devices",
+            "shard",
             "compile",
             "micro_batch",
             "checkpoint_activations",
@@ -101,6 +102,10 @@ class TrainConfig(Settings):
     devices: int | Literal["all"] | None = None
     """Devices of this machine to train on, with a process for each. [default: all GPUs; 1 on a CPU and from Python]"""
 
+    shard: bool = False
+    """Divide weights, gradients and moments among the processes (FSDP2), for models that do not fit on one device.
+    Not every model can be divided, and one process alone has nothing to divide."""
+
     precision: Literal["auto", "bf16", "float32"] = "auto"
     """Precision of the forward pass; `auto` is bf16 where the device multiplies it fast, else float32."""
 
@@ -130,6 +135,10 @@ class TrainConfig(Settings):
         check_positive(self, "epochs", "lr", "clip")
         check_workers(self.num_workers)
         check_bad_share(self.max_bad_share)
+        if self.shard and self.micro_batch == "auto":
+            raise RequestError(
+                "micro_batch is 'auto' with shard, whose memory no trial can tell; expected a number: --micro-batch 32"
+            )
         if self.epochs is not None and self.steps is not None:
             raise RequestError(
                 f"epochs is {self.epochs:g} and steps is {self.steps}; expected one of them: drop the other"

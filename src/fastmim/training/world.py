@@ -16,6 +16,7 @@ import torch.distributed as dist
 from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
@@ -36,6 +37,10 @@ _LOST = ("gloo", "NCCL", "Connection closed", "Connection reset", "Broken pipe",
 _ALONE = Place()
 
 
+def _nothing() -> None:
+    pass
+
+
 class World:
     """What the processes of a run say to each other; all of it is free for a process on its own.
 
@@ -47,6 +52,8 @@ class World:
         self.local_rank, self.local_size = place.local_rank, place.local_size
         self._store = store
         # Words travel on the CPU, also where gradients travel by NCCL: a device would have to be waited for.
+        self.gather: Callable[[], None] = _nothing
+        """Brings the weights of a divided model back into the one that the main process draws, validates and writes."""
         self._words: Any = dist.new_group(backend="gloo", timeout=_PATIENCE) if self.size > 1 else None
 
     @property
@@ -103,6 +110,7 @@ class World:
         """The function of a step for the main process, while the others wait and return nothing; see `together`."""
 
         def run(step: int) -> dict[str, float]:
+            self.gather()
             with self.together():
                 return function(step) if self.main else {}
 
@@ -137,7 +145,7 @@ class World:
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """The model with gradients averaged over the processes, and batch norms over the whole batch (on CUDA)."""
-        if self.size == 1:
+        if self.size == 1 or isinstance(model, FSDPModule):
             return model
         device = next(model.parameters()).device
         if device.type == "cuda":
@@ -168,6 +176,8 @@ class World:
 
     def accumulating(self, model: nn.Module) -> AbstractContextManager[None]:
         """For the micro-batches of a step but the last: gradients stay where they are."""
+        if isinstance(model, FSDPModule):
+            return _without_sync(model)
         return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
 
     def share(self, global_batch: int) -> int:
@@ -183,6 +193,13 @@ class World:
                 f"batch_size is {global_batch}; expected a multiple of the {self.size} processes: take {near}"
             )
         return global_batch // self.size
+
+
+@contextmanager
+def _without_sync(model: FSDPModule) -> Iterator[None]:
+    model.set_requires_gradient_sync(False)
+    yield
+    model.set_requires_gradient_sync(True)
 
 
 ALONE = World()

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW
 
+from fastmim.backbone.surgery import check_lists_blocks
 from fastmim.data.labelled import Labelled, Subset, limit_labels, open_labelled
 from fastmim.data.mixing import Mix
 from fastmim.data.rand_augment import RandAugment
@@ -103,6 +104,8 @@ class Finetuning(Task[FinetuneConfig]):
             else find_start(config.weights, backbone=config.backbone, backbone_args=config.backbone_args)
         )
         classifier = build_classifier(config, self.start, num_classes=len(classes), resuming=bool(found))
+        if config.shard:
+            check_lists_blocks(classifier.model, classifier.name, "shard")
         self.model = Finetuner(classifier, ema=config.ema).to(device)
         self.mean, self.std = config.mean or tuple(self.start.mean), config.std or tuple(self.start.std)
         policy = config.randaugment
@@ -157,8 +160,6 @@ class Finetuning(Task[FinetuneConfig]):
             say=logs.say,
         )
         found = super().periodic(logs)
-        if self.config.ema:
-            found.append((1, self.model.average))
         every = self.config.eval_every
         validating = (self.plan.steps(every), self.world.on_main(self.validator))
         return [*found, validating, *self.reporting(every, logs)]

@@ -14,6 +14,7 @@ from fastmim import weights
 from fastmim.backbone import Classifier
 from fastmim.data import augment
 from fastmim.data.mixing import Mix, erase
+from fastmim.training.sharding import part
 from fastmim.transfer.classify.settings import FinetuneConfig
 from fastmim.transfer.start import Start
 
@@ -75,20 +76,23 @@ class Finetuner(nn.Module):
         return {"loss": -(targets * logits.log_softmax(dim=1)).sum(dim=1).mean()}
 
     @torch.no_grad()
-    def average(self, step: int) -> dict[str, float]:
-        """Move the average towards the weights after a step, counted from 1.
+    def after_step(self, step: int) -> None:
+        """Move the average, if there is one, towards the weights after a step, counted from 1.
 
         A young average forgets faster, so that the first values do not dominate it: the decay is at most
         (1 + step) / (10 + step), as in TensorFlow's ExponentialMovingAverage.
         """
-        assert self.averaged is not None and self.ema is not None
+        if self.averaged is None or self.ema is None:
+            return
         decay = min(self.ema, (1 + step) / (10 + step))
-        own, averaged = self.classifier.state_dict(), self.averaged.state_dict()
+        own, averaged = (
+            {name: part(tensor) for name, tensor in module.state_dict().items()}
+            for module in (self.classifier, self.averaged)
+        )
         floats = [name for name, tensor in own.items() if tensor.is_floating_point()]
         torch._foreach_lerp_([averaged[name] for name in floats], [own[name] for name in floats], 1 - decay)
         for name in own.keys() - set(floats):
             averaged[name].copy_(own[name])
-        return {}
 
 
 def build_classifier(config: FinetuneConfig, start: Start, *, num_classes: int, resuming: bool) -> Classifier:
