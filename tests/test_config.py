@@ -159,7 +159,7 @@ def test_every_setting_has_help_and_is_read() -> None:
 
     source = Path(configs.__file__).parent
     code = "".join(path.read_text() for path in source.rglob("*.py") if path.name != "settings.py")
-    own = "".join((source / room / "settings.py").read_text() for room in ("training", "method"))
+    own = "".join((source / room / "settings.py").read_text() for room in ("data", "training", "method"))
     for field in dataclasses.fields(PretrainConfig):
         used_by_method = field.name in ("stages", "decoder", "img_size", "trackers")
         assert used_by_method or f"config.{field.name}" in code, field.name

@@ -16,6 +16,7 @@ from fastmim import weights
 from fastmim.backbone.surgery import check_lists_blocks
 from fastmim.data import augment
 from fastmim.data.labelled import Labelled, open_labelled
+from fastmim.data.settings import ImageConfig
 from fastmim.data.sources import Source, open_source
 from fastmim.data.statistics import IMAGENET_MEAN, IMAGENET_STD
 from fastmim.method import pictures
@@ -65,10 +66,17 @@ class Pretraining(Task[PretrainConfig]):
     def __init__(self, config: PretrainConfig, console: Console, world: World) -> None:
         super().__init__(config, console, world)
         self.mean, self.std = (torch.tensor(v, device=self.plan.device) for v in (IMAGENET_MEAN, IMAGENET_STD))
-        self.probe_data: Labelled | None = open_labelled(config.probe) if config.probe else None
+        images = ImageConfig(max_pixels=config.max_pixels)
+        self.probe_data: Labelled | None = (
+            open_labelled(config.probe, images, inherited=self.config.range) if config.probe else None
+        )
 
     def open_data(self) -> Source:
-        return open_source(self.config.data)
+        config, init = self.config, self.config.init
+        inherited = None
+        if init and init != "timm" and config.range == "auto":
+            inherited = weights.read(init)[1].get("range")
+        return open_source(config.data, config, inherited=inherited)
 
     def sizes(self) -> tuple[tuple[int, float], ...]:
         return self.config.sizes()
@@ -133,6 +141,7 @@ class Pretraining(Task[PretrainConfig]):
             about = {
                 "recipe": self.config.recipe,
                 "data": self.config.data,
+                "range": self.config.range,
                 "steps": step,
                 "mean": IMAGENET_MEAN,
                 "std": IMAGENET_STD,
@@ -149,6 +158,7 @@ class Pretraining(Task[PretrainConfig]):
         chosen = " (auto)" if config.decoder == "auto" else ""
         lines = [
             f"data      {config.data}: {plan.num_images:,} images, {plan.steps_per_epoch} steps an epoch",
+            *self.source.remarks,
             f"backbone  {config.backbone}: {millions:.1f} M parameters, stride {backbone.stride}, "
             f"width {backbone.width}{depth}",
             f"masking   blocks of {model.block} px, {num_blocks} an image, {config.mask_ratio:.0%} hidden, "

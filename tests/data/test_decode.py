@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from PIL import EpsImagePlugin, Image, UnidentifiedImageError
 
 from fastmim.data.decode import decode_box, decode_whole
+from fastmim.data.greys import PLAIN, Decoding
 from fastmim.data.jpeg import jpeg_orientation
 from fastmim.data.pillow import image_extensions, only_images
 from fastmim.data.pixels import Box
@@ -25,8 +26,8 @@ BOX = Box(top=20, left=150, height=300, width=260)
 REGION = (150, 20, 410, 320)
 
 
-def crop(data: bytes | np.ndarray, size: int = 128, box: Box = BOX, **options: int) -> torch.Tensor:
-    return decode_box(data, size, lambda height, width: box, **options)
+def crop(data: bytes | np.ndarray, size: int = 128, box: Box = BOX, decoding: Decoding = PLAIN) -> torch.Tensor:
+    return decode_box(data, size, lambda height, width: box, decoding)
 
 
 def reference(image: Image.Image, size: int = 128) -> Image.Image:
@@ -100,39 +101,47 @@ def test_cmyk_jpeg_and_a_png_named_jpg_go_through_pillow() -> None:
     assert psnr(crop(encode(photograph(), "PNG")), reference(photograph())) > 60
 
 
-def grey_levels(image_format: str, values: np.ndarray) -> torch.Tensor:
-    return crop(encode(Image.fromarray(values), image_format))
+def grey_levels(image_format: str, values: np.ndarray, levels: tuple[float, float] | None) -> torch.Tensor:
+    return crop(encode(Image.fromarray(values), image_format), decoding=Decoding(levels))
 
 
 @pytest.mark.parametrize("image_format", ["PNG", "TIFF"])
-def test_16_bits_are_scaled_not_clipped(image_format: str) -> None:
+@pytest.mark.parametrize(
+    ("levels", "factor", "start"), [((0, 65535), 257, 0), ((0, 4080), 16, 0), ((300, 810), 2, 300)]
+)
+def test_greys_are_mapped_by_the_levels_of_their_source(
+    image_format: str, levels: tuple[float, float], factor: int, start: int
+) -> None:
     grey = photograph().convert("L")
-    values = np.asarray(grey).astype(np.uint16) * 257
-    assert psnr(grey_levels(image_format, values), reference(grey)) > 55
-    # A dark image stays dark: the scale is the format's, not the image's own.
-    assert grey_levels(image_format, np.full((400, 600), 2560, dtype=np.uint16)).unique().tolist() == [10]
+    values = np.asarray(grey).astype(np.uint16) * factor + start
+    assert psnr(grey_levels(image_format, values, levels), reference(grey)) > 55
+    # A dark image stays dark: the levels are not its own.
+    dark = np.full((400, 600), start + 10 * factor, dtype=np.uint16)
+    assert grey_levels(image_format, dark, levels).unique().tolist() == [10]
 
 
-@pytest.mark.parametrize("values", [np.int32(-7), np.float32(0.25)])
-def test_32_bit_greys_fill_the_range_from_their_own_extremes(values: np.generic) -> None:
-    grey = photograph().convert("L")
-    pixels = np.asarray(grey).astype(np.float64)
-    expected = Image.fromarray(np.rint((pixels - pixels.min()) * 255 / np.ptp(pixels)).astype(np.uint8))
-    scaled = (pixels * (1000 if values.dtype == np.int32 else 1 / 255) + values).astype(values.dtype)
-    assert psnr(grey_levels("TIFF", scaled), reference(expected)) > 50
+@pytest.mark.parametrize("kind", [np.int16, np.int32, np.float32])
+def test_signed_and_float_greys_are_mapped_alike(kind: type) -> None:
+    pixels = np.asarray(photograph().convert("L")).astype(np.int64)
+    expected = grey_levels("PNG", (pixels * 100).astype(np.uint16), (1000, 20_000))
+    assert torch.equal(grey_levels("TIFF", (pixels * 100 - 9000).astype(kind), (-8000, 11_000)), expected)
+    assert expected.min() == 0 and expected.max() == 255  # what lies beyond the levels is not wrapped
 
 
-def test_a_float_map_is_scaled_like_any_float() -> None:
+def test_pfm_is_mapped_like_any_float_and_nan_is_black() -> None:
     """PFM, which Pillow reads as the format "PPM" that also holds 16-bit integers."""
     values = np.asarray(photograph().convert("L")).astype(np.float32) / 100 - 1
-    assert torch.equal(grey_levels("PPM", values), grey_levels("TIFF", values))
+    assert torch.equal(grey_levels("PPM", values, (-1, 1.5)), grey_levels("TIFF", values, (-1, 1.5)))
+    for value, level in ((np.nan, 0), (np.inf, 255), (-np.inf, 0)):
+        assert grey_levels("TIFF", np.full((400, 600), value, np.float32), (-1, 1)).unique().tolist() == [level]
 
 
-@pytest.mark.parametrize("values", [np.int32(1000), np.float32(1.5)])
-def test_a_crops_greys_are_scaled_by_the_range_of_the_whole_image(values: np.generic) -> None:
-    ramp = np.tile(np.arange(256), (9, 1)).astype(values.dtype) * values
-    ours = decode_box(encode(Image.fromarray(ramp), "TIFF"), 4, lambda height, width: Box(2, 100, 4, 4))
-    assert ours[0, 0].tolist() == [100, 101, 102, 103]
+@pytest.mark.parametrize("kind", [np.int32, np.float32, np.uint16])
+def test_greys_beyond_8_bits_in_a_source_without_such_are_refused(kind: type) -> None:
+    pixels = np.asarray(photograph().convert("L")).astype(kind)
+    assert torch.equal(grey_levels("TIFF", pixels, None), crop(encode(photograph().convert("L"), "PNG")))
+    with pytest.raises(BadImage, match=r"its greys run from 0 to 4080, .* have 8 bits: .* as in --range 0:65535"):
+        grey_levels("TIFF", pixels * kind(16), None)
 
 
 def test_16_bit_colour_png_is_scaled() -> None:
@@ -306,7 +315,7 @@ def test_damaged_tiffs_print_nothing(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(BadImage, match="decoder error"):
         crop(damaged)
     samples = patched(data, (data.index(b"\x15\x01\x03\x00\x01\x00\x00\x00") + 8, b"\xc8"))
-    with pytest.raises(BadImage, match="not an image"):
+    with pytest.raises(BadImage, match="a TIFF of 200 channels of 8-bit integers; expected grey, or RGB of 8 or 16"):
         crop(samples)  # Pillow logs that 200 samples are too many
     assert not capfd.readouterr().err
     with pytest.raises(OSError, match="decoder error"):
@@ -344,9 +353,10 @@ def test_bombs_are_refused_before_they_are_decoded(number: int) -> None:
 def test_the_pixel_limit_is_the_callers() -> None:
     for file_format in ("JPEG", "PNG"):
         data = encode(photograph(), file_format)
-        assert crop(data, max_pixels=240_000).shape == (3, 128, 128)
-        with pytest.raises(BadImage, match="more than the 239,999 pixels"):
-            crop(data, max_pixels=239_999)
+        assert crop(data, decoding=Decoding(max_pixels=240_000)).shape == (3, 128, 128)
+        remedy = "more than the 239,999 pixels that are decoded: allow it with --max-pixels 240000, or remove it"
+        with pytest.raises(BadImage, match=remedy):
+            crop(data, decoding=Decoding(max_pixels=239_999))
 
 
 def test_pillows_own_limit_is_restored(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -370,7 +380,7 @@ def test_no_bytes_break_it(data: bytes, edits: list[tuple[int, bytes]], length: 
     for position, content in edits:
         broken[position : position + len(content)] = content
     with contextlib.suppress(BadImage):
-        result = decode_box(bytes(broken), 16, lambda h, w: Box(0, 0, h, w), max_pixels=10**6)
+        result = decode_box(bytes(broken), 16, lambda h, w: Box(0, 0, h, w), Decoding(max_pixels=10**6))
         assert result.shape == (3, 16, 16) and result.dtype == torch.uint8
 
 

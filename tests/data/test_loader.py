@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from fastmim.data.augment import NUM_RANDOMS, decode_crop
+from fastmim.data.greys import Decoding
 from fastmim.data.loader import load
 from fastmim.data.order import StepSampler, steps_per_epoch
 from fastmim.data.sources import Source, open_source
@@ -205,7 +207,7 @@ def test_an_unreadable_image_is_replaced_by_the_next_and_reported() -> None:
 
 def test_the_pixel_limit_reaches_the_decoder(folder: Source) -> None:
     with pytest.raises(RunError, match=r"more than the 100 pixels that are decoded"):
-        batches(folder, max_pixels=100)
+        batches(dataclasses.replace(folder, decoding=Decoding(max_pixels=100)))  # type: ignore[type-var]
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])

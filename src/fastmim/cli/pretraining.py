@@ -66,6 +66,7 @@ def visualise(
     run: Path,
     *,
     images: str | None = None,
+    range: str | None = None,
     out: Path = Path("reconstructions.png"),
     num_images: int = 8,
     seed: int = 0,
@@ -78,6 +79,8 @@ def visualise(
         Run directory.
     images
         Images to draw, as --data takes them. [default: the run's own]
+    range
+        Greys of more than 8 bits that become black and white, as in pretrain. [default: that of the run]
     out
         PNG file to write.
     num_images
@@ -88,6 +91,6 @@ def visualise(
     from fastmim.method import visualise
     from fastmim.method.loss import describe_explained
 
-    explained = visualise.visualise_run(run, images=images, out=out, num_images=num_images, seed=seed)
+    explained = visualise.visualise_run(run, images=images, grey_range=range, out=out, num_images=num_images, seed=seed)
     print(printable(f"wrote {out}: {describe_explained(explained)}"))
     return DONE

@@ -33,10 +33,14 @@ def predict(
 
 @app.command
 def probe(
-    settings: Annotated[ProbeConfig, AsFlags] | None = None, *, config: ConfigFile = None, dry_run: DryRun = False
+    settings: Annotated[ProbeConfig, AsFlags] | None = None,
+    *,
+    config: ConfigFile = None,
+    overwrite: Overwrite = False,
+    dry_run: DryRun = False,
 ) -> int:
     """Measure frozen features on labelled images, by kNN or a linear probe."""
-    fastmim.probe(dry_run=dry_run, **given(settings, config))
+    fastmim.probe(overwrite=overwrite, dry_run=dry_run, **given(settings, config))
     return DONE
 
 

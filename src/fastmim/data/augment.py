@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fastmim.data.decode import decode_box
-from fastmim.data.limits import MAX_PIXELS
+from fastmim.data.greys import PLAIN, Decoding
 from fastmim.data.pixels import Box
 from fastmim.randomness import uniform
 
@@ -72,10 +72,10 @@ def decode_crop(
     data: bytes | np.ndarray,
     size: int,
     randoms: Sequence[float],
+    decoding: Decoding = PLAIN,
     *,
     scale: tuple[float, float] = (0.2, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
-    max_pixels: int = MAX_PIXELS,
 ) -> Tensor:
     """Decode a random crop for training: `crop_box` through `decode.decode_box`.
 
@@ -86,12 +86,10 @@ def decode_crop(
         BadImage: The data is not an image, is corrupted, or is too large.
     """
     choose_box = partial(crop_box, randoms=randoms, scale=scale, ratio=ratio)
-    return decode_box(data, size, choose_box, max_pixels=max_pixels)
+    return decode_box(data, size, choose_box, decoding)
 
 
-def decode_center(
-    data: bytes | np.ndarray, size: int, *, crop_pct: float = 1.0, max_pixels: int = MAX_PIXELS
-) -> Tensor:
+def decode_center(data: bytes | np.ndarray, size: int, decoding: Decoding = PLAIN, *, crop_pct: float = 1.0) -> Tensor:
     """Decode the crop for evaluation: like resizing the shorter side to size / crop_pct and cropping the centre.
 
     Returns:
@@ -100,7 +98,7 @@ def decode_center(
     Raises:
         BadImage: The data is not an image, is corrupted, or is too large.
     """
-    return decode_box(data, size, partial(center_box, crop_pct=crop_pct), max_pixels=max_pixels)
+    return decode_box(data, size, partial(center_box, crop_pct=crop_pct), decoding)
 
 
 def prepare(batch: Mapping[str, Any], mean: Tensor, std: Tensor) -> dict[str, Tensor]:

@@ -11,7 +11,6 @@ import torch
 from torch.utils.data import Dataset
 
 from fastmim.data.augment import decode_center
-from fastmim.data.limits import MAX_PIXELS
 from fastmim.data.loader import read_ahead
 from fastmim.data.sources import Source
 from fastmim.data.unreadable import UNREADABLE, reason
@@ -27,7 +26,6 @@ class _Centers(Dataset[dict[str, Any]]):
     source: Source
     size: int
     crop_pct: float
-    max_pixels: int
 
     def __getitems__(self, indices: Indices) -> dict[str, Any]:
         images = torch.empty(len(indices), 3, self.size, self.size, dtype=torch.uint8)
@@ -36,7 +34,7 @@ class _Centers(Dataset[dict[str, Any]]):
         for index in map(int, indices):
             try:
                 data = self.source.read(index)
-                crop = decode_center(data, self.size, crop_pct=self.crop_pct, max_pixels=self.max_pixels)
+                crop = decode_center(data, self.size, self.source.decoding, crop_pct=self.crop_pct)
             except UNREADABLE as error:
                 bad.append((self.source.name(index), reason(error)))
             else:
@@ -72,7 +70,6 @@ def load_centers(
     indices: Indices | None = None,
     num_workers: int = 0,
     crop_pct: float = 1.0,
-    max_pixels: int = MAX_PIXELS,
     pin_memory: bool = False,
 ) -> Generator[dict[str, Any], None, None]:
     """Read a source, or part of it, in order. The result does not depend on the number of workers.
@@ -84,7 +81,6 @@ def load_centers(
         indices: The images to read, in this order; all if None.
         num_workers: Number of worker processes; 0 reads in this process.
         crop_pct: Side of the central crop as a share of the image's shorter side.
-        max_pixels: Larger images count as unreadable.
         pin_memory: Put batches into page-locked memory.
 
     Yields:
@@ -95,7 +91,7 @@ def load_centers(
         RunError: A worker died.
     """
     return read_ahead(
-        _Centers(source, size, crop_pct, max_pixels),
+        _Centers(source, size, crop_pct),
         _Batches(range(len(source)) if indices is None else indices, batch_size),
         source.origin,
         num_workers=num_workers,

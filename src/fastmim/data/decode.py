@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastmim.data.greys import PLAIN, Decoding
 from fastmim.data.jpeg import decode_jpeg, jpeg_header, jpeg_orientation, reduction, snap
-from fastmim.data.limits import MAX_PIXELS, check_pixels
+from fastmim.data.limits import check_pixels
 from fastmim.data.pillow import opened
 from fastmim.data.pixels import Box, to_array
 from fastmim.data.unreadable import BadImage
@@ -38,21 +39,20 @@ def decode_box(
     data: bytes | np.ndarray,
     size: int,
     choose_box: Callable[[int, int], Box],
-    *,
-    max_pixels: int = MAX_PIXELS,
+    decoding: Decoding = PLAIN,
 ) -> Tensor:
     """Crop a box of an image and resize it to a square (antialiased bicubic).
 
     EXIF orientation is applied. Palettes, CMYK and grey become RGB; transparency is composited on white, as
-    viewers show it; 16-bit greys are scaled by 1/256, 32-bit and float greys from their own range; an
-    animation gives its first frame.
+    viewers show it; greys of more than 8 bits are mapped by the levels of `decoding`; of colours of 16 bits the
+    upper 8 are kept; an animation gives its first frame.
 
     Args:
         data: An encoded file, or uint8 (H, W), (H, W, 1) or (H, W, 3).
         size: Side of the result in pixels.
         choose_box: (height, width) of the upright image -> the box in it. If a JPEG is decoded at 1/f of its
             size, the box moves to multiples of f: by half a pixel of the result at most.
-        max_pixels: Larger images are refused before they are decoded.
+        decoding: Levels, and the largest image; larger ones are refused before they are decoded.
 
     Returns:
         (3, size, size) uint8.
@@ -64,22 +64,20 @@ def decode_box(
         return _crop_array(data, size, choose_box)
     height, width, colours = jpeg_header(data)
     if colours:
-        check_pixels(height, width, max_pixels)
+        check_pixels(height, width, decoding.max_pixels)
         orientation = jpeg_orientation(data)
         box = _stored_box(choose_box, height, width, orientation)
         factor = reduction(box, size)
-        pixels = decode_jpeg(data, height, width, factor, colours)
+        pixels = decode_jpeg(data, height, width, factor, colours, max_pixels=decoding.max_pixels)
         crop = _resample(_cut(pixels, snap(box, factor, height, width)), size, size)
     else:
-        with opened(data, max_pixels) as (image, orientation):
-            region = to_array(image, _stored_box(choose_box, image.height, image.width, orientation))
+        with opened(data, decoding.max_pixels) as (image, orientation):
+            region = to_array(image, decoding, _stored_box(choose_box, image.height, image.width, orientation))
         crop = _resample(region, size, size)
     return _turn_upright(crop.expand(3, size, size), orientation)
 
 
-def decode_whole(
-    data: bytes | np.ndarray, *, short_side: int | None = None, max_pixels: int = MAX_PIXELS
-) -> np.ndarray:
+def decode_whole(data: bytes | np.ndarray, decoding: Decoding = PLAIN, *, short_side: int | None = None) -> np.ndarray:
     """Decode a whole image, upright, and shrink it if it is larger (antialiased bicubic).
 
     Modes, transparency and animations are treated as in `decode_box`.
@@ -87,7 +85,7 @@ def decode_whole(
     Args:
         data: An encoded file, or uint8 (H, W), (H, W, 1) or (H, W, 3).
         short_side: The shorter side is shrunk to this many pixels; smaller images keep their size.
-        max_pixels: Larger images are refused before they are decoded.
+        decoding: Levels, and the largest image; larger ones are refused before they are decoded.
 
     Returns:
         uint8 (H, W, 1) if the image is grey, else (H, W, 3); C-contiguous, as encoders need it.
@@ -100,14 +98,14 @@ def decode_whole(
         return np.ascontiguousarray(_shrink(data, data.shape[0], data.shape[1], short_side))
     height, width, colours = jpeg_header(data)
     if colours:
-        check_pixels(height, width, max_pixels)
+        check_pixels(height, width, decoding.max_pixels)
         orientation = jpeg_orientation(data)
         # The decoder keeps twice the size for the resampling: a quarter slower than for crops, but 7 dB more accurate.
         factor = reduction(Box(0, 0, height, width), 2 * (short_side or max(height, width)))
-        pixels = decode_jpeg(data, height, width, factor, colours)
+        pixels = decode_jpeg(data, height, width, factor, colours, max_pixels=decoding.max_pixels)
     else:
-        with opened(data, max_pixels) as (image, orientation):
-            height, width, pixels = image.height, image.width, to_array(image)
+        with opened(data, decoding.max_pixels) as (image, orientation):
+            height, width, pixels = image.height, image.width, to_array(image, decoding)
     transpose, flip_rows, flip_columns = _UPRIGHT[orientation]
     pixels = _shrink(pixels, height, width, short_side)
     pixels = pixels.transpose(1, 0, 2) if transpose else pixels

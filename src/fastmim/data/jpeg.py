@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import simplejpeg
 
-from fastmim.data.limits import MAX_SCANNED, RESAMPLED, check_memory, check_scans, jpeg_coefficients
+from fastmim.data.limits import MAX_SCANNED, RESAMPLED, check_memory, check_scans, jpeg_coefficients, more_work
 from fastmim.data.pixels import Box
 from fastmim.data.unreadable import BadImage, one_line
 
@@ -40,7 +40,7 @@ def jpeg_orientation(data: bytes) -> int:
     return 1
 
 
-def count_scans(data: bytes, num_pixels: int) -> int:
+def count_scans(data: bytes, num_pixels: int, max_pixels: int) -> int:
     """The number of scans if a JPEG has several, which are collected before they are decoded; else 0.
 
     Counting ends when `limits.check_scans` has enough. If the header cannot be followed, as in a JPEG inside another
@@ -53,7 +53,7 @@ def count_scans(data: bytes, num_pixels: int) -> int:
         if segment.marker == _SOS:
             if not progressive and segment.start < len(data) and data[segment.start] >= num_channels:
                 return 0
-            return _count(data, segment.end, most=MAX_SCANNED // max(num_pixels, 1) + 1)
+            return _count(data, segment.end, most=more_work(MAX_SCANNED, max_pixels) // max(num_pixels, 1) + 1)
     return data.count(b"\xff\xda")
 
 
@@ -119,17 +119,17 @@ def snap(box: Box, factor: int, height: int, width: int) -> Box:
     return Box(top, left, num_rows, num_columns)
 
 
-def decode_jpeg(data: bytes, height: int, width: int, factor: int, colours: str) -> np.ndarray:
+def decode_jpeg(data: bytes, height: int, width: int, factor: int, colours: str, *, max_pixels: int) -> np.ndarray:
     """uint8 (height / factor, width / factor, 1 or 3), rounded up.
 
     Raises:
         BadImage: The file is corrupted, or decoding it would take too much memory or too long.
     """
-    num_pixels, num_scans = height * width, count_scans(data, height * width)
-    check_scans(num_pixels, num_scans)
+    num_pixels, num_scans = height * width, count_scans(data, height * width, max_pixels)
+    check_scans(num_pixels, num_scans, max_pixels)
     collected = jpeg_coefficients(num_pixels, 3 if colours == "RGB" else 1) if num_scans else 0
     decoded = num_pixels // factor**2
-    check_memory(max(collected + (3 if colours == "RGB" else 1) * decoded, RESAMPLED * decoded))
+    check_memory(max(collected + (3 if colours == "RGB" else 1) * decoded, RESAMPLED * decoded), max_pixels)
     try:
         # strict: a corrupted file raises, while libjpeg and Pillow fill in grey or garbage.
         return simplejpeg.decode_jpeg(

@@ -8,15 +8,19 @@ from pathlib import Path
 
 import numpy as np
 
+from fastmim.data.greys import Decoding
+from fastmim.data.settings import ImageConfig
 from fastmim.data.sources import Source, open_source
 from fastmim.data.sources.source import NoSuchSplit
 from fastmim.errors import RequestError
 from fastmim.system.files import expanded, is_folder
 
 TRAIN_FOLDER = "train"
+_ENOUGH = 4  # images of a class, so that one of them is held out whatever the share
 VAL_NAMES = ("val", "validation", "valid", "test")
 """Validation folders beside `train/` and validation splits of datasets; the first that exists is used."""
 
+_USUAL = ImageConfig()
 _WITH_SPLITS = ("torchvision://", "hf://")
 _EXPECTED = (
     "class folders (data/cat/1.jpg), train/ and val/ with class folders, a list with a label in each row, "
@@ -39,6 +43,14 @@ class Subset:
     @property
     def root(self) -> str | None:
         return self.source.root
+
+    @property
+    def decoding(self) -> Decoding:
+        return self.source.decoding
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        return self.source.remarks
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -67,19 +79,35 @@ class Labelled:
     held_out: bool
     """Whether `val` was split off from `data` rather than found apart."""
 
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """Those of both; the range is the same."""
+        more = [line for line in self.val.remarks if not line.startswith("range")]
+        return tuple(dict.fromkeys([*self.train.remarks, *more]))
 
-def open_labelled(data: str, *, val_data: str | None = None, val_share: float = 0.1) -> Labelled:
+
+def open_labelled(
+    data: str,
+    config: ImageConfig = _USUAL,
+    *,
+    inherited: str | None = None,
+    val_data: str | None = None,
+    val_share: float = 0.1,
+) -> Labelled:
     """Open labelled images.
 
     Validation images are `val_data` if given; else, for a directory, `val/`, `validation/`, `valid/` or `test/`
     beside its `train/`; for a torchvision or HuggingFace dataset named without a split, its first split of these
-    names that has labels; else a share of the images, chosen by a hash of their path within the directory (or of
-    their position). That split is the same in every run and on every machine, and adding an image moves no other
-    one between the parts (except the one image that a class always keeps for training). A folder called `train` is
-    an ordinary class if it has sibling folders and none of them has one of those names.
+    names that has labels; else a share of the images of each class, rounded to whole images but at least one of four,
+    chosen by a hash of their path within the directory (or of their position). That split is the same in every run and
+    on every machine; images that are added to a class move few others of it between the parts, and none of other
+    classes. A class always keeps an image for training. A folder called `train` is an ordinary class if it has sibling
+    folders and none of them has one of those names.
 
     Args:
         data: Anything that `open_source` takes and that has labels.
+        config: How images are decoded; a range that is measured is measured over the training images.
+        inherited: The range of the weights that the images are for; see `sampling.decoded_as`.
         val_data: The same, for validation; its classes are matched by name.
         val_share: Share of the images to hold out for validation if none are found, between 0 and 1.
 
@@ -89,11 +117,12 @@ def open_labelled(data: str, *, val_data: str | None = None, val_share: float = 
     """
     if not 0 < val_share < 1:
         raise RequestError(f"val_share is {val_share:g}; expected more than 0 and less than 1, such as 0.1")
-    train = open_source(_training_part(data))
+    train = open_source(_training_part(data), config, inherited=inherited)
+    config = ImageConfig(range=train.decoding.range, max_pixels=config.max_pixels)
     if val_data is not None:
-        val: Source | None = open_source(val_data)
+        val: Source | None = open_source(val_data, config)
     else:
-        val = _val_split(data) if data.startswith(_WITH_SPLITS) else _val_folder(data)
+        val = _val_split(data, config) if data.startswith(_WITH_SPLITS) else _val_folder(data, config)
     labels, classes = _check(train)
     if val is not None:
         return Labelled(train, _match(val, train, classes), classes, held_out=False)
@@ -144,20 +173,20 @@ def _training_part(data: str) -> str:
     return str(Path(data) / TRAIN_FOLDER) if len(folders) == 1 or folders & set(VAL_NAMES) else data
 
 
-def _val_folder(data: str) -> Source | None:
+def _val_folder(data: str, config: ImageConfig) -> Source | None:
     if _training_part(data) == data:
         return None
     found = [name for name in VAL_NAMES if is_folder(expanded(data) / name)]
-    return open_source(str(Path(data) / found[0])) if found else None
+    return open_source(str(Path(data) / found[0]), config) if found else None
 
 
-def _val_split(data: str) -> Source | None:
+def _val_split(data: str, config: ImageConfig) -> Source | None:
     """The validation split; None if the user named a split, or no split of these names has labels."""
     if "split=" in data:
         return None
     for name in VAL_NAMES:
         try:
-            val = open_source(f"{data}{'&' if '?' in data else '?'}split={name}")
+            val = open_source(f"{data}{'&' if '?' in data else '?'}split={name}", config)
         except NoSuchSplit:
             continue
         if val.labels is not None:  # some datasets do not publish their test labels
@@ -199,12 +228,19 @@ def _labels(source: Source) -> np.ndarray:
 
 
 def _choose(source: Source, labels: np.ndarray, share: float) -> np.ndarray:
-    """(N,) bool, True for validation. The image of each class with the highest hash is always for training."""
+    """(N,) bool, True for validation: of each class the images with the lowest hashes, at least one of four images.
+
+    If that chooses none, it is one of each class that has more than one.
+    """
     hashes = _hashes(source, salt="val")
-    is_val = hashes < np.uint64(share * 2.0**64)
     by_class = np.lexsort((hashes, labels))
-    last = np.flatnonzero(np.diff(labels[by_class], append=-1))
-    is_val[by_class[last]] = False
+    _, starts, sizes = np.unique(labels[by_class], return_index=True, return_counts=True)
+    num_val = np.maximum(np.floor(share * sizes + 0.5).astype(np.int64), sizes >= _ENOUGH).clip(max=sizes - 1)
+    if not num_val.any():
+        num_val = (sizes > 1).astype(np.int64)
+    rank = np.arange(len(labels)) - np.repeat(starts, sizes)  # of each image in its class, by hash
+    is_val = np.zeros(len(labels), dtype=bool)
+    is_val[by_class] = rank < np.repeat(num_val, sizes)
     return is_val
 
 

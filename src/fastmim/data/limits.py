@@ -6,17 +6,19 @@ the memory that each decoder takes on top of its image was measured.
 
 from __future__ import annotations
 
+import math
 import re
 
 from PIL import Image
 
+from fastmim.data.settings import MAX_PIXELS
 from fastmim.data.unreadable import BadImage
 
-MAX_PIXELS = 178_956_970
-"""The largest image that is decoded, in pixels: the limit at which Pillow itself refuses. 0.5 GB as RGB."""
-
 MAX_MEMORY = 900_000_000
-"""The most memory that decoding one image may take at a time, in bytes."""
+"""The most memory that decoding one image may take at a time, in bytes, unless more pixels are allowed."""
+
+_BYTES_A_PIXEL = 8
+"""The memory for each pixel that is allowed beyond the usual number: that of an RGB image in most formats."""
 
 RESAMPLED = 5
 """The bytes a pixel of a grey image while torch resamples it: one, and a copy in four channels."""
@@ -38,49 +40,63 @@ _STORED = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16L": 2, "I;16B": 2, "I;16N": 2
 _SIZES = re.compile(rb"\xff\x4f\xff\x51.{4}(.{4})(.{4}).{8}(.{4})(.{4})", re.DOTALL)
 
 
-def check_pixels(height: int, width: int, max_pixels: int) -> None:
-    """Raise BadImage if an image has more pixels than that."""
+def check_pixels(height: int, width: int, max_pixels: int, *, fixed: bool = False) -> None:
+    """Raise BadImage if an image has more pixels than that; `fixed` if no setting raises the limit."""
     if height * width > max_pixels:
-        raise BadImage(f"{width} x {height} has {more_than(max_pixels)}")
+        raise BadImage(f"{width} x {height} has {more_than(max_pixels, 0 if fixed else height * width)}")
 
 
-def more_than(max_pixels: int) -> str:
-    """The end of a message about too large an image."""
-    return f"more than the {max_pixels:,} pixels that are decoded"
+def more_than(max_pixels: int, num_pixels: int) -> str:
+    """What a message says of too large an image; `num_pixels` is 0 if they are unknown, or no setting allows them."""
+    remedy = f": allow it with --max-pixels {num_pixels}, or remove it" if num_pixels else ""
+    return f"more than the {max_pixels:,} pixels that are decoded{remedy}"
 
 
-def check_memory(num_bytes: float) -> None:
-    """Raise BadImage if decoding an image takes more memory than `MAX_MEMORY`."""
-    if num_bytes > MAX_MEMORY:
-        raise BadImage(f"decoding it takes {num_bytes / 1e6:,.0f} MB of memory, more than {MAX_MEMORY // 10**6:,} MB")
+def check_memory(num_bytes: float, max_pixels: int) -> None:
+    """Raise BadImage if decoding an image takes more memory than `MAX_MEMORY`, or `max_pixels` allow."""
+    most = _BYTES_A_PIXEL * max_pixels if max_pixels > MAX_PIXELS else MAX_MEMORY
+    if num_bytes > most:
+        enough = max(math.ceil(num_bytes / _BYTES_A_PIXEL), MAX_PIXELS + 1)
+        raise BadImage(
+            f"decoding it takes {num_bytes / 1e6:,.0f} MB of memory, more than {most // 10**6:,} MB: allow it with "
+            f"--max-pixels {enough}, or remove it"
+        )
 
 
-def check_scans(num_pixels: int, num_scans: int) -> None:
-    """Raise BadImage if a JPEG's scans run over more pixels in all than `MAX_SCANNED`."""
-    if num_scans * num_pixels > MAX_SCANNED:
+def more_work(most: int, max_pixels: int) -> int:
+    """A limit for images of the usual number of pixels, raised in proportion if more are allowed."""
+    return most * max(max_pixels, MAX_PIXELS) // MAX_PIXELS
+
+
+def check_scans(num_pixels: int, num_scans: int, max_pixels: int) -> None:
+    """Raise BadImage if a JPEG's scans run over more pixels in all than `MAX_SCANNED`, or `max_pixels` allow."""
+    if num_scans * num_pixels > more_work(MAX_SCANNED, max_pixels):
         raise BadImage(f"{num_scans:,} or more scans of {num_pixels:,} pixels take too long to decode")
 
 
-def check_opened(image: Image.Image, data: bytes, *, num_scans: int) -> None:
+def check_opened(image: Image.Image, data: bytes, *, num_scans: int, max_pixels: int) -> None:
     """Check an image that Pillow has opened from `data`, and not yet decoded.
 
     Args:
         image: The image.
         data: Its file.
         num_scans: The number of its scans if it is a JPEG of several.
+        max_pixels: The most pixels that are allowed.
 
     Raises:
         BadImage: Decoding it would take too much memory or too long.
     """
     num_pixels = image.width * image.height
-    check_scans(num_pixels, num_scans)
+    check_scans(num_pixels, num_scans, max_pixels)
     in_python = any(tile.codec_name in Image.DECODERS for tile in getattr(image, "tile", ()))
     if in_python and max(num_pixels, len(data)) > MAX_IN_PYTHON:
         raise BadImage(f"more than {MAX_IN_PYTHON:,} pixels or bytes take too long to decode as {image.format}")
-    if image.format == "JPEG2000" and num_pixels * len(image.getbands()) > MAX_JPEG_2000:
-        raise BadImage(f"more than {MAX_JPEG_2000:,} samples take too long to decode as JPEG2000")
+    most = more_work(MAX_JPEG_2000, max_pixels)
+    if image.format == "JPEG2000" and num_pixels * len(image.getbands()) > most:
+        raise BadImage(f"more than {most:,} samples take too long to decode as JPEG2000")
     stored = _STORED.get(image.mode, 4) * num_pixels
-    check_memory(max(stored + max(_needed_to_decode(image, data, num_scans), 3 * num_pixels), RESAMPLED * num_pixels))
+    needed = max(stored + max(_needed_to_decode(image, data, num_scans), 3 * num_pixels), RESAMPLED * num_pixels)
+    check_memory(needed, max_pixels)
 
 
 def _needed_to_decode(image: Image.Image, data: bytes, num_scans: int) -> int:

@@ -13,7 +13,6 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from fastmim.data.augment import CROP_STREAM, NUM_RANDOMS, decode_crop
-from fastmim.data.limits import MAX_PIXELS
 from fastmim.data.order import Shuffle, StepSampler, steps_per_epoch
 from fastmim.data.sources import Source
 from fastmim.data.unreadable import UNREADABLE, reason
@@ -35,7 +34,6 @@ class _Crops(Dataset[dict[str, Any]]):
     seed: int
     scale: tuple[float, float]
     ratio: tuple[float, float]
-    max_pixels: int
     transform: Callable[[torch.Tensor, int], torch.Tensor] | None = None
 
     def __getitems__(self, batch: tuple[int, np.ndarray]) -> dict[str, Any]:
@@ -72,10 +70,8 @@ class _Crops(Dataset[dict[str, Any]]):
         for _ in range(min(_MAX_TRIES, len(self.source))):
             if index not in bad:
                 try:
-                    data = self.source.read(index)
-                    crop = decode_crop(
-                        data, self.size, randoms, scale=self.scale, ratio=self.ratio, max_pixels=self.max_pixels
-                    )
+                    data, decoding = self.source.read(index), self.source.decoding
+                    crop = decode_crop(data, self.size, randoms, decoding, scale=self.scale, ratio=self.ratio)
                     out.copy_(crop)
                     return index
                 except UNREADABLE as error:
@@ -98,7 +94,6 @@ def load(
     num_workers: int = 0,
     crop_scale: tuple[float, float] = (0.2, 1.0),
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3),
-    max_pixels: int = MAX_PIXELS,
     pin_memory: bool = False,
     start_method: str | None = None,
     transform: Callable[[torch.Tensor, int], torch.Tensor] | None = None,
@@ -123,7 +118,6 @@ def load(
         num_workers: Number of worker processes; 0 reads in this process.
         crop_scale: Range of the crop's share of the image's area.
         crop_ratio: Range of the crop's width / height.
-        max_pixels: Larger images count as unreadable.
         pin_memory: Put batches into page-locked memory.
         start_method: "fork", "spawn" or "forkserver"; the platform's default if None.
         transform: More augmentation in the worker, (crop uint8 (3, size, size), the image's key) -> the same
@@ -139,7 +133,7 @@ def load(
         RunError: 100 images in a row were unreadable, or a worker died.
     """
     steps_per_epoch(source, global_batch)
-    crops = _Crops(source, size, seed, crop_scale, crop_ratio, max_pixels, transform)
+    crops = _Crops(source, size, seed, crop_scale, crop_ratio, transform)
     order = StepSampler(len(source), global_batch, seed, first_step, last_step, accumulation, rank, world_size, shuffle)
     return read_ahead(
         crops, order, source.origin, num_workers=num_workers, pin_memory=pin_memory, start_method=start_method

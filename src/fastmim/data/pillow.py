@@ -5,15 +5,17 @@ from __future__ import annotations
 import ctypes
 import io
 import logging
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from functools import cache
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
 from fastmim.data.jpeg import ORIENTATION_TAG, ORIENTATIONS, count_scans
-from fastmim.data.limits import MAX_INSIDE, MAX_PIXELS, check_opened, check_pixels, more_than
+from fastmim.data.limits import MAX_INSIDE, check_opened, check_pixels, more_than
+from fastmim.data.settings import MAX_PIXELS
 from fastmim.data.unreadable import BadImage, one_line
 
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # else Python prints what Pillow logs of a damaged file
@@ -25,6 +27,8 @@ _FORMATS = {
     "JPEG", "JPEG2000", "MCIDAS", "MSP", "PCD", "PCX", "PIXAR", "PNG", "PPM", "PSD", "QOI", "SGI", "SPIDER", "SUN",
     "TGA", "TIFF", "WEBP", "XBM", "XPM", "XVTHUMB",
 }  # fmt: skip
+
+_SAMPLES = {1: "integers", 2: "signed integers", 3: "floats"}  # TIFF 6.0, SampleFormat
 
 # Windows and Apple icons and textures hold images of other formats; the first is decoded when it is opened.
 _WITH_IMAGES_INSIDE = (b"\0\0\1\0", b"icns", b"BLP")
@@ -51,24 +55,61 @@ def opened(data: bytes, max_pixels: int) -> Iterator[tuple[Image.Image, int]]:
     Raises:
         BadImage: The data is not an image, is corrupted, or is too large; or the block raises something.
     """
-    limit = min(max_pixels, MAX_INSIDE) if data.startswith(_WITH_IMAGES_INSIDE) else max_pixels
+    with identified(data, max_pixels) as image:
+        image.load()
+        yield image, _orientation(image)
+
+
+@contextmanager
+def identified(data: bytes, max_pixels: int) -> Iterator[Image.Image]:
+    """Yield an image whose header has been read and checked, while the block runs; its `load` decodes it.
+
+    Raises:
+        BadImage: As `opened`.
+    """
+    is_container = data.startswith(_WITH_IMAGES_INSIDE)
+    limit = min(max_pixels, MAX_INSIDE) if is_container else max_pixels
     try:
         with only_images(limit), closing(Image.open(io.BytesIO(data), formats=image_formats())) as image:
-            check_pixels(image.height, image.width, limit)
+            check_pixels(image.height, image.width, limit, fixed=is_container)
             has_scans = data.startswith((b"\xff\xd8", b"BLP"))
-            check_opened(image, data, num_scans=count_scans(data, image.height * image.width) if has_scans else 0)
-            image.load()
-            yield image, _orientation(image)
+            num_scans = count_scans(data, image.height * image.width, max_pixels) if has_scans else 0
+            check_opened(image, data, num_scans=num_scans, max_pixels=max_pixels)
+            yield image
     except BadImage:
         raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise BadImage(f"the image has {more_than(limit)}") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        size = None if is_container else re.search(r"\((\d+) pixels\)", str(error))
+        raise BadImage(f"the image has {more_than(limit, int(size[1]) if size else 0)}") from None
     except UnidentifiedImageError:
-        start = f"begins with {data[:16]!r}" if data else "the file is empty"
-        raise BadImage(f"not an image: {start}") from None
+        raise BadImage(_unknown_tiff(data) or f"not an image: {_start(data)}") from None
     except Exception as error:
         # Pillow's plugins raise anything on corrupted files: OSError, SyntaxError, struct.error, KeyError ...
         raise BadImage(one_line(error)) from None
+
+
+def _start(data: bytes) -> str:
+    return f"begins with {data[:16]!r}" if data else "the file is empty"
+
+
+def _unknown_tiff(data: bytes) -> str:
+    """What a TIFF holds that Pillow does not read; "" for any other file, or if even that cannot be told."""
+    if not data.startswith((b"II*\0", b"MM\0*")):
+        return ""
+    try:
+        tags = TiffImagePlugin.ImageFileDirectory_v2(data[:8])
+        file = io.BytesIO(data)
+        file.seek(tags.next)
+        with warnings.catch_warnings(action="ignore"):  # about damaged files
+            tags.load(file)
+        num_channels, bits = int(tags.get(277, 1)), int(tags.get(258, (1,))[0])
+        kind = _SAMPLES.get(tags.get(339, (1,))[0], "samples")
+    except Exception:  # as when Pillow reads it
+        return ""
+    return (
+        f"a TIFF of {num_channels} channel{'s'[: num_channels != 1]} of {bits}-bit {kind}; expected grey, "
+        f"or RGB of 8 or 16 bits, with or without alpha: convert it"
+    )
 
 
 @contextmanager

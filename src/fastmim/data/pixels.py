@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
+
+from fastmim.data.greys import Decoding, check_levels, is_deep, to_8_bits
 
 _TILE = 1 << 20  # pixels that are converted at a time
 
@@ -20,21 +22,24 @@ class Box(NamedTuple):
     width: int
 
 
-def to_array(image: Image.Image, box: Box | None = None) -> np.ndarray:
+def to_array(image: Image.Image, decoding: Decoding, box: Box | None = None) -> np.ndarray:
     """Convert a box of a loaded image, by default all of it, to 8 bits.
 
-    Palettes, CMYK and the like become RGB; transparency is composited on white; 16-bit greys are scaled by 1/256,
-    32-bit and float greys from the range of the whole image, so that a pixel's value does not depend on the box.
+    Palettes, CMYK and the like become RGB; transparency is composited on white; greys of more than 8 bits are mapped
+    by the levels that their source has (`greys`).
 
     Returns:
         uint8 (h, w) if the image is grey and opaque, else (h, w, 3).
+
+    Raises:
+        BadImage: it has greys of more than 8 bits, and its source has no levels for them.
     """
     box = box or Box(0, 0, image.height, image.width)
-    scale = _scaling(image)
+    levels = check_levels(image, decoding.levels) if is_deep(image) else None
     converted: np.ndarray | None = None
     for tile in _tiles(box):
         part = _crop(image, tile)
-        pixels = np.asarray(_to_rgb(Image.fromarray(scale(np.asarray(part))) if scale else part))
+        pixels = to_8_bits(np.asarray(part), levels) if levels else np.asarray(_to_rgb(part))
         if converted is None:
             converted = np.empty((box.height, box.width, *pixels.shape[2:]), dtype=np.uint8)
         top, left = tile.top - box.top, tile.left - box.left
@@ -62,22 +67,3 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return image if image.mode in ("L", "RGB") else image.convert("L" if image.mode == "1" else "RGB")
-
-
-def _scaling(image: Image.Image) -> Callable[[np.ndarray], np.ndarray] | None:
-    """What scales greys of more than 8 bits to uint8; None for other modes. Pillow's own conversion clips to white."""
-    if image.mode[0] not in "IF":
-        return None
-    # Some formats and Pillow releases open 16 bits as "I".
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
-        return lambda values: (values >> 8).astype(np.uint8)
-    # 32-bit integers and floats have no agreed white.
-    whole = Box(0, 0, image.height, image.width)
-    parts = (_finite(np.asarray(_crop(image, tile))) for tile in _tiles(whole))
-    lows, highs = zip(*((float(part.min()), float(part.max())) for part in parts), strict=True)
-    low, factor = min(lows), 255 / max(max(highs) - min(lows), 1e-12)
-    return lambda values: np.rint((_finite(values).astype(np.float64) - low) * factor).astype(np.uint8)
-
-
-def _finite(values: np.ndarray) -> np.ndarray:
-    return np.nan_to_num(values, posinf=0.0, neginf=0.0)

@@ -79,7 +79,7 @@ def predict(model: MIM, source: Source, *, num_images: int, seed: int) -> tuple[
     crops: dict[int, Tensor] = {}
     for index in spread:
         with suppress(*UNREADABLE):
-            crops[index] = augment.decode_center(source.read(index), model.backbone.img_size)
+            crops[index] = augment.decode_center(source.read(index), model.backbone.img_size, source.decoding)
     if not crops:
         raise RunError(f"none of {len(spread)} images of {source.origin} can be read; expected images: check the files")
     device = next(model.parameters()).device

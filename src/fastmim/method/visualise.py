@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fastmim.data import sources
+from fastmim.data.settings import ImageConfig
 from fastmim.errors import RequestError
 from fastmim.method import pictures
 from fastmim.method.build import load_checkpointed
@@ -14,12 +15,21 @@ from fastmim.system.run_directory import RunDirectory
 from fastmim.training import checkpoint, opening
 
 
-def visualise_run(run: Path, *, images: str | None = None, out: Path, num_images: int = 8, seed: int = 0) -> float:
+def visualise_run(
+    run: Path,
+    *,
+    images: str | None = None,
+    grey_range: str | None = None,
+    out: Path,
+    num_images: int = 8,
+    seed: int = 0,
+) -> float:
     """Write a picture of the predictions of a run's newest checkpoint.
 
     Args:
         run: Run directory.
         images: Anything that `data` takes; the run's own images if None.
+        grey_range: Of their greys, as the setting `range` has it; that of the run if None.
         out: The picture file to write; its suffix sets the format.
         num_images: At most this many images are drawn.
         seed: Decides the masks.
@@ -39,7 +49,8 @@ def visualise_run(run: Path, *, images: str | None = None, out: Path, num_images
         raise RequestError(f"run is {run}, which has no checkpoint yet; expected one: wait until it saves its first")
     opening.check_config(config, found)
     model = load_checkpointed(config, found)
-    found_images = sources.open_source(images or config.data)
+    decoded = ImageConfig(range=grey_range or "auto", max_pixels=config.max_pixels)
+    found_images = sources.open_source(images or config.data, decoded, inherited=config.range)
     crops, output = pictures.predict(model, found_images, num_images=num_images, seed=seed)
     caption = f"{run.resolve().name}, step {found.step}"
     picture = pictures.picture(crops, output, model.target, caption=caption, max_rows=num_images)

@@ -44,7 +44,7 @@ def _run(name: str, settings: dict[str, Any]) -> dict[str, Any] | None:
     if name == "probe":
         from fastmim.transfer.features.probe import probe
 
-        probed = probe(**settings)
+        probed = probe(**settings, overwrite=True)
         return {"top1": probed.top1, "effective_rank": probed.effective_rank, "method": settings["method"]}
     from fastmim.transfer.classify.finetune import finetune
 

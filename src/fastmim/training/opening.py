@@ -51,6 +51,8 @@ def resolve(cls: type[Config], settings: Mapping[str, Any], *, recipes: Recipes,
     directory = RunDirectory(given.out)
     if files.exists(directory.config) and not overwrite:
         stored = directory.read_settings()
+        if settings.get("range") == "auto" and "range" in stored:  # the run has found its range
+            settings = {**settings, "range": stored["range"]}
         config = configs.build(cls, stored, settings)
         if differing := configs.differences(stored, config):
             raise RequestError(

@@ -81,7 +81,10 @@ class Task(ABC, Generic[Config]):
         self.config, self.console = config, console
         self.directory = RunDirectory(config.out)
         self.source = self.open_data()
-        self.config = config = _fitting(config, len(self.source), world)
+        config = _fitting(config, len(self.source), world)
+        if config.range == "auto":  # resuming does not measure it again
+            config = dataclasses.replace(config, range=self.source.decoding.range)
+        self.config = config
         self.world = world
         self._unreadable: list[tuple[list[tuple[str, str]], int]] = []  # not yet told to the main process
         self.plan = make_plan(config, self.source, sizes=self.sizes(), world=world)

@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from fastmim.config import Settings, check_bad_share, check_positive, check_workers
+from fastmim.config import check_bad_share, check_positive, check_workers
+from fastmim.data.settings import ImageConfig
 from fastmim.errors import RequestError, shown
 from fastmim.training import schedule
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(Settings):
+class TrainConfig(ImageConfig):
     """Data, batch, length, optimiser, device and bookkeeping of a training run."""
 
     RESUMABLE: ClassVar[frozenset[str]] = frozenset(
@@ -33,6 +34,7 @@ class TrainConfig(Settings):
             "trackers",
             "report",
             "max_bad_share",
+            "max_pixels",
             "out",
         }
     )
@@ -131,6 +133,7 @@ class TrainConfig(Settings):
     """Stop when more than this share of the images cannot be read."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_positive(self, "batch_size", "micro_batch", "devices", "steps", "save_every", "keep_every", "log_every")
         check_positive(self, "epochs", "lr", "clip")
         check_workers(self.num_workers)

@@ -22,6 +22,8 @@ class Start:
     """Blocks that pre-training skipped, which start untrained."""
     mean: list[float] = field(default_factory=lambda: list(IMAGENET_MEAN))
     std: list[float] = field(default_factory=lambda: list(IMAGENET_STD))
+    range: str | None = None
+    """That of the greys that the weights were trained on, as the setting `range` has it."""
     origin: str = "nothing: an untrained network"
     """A description for the user."""
 
@@ -40,5 +42,6 @@ def find_start(name: str, *, backbone: str | None, backbone_args: Mapping[str, A
         fresh=list(opened.untrained),
         mean=list(opened.mean),
         std=list(opened.std),
+        range=opened.range,
         origin=opened.origin,
     )

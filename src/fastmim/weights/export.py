@@ -90,7 +90,14 @@ class Subject:
     def about(self) -> dict[str, Any]:
         """Metadata for readers of the export (JSON types)."""
         classes = {"classes": self.facts["classes"]} if self.facts.get("classes") else {}
-        return {"architecture": self.name, "img_size": self.img_size, **preprocessing(self.facts), **classes}
+        grey_range = {"range": self.facts["range"]} if self.facts.get("range", "8bit") != "8bit" else {}
+        return {
+            "architecture": self.name,
+            "img_size": self.img_size,
+            **preprocessing(self.facts),
+            **grey_range,
+            **classes,
+        }
 
     @property
     def advice(self) -> str:

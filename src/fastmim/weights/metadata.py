@@ -13,6 +13,7 @@ import timm
 import torch
 from torch import Tensor
 
+from fastmim.data.settings import is_range
 from fastmim.errors import RequestError, first_line, shown
 
 TEXTS = ("format", "fastmim", "architecture")
@@ -78,6 +79,8 @@ def _wrong_fact(facts: Mapping[str, Any]) -> str:
         bad.append("architecture")
     bad += [name for name in ("untrained", "classes") if not _texts(facts.get(name) or [])]
     bad += [name for name in ("mean", "std") if not _numbers(facts.get(name) or [], above=name == "std")]
+    if not is_range(facts.get("range", "8bit")):
+        bad.append("range")
     crop = facts.get("eval_crop", 1)
     if type(crop) not in (int, float) or not 0 < crop <= 1:
         bad.append("eval_crop")

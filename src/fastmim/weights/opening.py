@@ -36,6 +36,8 @@ class Opened:
     std: tuple[float, ...] = IMAGENET_STD
     crop_pct: float = 1.0
     """Side of the evaluation crop as a share of an image's shorter side."""
+    range: str | None = None
+    """That of the greys that they were trained on, as the setting `range` has it; None if unknown."""
     untrained: tuple[str, ...] = ()
     """Names of the blocks that pre-training skipped."""
     origin: str
@@ -154,6 +156,7 @@ def _of_run(source: str, saved: checkpoint.Checkpoint) -> Opened:
         architecture=name,
         arguments=arguments,
         img_size=size,
+        range=config.get("range"),
         untrained=skipped,
         origin=f"{source} at step {saved.step}: {name} trained at {size} px",
         _make=make,
@@ -188,6 +191,7 @@ def _of_file(source: str) -> Opened:
         mean=tuple(facts.get("mean") or IMAGENET_MEAN),
         std=tuple(facts.get("std") or IMAGENET_STD),
         crop_pct=crop_pct(facts),
+        range=facts.get("range"),
         untrained=tuple(facts["untrained"]),
         origin=f"{source}: {name} trained at {size} px{trained}",
         _make=make,

@@ -455,7 +455,7 @@ def test_labels_that_are_not_integers_are_refused(tmp_path: Path, monkeypatch: p
         def __len__(self) -> int:
             return 20
 
-    monkeypatch.setattr(packing, "open_source", lambda data: Halves())
+    monkeypatch.setattr(packing, "open_source", lambda data, config: Halves())
     with pytest.raises(RequestError, match=r"halves has labels of type float64 \(20,\); expected 20 integers"):
         packing.pack("halves", tmp_path / "packed")
 

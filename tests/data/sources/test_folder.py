@@ -261,3 +261,19 @@ def test_run_directories_are_passed_over(root: Path, cache: Path) -> None:
 def test_a_run_directory_that_is_asked_for_is_read(root: Path, cache: Path) -> None:
     touch(root, "config.yaml", "metrics.jsonl", "samples/step_1.png")
     assert open_names(root, cache) == ["samples/step_1.png"]
+
+
+def test_files_that_are_passed_over_are_counted(root: Path, cache: Path) -> None:
+    """From the cache too."""
+    touch(root, *(f"scans/{number}.dcm" for number in range(30)), *(f"scans/{number}.png" for number in range(8)))
+    source = open_both_ways(root, cache)
+    assert source.remarks == ("left out  30 files that are not images (.dcm 30)",)
+    touch(root, "README", "leer/.gitkeep", "later/notes.txt")
+    assert open_source(str(root), cache_dir=cache).remarks == (
+        "left out  32 files that are not images (.dcm 30, no ending 1, .txt 1)",
+        "note      no images in the folders later, leer: not counted as classes",
+    )
+    touch(root.parent / "one", "1.jpg", "film.mp4")
+    assert open_source(str(root.parent / "one"), cache_dir=cache).remarks == (
+        "left out  1 file that is not an image (.mp4 1)",
+    )

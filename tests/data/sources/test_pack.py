@@ -116,7 +116,7 @@ def test_validation_images_are_those_of_the_source(codec: str, folder: Path, pac
 
 def test_images_without_paths_are_split_by_their_position(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A dataset of 60 arrays, one of which is unreadable."""
-    monkeypatch.setattr(packing, "open_source", lambda data: Tensors())
+    monkeypatch.setattr(packing, "open_source", lambda data, config: Tensors())
     packing.pack("tensors", tmp_path / "packed", num_workers=0, codec="raw")
     monkeypatch.undo()
     packed = open_source(str(tmp_path / "packed"))
@@ -124,10 +124,11 @@ def test_images_without_paths_are_split_by_their_position(tmp_path: Path, monkey
     assert packed.root is None and packed.position(10) == 11 and packed.key(10) == b"11"
     chosen = []
     for source in (Tensors(), packed):
-        monkeypatch.setattr(labelled, "open_source", lambda data, source=source: source)
+        monkeypatch.setattr(labelled, "open_source", lambda data, config, source=source, **kwargs: source)
         val = open_labelled("tensors", val_share=0.5).val
         chosen.append([val.name(i) for i in range(len(val))])
-    assert [name for name in chosen[0] if name != "tensors#7"] == chosen[1]
+    # One image fewer in a class moves one more of that class, at most.
+    assert len(set(chosen[0]) ^ set(chosen[1])) <= 2 and len(chosen[1]) == 30
 
 
 class Tensors(ByPosition):

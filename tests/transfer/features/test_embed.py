@@ -124,7 +124,9 @@ def test_killed_and_resumed_equals_uninterrupted(
     unfinished = tmp_path / f"killed{suffix}.partial"
     assert (unfinished / "features.bin").stat().st_size > 10 * 48 * 4
     embed(folder, out, max_bad_share=0.1)
-    assert "resuming at image 10 of 24" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "resuming at image 10 of 24" in said
+    assert (f", their paths and labels in {out.with_suffix('.csv')}" in said) == (suffix == ".npy")
     assert out.read_bytes() == whole.read_bytes() and not unfinished.exists()
     if suffix == ".npy":
         assert out.with_suffix(".csv").read_bytes() == whole.with_suffix(".csv").read_bytes()

@@ -264,7 +264,9 @@ def test_few_labels_and_unreadable_images(tmp_path: Path, labelled: Path) -> Non
     probe(**UNTRAINED, data=str(data), out=out)
     report = json.loads(out.read_text())
     assert report["num_train"] == 39 and report["bad_images"][0][0].endswith("dark/3.png")
-    probe(**UNTRAINED, data=str(labelled), out=out, num_labels=6)
+    with pytest.raises(RequestError, match=r"out is .*probe.json, which exists; .*: take another --out, or add --over"):
+        probe(**UNTRAINED, data=str(labelled), out=out, num_labels=6)
+    probe(**UNTRAINED, data=str(labelled), out=out, num_labels=6, overwrite=True)
     assert json.loads(out.read_text())["num_train"] == 6
 
 
@@ -295,7 +297,7 @@ def test_the_command_takes_flags_over_a_file(
     assert json.loads((tmp_path / "probe.json").read_text())["settings"]["block"] == -2
     assert "100.00%" in capsys.readouterr().out
     with pytest.raises(SystemExit) as ended:
-        main(words)
+        main([*words, "--overwrite"])
     assert ended.value.code == 2
     assert "fastmim: block is 7; expected -2 to 1" in capsys.readouterr().err
 

@@ -75,7 +75,7 @@ def pack(
     if not config.data or config.out is None:
         missing = "out" if config.data else "data"
         raise RequestError(f"{missing} is not given; expected two arguments, images and the directory to make")
-    source, console = open_source(config.data), Console(highlight=False)
+    source, console = open_source(config.data, config), Console(highlight=False)
     _check_labels(source)
     if dry_run:
         display.say(console, _describe(config, source))
@@ -86,8 +86,10 @@ def pack(
             say(f"{config.out} is finished already: {finished.num_images:,} images; nothing to do")
             return finished
         request = {key: getattr(config, key) for key in ("codec", "short_side")}
-        request |= {"data": source.origin, "num_images": len(source)}
+        request |= {"range": source.decoding.range, "data": source.origin, "num_images": len(source)}
         writer = PackWriter(config.out, request=request, overwrite=overwrite)
+        for line in source.remarks:
+            say(line)
         return _write(config, source, writer, console)
 
 
@@ -174,11 +176,13 @@ def _num_workers(config: PackConfig) -> int:
 
 
 def _describe(config: PackConfig, source: Source) -> str:
-    return (
-        f"data      {source.origin}: {len(source):,} images\n"
-        f"pack      {config.codec}, shorter side {config.short_side} px at most; {_num_workers(config)} processes\n"
-        f"out       {config.out}"
-    )
+    lines = [
+        f"data      {source.origin}: {len(source):,} images",
+        *source.remarks,
+        f"pack      {config.codec}, shorter side {config.short_side} px at most; {_num_workers(config)} processes",
+        f"out       {config.out}",
+    ]
+    return "\n".join(lines)
 
 
 def _check_labels(source: Source) -> None:
@@ -207,6 +211,7 @@ def _about(config: PackConfig, source: Source) -> dict[str, Any]:
         "quality": QUALITY if config.codec == "jpeg" else None,
         "subsampling": SUBSAMPLING if config.codec == "jpeg" else None,
         "short_side": config.short_side,
+        "range": source.decoding.range,
         "num_source": len(source),
         "data": source.origin,
         "root": source.root,

@@ -7,11 +7,20 @@ from pathlib import Path
 from typing import Literal
 
 from fastmim.config import Settings, check_bad_share, check_workers
+from fastmim.data.settings import ImageConfig
 from fastmim.errors import RequestError
 
 
+@dataclass(frozen=True)
+class _Places(Settings):
+    """Before all others, for only the first fields of a command's settings can be given without their names."""
+
+    data: str = ""
+    out: Path | None = None
+
+
 @dataclass(frozen=True, kw_only=True)
-class PackConfig(Settings):
+class PackConfig(ImageConfig, _Places):
     """Source, size and format of a pack."""
 
     data: str = field(default="", kw_only=False)
@@ -34,6 +43,7 @@ class PackConfig(Settings):
     """Stop when more than this share of the images is unreadable; unreadable images are skipped and listed."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.short_side < 1:
             raise RequestError(f"short_side is {self.short_side}; expected at least 1 pixel, such as 256")
         check_workers(self.num_workers)

@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import Dataset
 
 from fastmim.data.decode import decode_whole
+from fastmim.data.greys import PLAIN, Decoding
 from fastmim.data.jpeg import jpeg_header, jpeg_orientation
 from fastmim.data.loader import read_ahead
 from fastmim.data.sources import Source
@@ -22,7 +23,9 @@ QUALITY, SUBSAMPLING = 95, "444"
 _BATCH_SIZE = 16
 
 
-def make_small(data: bytes | np.ndarray, *, codec: str, short_side: int) -> tuple[bytes, tuple[int, int, int]]:
+def make_small(
+    data: bytes | np.ndarray, decoding: Decoding = PLAIN, *, codec: str, short_side: int
+) -> tuple[bytes, tuple[int, int, int]]:
     """Return an image as a pack stores it.
 
     A JPEG that is already small enough and not rotated by EXIF enters a JPEG pack unchanged, so it loses nothing;
@@ -30,6 +33,7 @@ def make_small(data: bytes | np.ndarray, *, codec: str, short_side: int) -> tupl
 
     Args:
         data: An encoded file, or uint8 (H, W), (H, W, 1) or (H, W, 3).
+        decoding: How it is decoded.
         codec: "jpeg" or "raw".
         short_side: Upper bound on the shorter side, in pixels.
 
@@ -39,7 +43,7 @@ def make_small(data: bytes | np.ndarray, *, codec: str, short_side: int) -> tupl
     Raises:
         BadImage: The data is not an image, is corrupted or too large, or has a side too long for a JPEG.
     """
-    pixels = decode_whole(data, short_side=short_side)
+    pixels = decode_whole(data, decoding, short_side=short_side)
     height, width, channels = pixels.shape
     if codec == "raw":
         return pixels.tobytes(), (height, width, channels)
@@ -68,7 +72,8 @@ class _ShrunkImages(Dataset[dict[str, Any]]):
         bad: list[tuple[str, str]] = []
         for position in positions:
             try:
-                content, shape = make_small(self.source.read(position), codec=self.codec, short_side=self.short_side)
+                data = self.source.read(position)
+                content, shape = make_small(data, self.source.decoding, codec=self.codec, short_side=self.short_side)
             except UNREADABLE as error:
                 bad.append((self.source.name(position), reason(error)))
             else:

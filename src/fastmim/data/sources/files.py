@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fastmim.data.greys import PLAIN, Decoding
 from fastmim.data.sources.index import NameTable
 from fastmim.system.files import read_regular
 
@@ -22,6 +23,8 @@ class Files:
     paths: NameTable
     labels: np.ndarray | None = None
     classes: list[str] | None = None
+    decoding: Decoding = PLAIN
+    remarks: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.paths)

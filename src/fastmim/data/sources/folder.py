@@ -8,6 +8,7 @@ import os
 import time
 import warnings
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -18,9 +19,9 @@ from fastmim.data.pillow import image_extensions
 from fastmim.data.sources import index as indices
 from fastmim.data.sources.files import Files
 from fastmim.data.sources.index import NameTable
-from fastmim.errors import RequestError
+from fastmim.errors import RequestError, listed
 
-_FORMAT = 2
+_FORMAT = 3
 # A folder that holds the first of these and another is a run's or a study's.
 _CONFIG, _RUN_FILES = b"config.yaml", {b"metrics.jsonl", b"checkpoints", b"plan.json"}
 # A folder below the root that was removed since its parent was listed, or that was a process's, in /proc.
@@ -42,6 +43,10 @@ class _Index:
     """(number of folders,) int64, their modification times in ns."""
     runs: NameTable
     """Run directories, relative to the root; nothing in them counts."""
+    endings: NameTable
+    """Of the files that are not images."""
+    counts: np.ndarray
+    """(number of endings,) int64, those files."""
 
 
 def scan(directory: Path, *, origin: str, cache_dir: Path) -> Files:
@@ -60,9 +65,9 @@ def scan(directory: Path, *, origin: str, cache_dir: Path) -> Files:
     index = indices.load(_Index, cached)
     if index is None or not _is_current(index, root):
         started = time.time_ns()
-        index, others = _walk(os.fsencode(root), origin)
+        index = _walk(os.fsencode(root), origin)
         if not len(index.paths):
-            raise RequestError(_nothing_found(origin, others))
+            raise RequestError(_nothing_found(origin, indices.counted(index.endings, index.counts)))
         indices.save(index, cached, changed=index.times.max(), started=started)
     if num_runs := len(index.runs):
         some = f"{num_runs} run directories, such as" if num_runs > 1 else "the run directory"
@@ -71,10 +76,26 @@ def scan(directory: Path, *, origin: str, cache_dir: Path) -> Files:
             stacklevel=3,
         )
     classes = [os.fsdecode(name) for name in index.classes] or None
-    return Files(origin, str(directory.absolute()), index.paths, index.labels if classes else None, classes)
+    return Files(
+        origin,
+        str(directory.absolute()),
+        index.paths,
+        index.labels if classes else None,
+        classes,
+        remarks=tuple(_remarks(index)),
+    )
 
 
-def _walk(root: bytes, origin: str) -> tuple[_Index, Counter[str]]:
+def _remarks(index: _Index) -> Iterator[str]:
+    """Lines for a plan about what is not an image."""
+    yield from indices.passed_over(indices.counted(index.endings, index.counts))
+    tops = {folder.partition(b"/")[0] for folder in index.folders if folder}
+    if len(index.classes) and (empty := sorted(tops - set(index.classes))):
+        names = listed([os.fsdecode(name) for name in empty], most=5)
+        yield f"note      no images in the folder{'s'[: len(empty) - 1]} {names}: not counted as classes"
+
+
+def _walk(root: bytes, origin: str) -> _Index:
     """Index the images under `root`, and count the other files by extension."""
     found: list[tuple[bytes, list[bytes]]] = []
     others: Counter[str] = Counter()
@@ -108,7 +129,7 @@ def _walk(root: bytes, origin: str) -> tuple[_Index, Counter[str]]:
         if listing.images:
             found.append((folder, sorted(listing.images)))
         others += listing.others
-    return _index(sorted(found), times, sorted(runs)), others
+    return _index(sorted(found), times, sorted(runs), others)
 
 
 class _Listing(NamedTuple):
@@ -152,7 +173,9 @@ def _is_folder(entry: os.DirEntry[bytes]) -> bool:
         return False
 
 
-def _index(found: list[tuple[bytes, list[bytes]]], times: dict[bytes, int], runs: list[bytes]) -> _Index:
+def _index(
+    found: list[tuple[bytes, list[bytes]]], times: dict[bytes, int], runs: list[bytes], others: Counter[str]
+) -> _Index:
     """Build the index from each folder's images; it has classes if no image lies directly in the root."""
     paths = [folder + b"/" + name if folder else name for folder, names in found for name in names]
     in_classes = bool(found) and found[0][0] != b""
@@ -167,6 +190,8 @@ def _index(found: list[tuple[bytes, list[bytes]]], times: dict[bytes, int], runs
         folders=NameTable.build(list(times)),
         times=np.array(list(times.values()), dtype=np.int64),
         runs=NameTable.build(runs),
+        endings=NameTable.build([os.fsencode(ending) for ending in others]),
+        counts=np.array(list(others.values()), dtype=np.int64),
     )
 
 

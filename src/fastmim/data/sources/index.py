@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -49,6 +50,17 @@ class NameTable:
     def __getitem__(self, index: int) -> bytes:
         return self.blob[self.ends[index - 1] if index else 0 : self.ends[index]]
 
+    def ending_in(self, endings: Iterable[bytes]) -> np.ndarray:
+        """(N,) bool, whether each name ends in one of these, in lower or upper case."""
+        letters = np.frombuffer(self.blob.lower(), dtype=np.uint8)
+        lengths = np.diff(self.ends, prepend=0)
+        found = np.zeros(len(self), dtype=bool)
+        for ending in endings:
+            ends = self.ends[lengths >= len(ending)]
+            same = [letters[ends - len(ending) + at] == letter for at, letter in enumerate(ending)]
+            found[lengths >= len(ending)] |= np.logical_and.reduce(same)
+        return found
+
     def __iter__(self) -> Iterator[bytes]:
         return (self[index] for index in range(len(self)))
 
@@ -89,6 +101,18 @@ def load(kind: type[IndexT], path: Path) -> IndexT | None:
             return kind(**{n: arrays[n] if e is None else NameTable(arrays[n].tobytes(), e) for n, e in ends.items()})
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
         return None
+
+
+def counted(endings: NameTable, counts: np.ndarray) -> Counter[str]:
+    """How many files have each ending, as an index stores it."""
+    return Counter(dict(zip(map(os.fsdecode, endings), counts.tolist(), strict=True)))
+
+
+def passed_over(others: Counter[str]) -> tuple[str, ...]:
+    """A line for a plan about files that are not images, if there are any."""
+    num = others.total()
+    what = "file that is not an image" if num == 1 else "files that are not images"
+    return (f"left out  {num:,} {what} ({list_endings(others)})",) if num else ()
 
 
 def list_endings(others: Counter[str]) -> str:

@@ -8,11 +8,13 @@ from difflib import get_close_matches
 from pathlib import Path
 from urllib.parse import parse_qsl
 
+from fastmim.data.settings import ImageConfig
 from fastmim.data.sources import huggingface, torchvision_datasets
 from fastmim.data.sources.folder import scan
 from fastmim.data.sources.image_list import read_list
 from fastmim.data.sources.pack import is_packed, open_packed
 from fastmim.data.sources.samples import open_samples
+from fastmim.data.sources.sampling import decoded_as
 from fastmim.data.sources.source import Source
 from fastmim.data.sources.tar_patterns import find_shards
 from fastmim.data.sources.tar_shards import open_shards
@@ -23,17 +25,28 @@ _ACCEPTED = (
     "a directory of images or a pack of them, .tar shards such as 'shards/{000..127}.tar', a .txt, .csv or .tsv list "
     "of paths, samples, hf://OWNER/NAME, or torchvision://NAME"
 )
+_USUAL = ImageConfig()
 _LISTS = {".txt", ".csv", ".tsv"}
 
 
-def open_source(data: str, *, cache_dir: Path | None = None) -> Source:
+def open_source(
+    data: str,
+    config: ImageConfig = _USUAL,
+    *,
+    inherited: str | None = None,
+    cache_dir: Path | None = None,
+) -> Source:
     """Open a source of images.
+
+    If its greys have more than 8 bits and no range is known, it is measured over a sample of the images.
 
     Args:
         data: "samples", "torchvision://NAME?split=test&root=/path", "hf://owner/name?split=test&column=image", a
             directory of images or one that `fastmim pack` made, tar shards ("shards/{000..127}.tar", "shards/*.tar",
             one .tar, or a directory that holds nothing else), or a .txt, .csv or .tsv list. Write "./samples" for a
             directory called samples.
+        config: How images are decoded.
+        inherited: The range of the weights that the images are for; see `sampling.decoded_as`.
         cache_dir: For indices of directories and for downloads; $XDG_CACHE_HOME/fastmim or ~/.cache/fastmim
             if None.
 
@@ -46,6 +59,10 @@ def open_source(data: str, *, cache_dir: Path | None = None) -> Source:
     """
     if cache_dir is None:
         cache_dir = expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "fastmim"
+    return decoded_as(_find(data, cache_dir), config, inherited=inherited)
+
+
+def _find(data: str, cache_dir: Path) -> Source:
     if data == "samples":
         return open_samples()
     scheme, separator, rest = data.partition("://")

@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from fastmim.data.greys import PLAIN, Decoding
+from fastmim.data.settings import is_range, levels
 from fastmim.data.unreadable import BadImage
 from fastmim.errors import RequestError
 from fastmim.system.files import crc32, open_regular, read_regular
@@ -51,6 +53,9 @@ class Packed:
     """The folder that stored names start from, if they are paths; None if they are only names."""
     classes: list[str] | None
     labelled: bool
+    decoding: Decoding = PLAIN
+    """Its images have 8 bits; the levels are those with which they were made."""
+    remarks: tuple[str, ...] = ()
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: self.__dict__[name] for name in self.__dataclass_fields__}
@@ -137,7 +142,8 @@ def open_packed(folder: Path, *, origin: str) -> Packed:
                 f"{origin}/{INDEX} has labels from {low} to {high}; expected 0 to {num_classes - 1}: {_REMEDY}"
             )
     about = {name: manifest[name] for name in ("codec", "num_images", "root", "classes", "labelled")}
-    return Packed(origin=origin, folder=folder.absolute(), **about)
+    decoding = Decoding(levels(manifest.get("range", "8bit")))
+    return Packed(origin=origin, folder=folder.absolute(), decoding=decoding, **about)
 
 
 _REMEDY = "copy the pack again, or recreate it with fastmim pack --overwrite"
@@ -220,6 +226,7 @@ def _contents(manifest: dict[str, Any]) -> dict[str, bool]:
         "codec": manifest["codec"] in CODECS,
         "num_images": is_count(manifest["num_images"]),
         "classes": all(isinstance(name, str) for name in manifest["classes"] or []),
+        "range": is_range(manifest.get("range", "8bit")),
         "files": all(isinstance(file, dict) and is_count(file.get("bytes")) for file in files)
         and all(is_count(file.get("crc32")) for file in files[1:]),
     }

@@ -7,6 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
+from fastmim.data.greys import PLAIN, Decoding
 from fastmim.errors import RequestError
 
 
@@ -32,6 +33,14 @@ class Source(Protocol):
     @property
     def classes(self) -> list[str] | None:
         """The classes' names; None if the source has none."""
+
+    @property
+    def decoding(self) -> Decoding:
+        """How its images are decoded, all in the same way."""
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What the user should know of it, as lines of a plan: the range of its greys, files that were passed over."""
 
     def __len__(self) -> int:
         """The number of images."""
@@ -63,6 +72,8 @@ class ByPosition:
     origin: str
     labels: np.ndarray | None = None
     classes: list[str] | None = None
+    decoding: Decoding = PLAIN
+    remarks: tuple[str, ...] = ()
     root: None = None
 
     def name(self, index: int) -> str:

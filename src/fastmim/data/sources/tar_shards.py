@@ -24,7 +24,7 @@ from fastmim.data.sources.tar_headers import TRUNCATED, Member, TarDamage, membe
 from fastmim.errors import RequestError
 from fastmim.system.files import open_regular
 
-_FORMAT = 1
+_FORMAT = 2
 _MAX_OPEN = 128  # shards that a process keeps open
 _NUM_THREADS = 8  # indexing waits for the disk or the network at every header
 
@@ -110,7 +110,8 @@ def open_shards(paths: Sequence[Path], *, origin: str, cache_dir: Path) -> Shard
         classes = [str(number) for number in distinct.tolist()]
     table = NameTable.build(names)
     places = index.members, index.shard, index.offsets, index.lengths
-    return Shards(table, stamps, *places, origin=origin, labels=labels, classes=classes)
+    remarks = indices.passed_over(indices.counted(index.endings, index.counts))
+    return Shards(table, stamps, *places, origin=origin, labels=labels, classes=classes, remarks=remarks)
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,6 +124,10 @@ class _Index:
     lengths: np.ndarray
     labels: np.ndarray
     """(N,) int64, as written in the shards; (0,) if there are none."""
+    endings: NameTable
+    """Of the members that are neither images nor labels."""
+    counts: np.ndarray
+    """(number of endings,) int64, those members."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -221,6 +226,7 @@ def _join(found: Sequence[_Found]) -> _Index:
     starts = np.cumsum([0] + [len(shard.names.blob) for shard in found])
     ends = [shard.names.ends + start for shard, start in zip(found, starts, strict=False)]
     places = np.concatenate([shard.places for shard in found])
+    others: Counter[str] = sum((shard.others for shard in found), Counter())
     return _Index(
         members=NameTable(b"".join(shard.names.blob for shard in found), np.concatenate(ends)),
         damages=NameTable.build([os.fsencode(damage) for damage in damages]),
@@ -228,6 +234,8 @@ def _join(found: Sequence[_Found]) -> _Index:
         offsets=places[:, 0].copy(),
         lengths=places[:, 1].copy(),
         labels=np.concatenate([shard.labels for shard in found])[has_label],
+        endings=NameTable.build([os.fsencode(ending) for ending in others]),
+        counts=np.array(list(others.values()), dtype=np.int64),
     )
 
 

@@ -79,7 +79,9 @@ class Pictures(ByPosition):
     def read(self, index: int) -> np.ndarray:
         try:
             with only_images(_MAX_PIXELS):
-                return to_array(self.dataset[index][0])
+                return to_array(self.dataset[index][0], self.decoding)
+        except BadImage:
+            raise
         except Exception as error:  # Pillow's plugins meet damage with any exception
             raise BadImage(one_line(error)) from None
 

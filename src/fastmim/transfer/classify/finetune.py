@@ -70,10 +70,21 @@ class Finetuning(Task[FinetuneConfig]):
         config = self.config
         if not config.data:
             raise RequestError("data is not given; expected labelled images: --data labelled/")
-        self.labelled: Labelled = open_labelled(config.data, val_data=config.val_data, val_share=config.val_share)
+        self.fresh_start = self._find_start() if config.range == "auto" else None
+        self.labelled: Labelled = open_labelled(
+            config.data,
+            config,
+            inherited=self.fresh_start.range if self.fresh_start else None,
+            val_data=config.val_data,
+            val_share=config.val_share,
+        )
         if config.num_labels is None:
             return self.labelled.train
         return limit_labels(self.labelled.train, config.num_labels, seed=config.seed)
+
+    def _find_start(self) -> Start:
+        config = self.config
+        return find_start(config.weights, backbone=config.backbone, backbone_args=config.backbone_args)
 
     @property
     def num_images(self) -> int:
@@ -98,11 +109,7 @@ class Finetuning(Task[FinetuneConfig]):
 
     def build(self, found: Checkpoint | None) -> None:
         config, device, classes = self.config, self.plan.device, self.labelled.classes
-        self.start = (
-            Start(**found.manifest["start"])
-            if found
-            else find_start(config.weights, backbone=config.backbone, backbone_args=config.backbone_args)
-        )
+        self.start = Start(**found.manifest["start"]) if found else self.fresh_start or self._find_start()
         classifier = build_classifier(config, self.start, num_classes=len(classes), resuming=bool(found))
         if config.shard:
             check_lists_blocks(classifier.model, classifier.name, "shard")
@@ -188,6 +195,7 @@ class Finetuning(Task[FinetuneConfig]):
             f"{counts.min():,} to {counts.max():,}; {plan.steps_per_epoch} steps an epoch",
             f"validate  {val.origin}: {len(val):,} images"
             + (f", none of {num_missing} of the classes" if num_missing else ""),
+            *self.labelled.remarks,
             f"weights   {self.start.origin}",
             f"network   {classifier.name}: {millions:.1f} M parameters at {config.img_size} px, "
             f"drop path {classifier.drop_path:g}, layer decay {config.layer_decay:g}",
@@ -196,5 +204,5 @@ class Finetuning(Task[FinetuneConfig]):
         ]
         if self.start.fresh:
             fresh = f"fresh     {', '.join(self.start.fresh)}: left out of pre-training, so they start untrained"
-            lines.insert(3, fresh)
+            lines.insert(lines.index(f"weights   {self.start.origin}") + 1, fresh)
         return lines

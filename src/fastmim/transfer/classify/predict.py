@@ -66,6 +66,7 @@ class Trained(nn.Module):
                 f"expected a name for each: take a file that fastmim wrote"
             )
         self.name, self.img_size, self.crop_pct = str(facts["architecture"]), int(facts["img_size"]), crop_pct(facts)
+        self.range: str | None = facts.get("range")
         self.input_size = files.validated_size(self.model, facts)
         self.mean, self.std = (torch.tensor(values) for values in export.normalisation(facts).values())
 
@@ -104,13 +105,14 @@ def predict(*, overwrite: bool = False, dry_run: bool = False, **settings: Any) 
     if exists(config.out) and not (overwrite and config.out.is_file()):
         remedy = "take another" if config.out.is_dir() else "take another, or add --overwrite"
         raise RequestError(f"out is {config.out}, which exists; expected a new file: {remedy}")
-    trained, source = Trained(config.weights), open_source(config.data)
+    trained = Trained(config.weights)
+    source = open_source(config.data, config, inherited=trained.range)
     notes = devices.precision_notes(config.precision, devices.resolve_device(config.device))
     say(
         console,
         f"weights   {config.weights}: {trained.name}, {len(trained.classes)} classes\n"
         f"images    {trained.img_size} px, the central {100 * trained.crop_pct:g} % of the shorter side\n"
-        + "\n".join([f"data      {config.data}: {len(source):,} images", *notes]),
+        + "\n".join([f"data      {config.data}: {len(source):,} images", *source.remarks, *notes]),
     )
     if dry_run:
         return Predicted(config.out, len(source), 0)

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from fastmim.config import Settings, check_bad_share, check_positive, check_workers
+from fastmim.config import check_bad_share, check_positive, check_workers
+from fastmim.data.settings import ImageConfig
 from fastmim.errors import RequestError
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictConfig(Settings):
+class PredictConfig(ImageConfig):
     """A fine-tuned classifier, the images to classify, and the file to write."""
 
     weights: str | None = None
@@ -39,6 +40,7 @@ class PredictConfig(Settings):
     """Stop when more than this share of the images is unreadable; unreadable images are skipped and listed."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_positive(self, "batch_size")
         check_workers(self.num_workers)
         check_bad_share(self.max_bad_share)

@@ -30,7 +30,8 @@ class FinetuneConfig(CropConfig):
     """Labelled images to validate on. [default: those in --data, else --val-share of it]"""
 
     val_share: float = 0.1
-    """Share of the images held out for validation if --data has no validation split; chosen by a hash of the path."""
+    """Share of each class's images held out for validation if --data has no validation split: at least one of four,
+    chosen by a hash of the path."""
 
     num_labels: int | None = None
     """Number of training images, balanced over the classes as far as possible. [default: all]"""

@@ -83,6 +83,7 @@ class Validator:
             "classes": self.data.classes,
             "recipe": config.recipe,
             "data": config.data,
+            "range": config.range,
             "steps": step,
             "mean": self.mean,
             "std": self.std,

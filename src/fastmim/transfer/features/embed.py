@@ -73,16 +73,17 @@ def embed(*, overwrite: bool = False, dry_run: bool = False, **settings: Any) ->
         raise RequestError(
             f"out is {config.out}, but pyarrow is not installed; run: pip install 'fastmim[embed]', or take a .npy"
         )
-    source = open_source(config.data)
     encoder, facts = open_encoder(config)
+    source = open_source(config.data, config, inherited=encoder.grey_range)
     notes = devices.precision_notes(config.precision, encoder.mean.device)
     display.say(
         console,
         f"weights   {config.weights}: {', '.join(f'{k} {v}' for k, v in facts.items())}\n"
         f"features  {config.pool} of block {encoder.block} at {encoder.backbone.img_size} px: {encoder.width} numbers\n"
-        + "\n".join([f"data      {config.data}: {len(source):,} images", *notes]),
+        + "\n".join([f"data      {config.data}: {len(source):,} images", *source.remarks, *notes]),
     )
     asked = {key: value for key, value in configs.to_mapping(config).items() if key not in config.RESUMABLE}
+    asked |= {"range": source.decoding.range}
     asked |= {"img_size": encoder.backbone.img_size, "num_images": len(source)} | facts
     _finished(config.out, encoder.width, asked, overwrite)
     if dry_run:
@@ -111,7 +112,8 @@ def _write(config: EmbedConfig, encoder: Encoder, source: Source, writer: Featur
     if result.finished:
         left_out = len(source) - writer.num_rows
         note = f"; {left_out:,} unreadable, listed in {writer.bad_images}" if left_out else ""
-        display.say(console, f"wrote {config.out}: {writer.num_rows:,} x {encoder.width}{note}")
+        paths = f", their paths and labels in {config.out.with_suffix('.csv')}" if config.out.suffix == ".npy" else ""
+        display.say(console, f"wrote {config.out}: {writer.num_rows:,} x {encoder.width}{paths}{note}")
     return result
 
 

@@ -42,6 +42,7 @@ def open_encoder(config: FeatureConfig) -> tuple[Encoder, dict[str, Any]]:
         mean=opened.mean,
         std=opened.std,
         crop_pct=opened.crop_pct,
+        grey_range=opened.range,
     )
     return encoder.eval().requires_grad_(False), facts
 
@@ -57,6 +58,7 @@ class Encoder(nn.Module):
         mean: Per channel, for pixels in [0, 1].
         std: Likewise.
         crop_pct: Side of the evaluation crop as a share of an image's shorter side.
+        grey_range: Of the images of more than 8 bits that the weights were trained on, as the setting `range` has it.
 
     Raises:
         RequestError: no such block, or no class token.
@@ -71,6 +73,7 @@ class Encoder(nn.Module):
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
         crop_pct: float = 1.0,
+        grey_range: str | None = None,
     ) -> None:
         super().__init__()
         num_maps = backbone.num_maps
@@ -80,6 +83,7 @@ class Encoder(nn.Module):
                 f"blocks or stages: -1 is the last"
             )
         self.backbone, self.pool, self.block, self.crop_pct = backbone, pool, block % num_maps, crop_pct
+        self.grey_range = grey_range
         device = next(backbone.parameters()).device
         self.mean: Tensor
         self.std: Tensor

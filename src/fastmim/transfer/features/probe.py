@@ -17,7 +17,7 @@ from fastmim.data.sources import Source
 from fastmim.errors import RequestError
 from fastmim.system import devices
 from fastmim.system.display import say
-from fastmim.system.files import is_folder, write_json
+from fastmim.system.files import exists, is_folder, write_json
 from fastmim.transfer.features import scores
 from fastmim.transfer.features.encoder import Encoder, open_encoder
 from fastmim.transfer.features.extraction import extract, gather
@@ -37,37 +37,39 @@ class Probed:
     """The content of the JSON file; empty after a dry run."""
 
 
-def probe(*, dry_run: bool = False, **settings: Any) -> Probed:
+def probe(*, overwrite: bool = False, dry_run: bool = False, **settings: Any) -> Probed:
     """Evaluate frozen features by kNN or by a linear probe.
 
     kNN accuracy is inherently low for masked image modeling, since nothing in pre-training pulls images of a class
     together: compare it between runs, not with contrastive methods. Fine-tuning shows the value of the weights.
 
     Args:
+        overwrite: Replace `out`.
         dry_run: Print the resolved settings and what would be probed, and stop.
         settings: Fields of `ProbeConfig` (`fastmim probe --help` lists them).
 
     Raises:
-        RequestError: the request is wrong.
+        RequestError: the request is wrong, or `out` exists.
         RunError: too many unreadable images, or published weights that cannot be downloaded.
     """
     config = configs.build(ProbeConfig, settings)
     console = Console(highlight=False)
     if config.data is None:
         raise RequestError("data is not given; expected labelled images: --data labelled/")
-    _check_writable(config.out)
-    labelled = open_labelled(config.data, val_data=config.val_data, val_share=config.val_share)
+    _check_writable(config.out, overwrite=overwrite)
+    encoder, facts = open_encoder(config)
+    named = {"inherited": encoder.grey_range, "val_data": config.val_data}
+    labelled = open_labelled(config.data, config, **named, val_share=config.val_share)
     train: Source = labelled.train
     if config.num_labels is not None:
         train = limit_labels(train, config.num_labels, seed=config.seed)
-    encoder, facts = open_encoder(config)
     notes = devices.precision_notes(config.precision, encoder.mean.device)
     say(
         console,
         f"weights   {config.weights}: {', '.join(f'{k} {v}' for k, v in facts.items())}\n"
         f"features  {config.pool} of block {encoder.block} at {encoder.backbone.img_size} px: {encoder.width} numbers\n"
         f"data      {config.data}: {len(train):,} images train, {len(labelled.val):,} validate, "
-        + "\n".join([f"{len(labelled.classes)} classes", *notes]),
+        + "\n".join([f"{len(labelled.classes)} classes", *labelled.remarks, *notes]),
     )
     if dry_run:
         return Probed(float("nan"), float("nan"), {})
@@ -75,20 +77,9 @@ def probe(*, dry_run: bool = False, **settings: Any) -> Probed:
     rank = scores.effective_rank(features["val"].features)
     rows = _score(config, features["train"], features["val"])
     best = max(rows, key=lambda row: row["top1"])
-    report = {
-        "settings": configs.to_mapping(config),
-        "weights": facts,
-        "img_size": encoder.backbone.img_size,
-        "width": encoder.width,
-        "classes": labelled.classes,
-        "num_train": len(features["train"]),
-        "num_val": len(features["val"]),
-        "best": best,
-        "results": rows,
-        "effective_rank": rank,
-        "bad_images": bad,
-        "versions": {package: version(package) for package in ("fastmim", "torch", "timm")},
-    }
+    report = {"settings": configs.to_mapping(config), "weights": facts, **_about(encoder, labelled, features)}
+    report |= {"best": best, "results": rows, "effective_rank": rank, "bad_images": bad}
+    report |= {"versions": {package: version(package) for package in ("fastmim", "torch", "timm")}}
     write_json(config.out, report)
     console.print(_table(rows, best))
     console.print(f"effective rank {rank:.1f} of {encoder.width}")
@@ -96,6 +87,18 @@ def probe(*, dry_run: bool = False, **settings: Any) -> Probed:
         console.print(f"{len(bad)} images could not be read and were skipped")
     say(console, f"wrote {config.out}")
     return Probed(best["top1"], rank, report)
+
+
+def _about(encoder: Encoder, labelled: Labelled, features: dict[str, LabelledFeatures]) -> dict[str, Any]:
+    """What the report says of the images and their features."""
+    return {
+        "img_size": encoder.backbone.img_size,
+        "width": encoder.width,
+        "range": labelled.train.decoding.range,
+        "classes": labelled.classes,
+        "num_train": len(features["train"]),
+        "num_val": len(features["val"]),
+    }
 
 
 def _score(config: ProbeConfig, train: LabelledFeatures, val: LabelledFeatures) -> list[dict[str, float]]:
@@ -107,9 +110,11 @@ def _score(config: ProbeConfig, train: LabelledFeatures, val: LabelledFeatures) 
     return [{"lr": lr, "weight_decay": decay, "top1": top1} for (lr, decay), top1 in heads.items()]
 
 
-def _check_writable(out: Path) -> None:
+def _check_writable(out: Path, *, overwrite: bool) -> None:
     if is_folder(out):
         raise RequestError(f"out is {out}, a folder; expected a file that can be written, such as probe.json")
+    if exists(out) and not overwrite:
+        raise RequestError(f"out is {out}, which exists; expected a new file: take another --out, or add --overwrite")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with out.with_name(out.name + ".tmp").open("w"):

@@ -1,17 +1,16 @@
 """Settings of `probe` and `embed`; does not import torch."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from fastmim.config import Settings, check_bad_share, check_positive, check_workers
+from fastmim.config import check_bad_share, check_positive, check_workers
+from fastmim.data.settings import ImageConfig
 from fastmim.errors import RequestError
 
 
 @dataclass(frozen=True, kw_only=True)
-class FeatureConfig(Settings):
+class FeatureConfig(ImageConfig):
     """Backbone, layer and images of the frozen features."""
 
     weights: str | None = None
@@ -54,6 +53,7 @@ class FeatureConfig(Settings):
     """Stop when more than this share of the images is unreadable; unreadable images are skipped and listed."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_positive(self, "batch_size", "img_size")
         check_workers(self.num_workers)
         check_bad_share(self.max_bad_share)
@@ -70,7 +70,8 @@ class ProbeConfig(FeatureConfig):
     """Labelled images to validate on. [default: those in --data (`val/`, a test split), else --val-share of it]"""
 
     val_share: float = 0.1
-    """Share of the images held out for validation if --data has no validation split; chosen by a hash of the path."""
+    """Share of each class's images held out for validation if --data has no validation split: at least one of four,
+    chosen by a hash of the path."""
 
     num_labels: int | None = None
     """Number of labelled training images, balanced over the classes as far as possible. [default: all]"""
@@ -88,7 +89,9 @@ class ProbeConfig(FeatureConfig):
 class EmbedConfig(FeatureConfig):
     """Output file of the features."""
 
-    RESUMABLE: ClassVar[frozenset[str]] = frozenset({"batch_size", "num_workers", "device", "max_bad_share", "out"})
+    RESUMABLE: ClassVar[frozenset[str]] = frozenset(
+        {"batch_size", "num_workers", "device", "max_bad_share", "max_pixels", "out"}
+    )
 
     out: Path = Path("features.parquet")
     """File to write: .parquet (path, label, embedding), or .npy with a .csv of the same name (path, label)."""
