@@ -107,11 +107,31 @@ def parity() -> str:
     return f"{found}\n\n(Record: [{path.name}](../benchmarks/records/{path.name}).)"
 
 
+def choices() -> str:
+    """The table on the head of fine-tuning and the start of linear layers; empty without a record."""
+    path = records.newest(FOLDER, "as-published")
+    if path is None:
+        return ""
+    record = files.read_json(path)
+    config, rows = record["config"], []
+    for labels, ways in record["summary"].items():
+        for way, row in ways.items():
+            against = row.get("as published minus this")
+            gain = "{mean:+.2f} ({low:+.2f} to {high:+.2f})".format(**against) if against else ""
+            rows.append((labels, way, f"{row['mean']:.2f} ± {row['deviation']:.2f}", gain))
+    header = ("labels", "way", "top-1, %", "as published minus this, 95 %")
+    return (
+        f"\n\nWhether two of the choices matter: Fashion-MNIST, {config['seeds']} seeds, {config['steps']} steps of "
+        f"pre-training, {config['finetune_steps']} of fine-tuning, 128 images each.\n\n"
+        f"{markdown(header, rows, num_text=2)}\n\n(Record: [{path.name}](../benchmarks/records/{path.name}).)"
+    )
+
+
 def updated(document: str) -> str:
     """README's or docs/as-published.md's text with the current table."""
     before, rest = document.split(BEGIN)
     _, after = rest.split(END)
-    current = parity() if document.startswith("# As published") else table()
+    current = parity() + choices() if document.startswith("# As published") else table()
     return f"{before}{BEGIN}\n{current}\n{END}{after}"
 
 
