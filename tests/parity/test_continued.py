@@ -94,7 +94,7 @@ def test_a_tensor_of_a_decoder_that_is_missing_renamed_or_of_another_shape(tmp_p
     without = {key: tensor for key, tensor in state.items() if key != name}
     for changed, said in (
         (without, "missing keys decoder.head.bias)"),
-        (without | {f"{name}s": state[name]}, "unknown keys decoder.head.biass; missing keys decoder.head.bias)"),
+        (without | {f"{name}\n": state[name]}, "unknown keys decoder.head.bias\\n; missing keys decoder.head.bias)"),
         (state | {name: state[name][:-1]}, f"other shapes decoder.head.bias ({len(state[name]) - 1},) instead of"),
         (
             state | {weight: torch.zeros(())},

@@ -9,6 +9,7 @@ import torch
 from fastmim.method.mim import MIM
 from fastmim.method.settings import PretrainConfig
 from fastmim.method.targets import TARGETS
+from fastmim.system.text import printable
 from fastmim.training import checkpoint, schedule
 from fastmim.weights import decoders, files, load_into
 
@@ -97,4 +98,4 @@ def start_from(model: MIM, init: str, *, target: str) -> str:
         else:
             model.load_state_dict(theirs, strict=False)
             taken.append(part)
-    return "; ".join([f"{', '.join(taken)} of {init}", *untrained])
+    return printable("; ".join([f"{', '.join(taken)} of {init}", *untrained]))
