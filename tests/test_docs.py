@@ -62,7 +62,7 @@ def test_readme_python_runs(photos: Path, labelled: Path, tmp_path: Path, monkey
     fastmim.export(tuning.finetune(tmp_path / "tuned", labelled, steps=1).out, to="timm", out=tmp_path / "classifier")
     blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
     small = 'out="runs/photos", steps=1, batch_size=2, device="cpu", trackers="none", picture_every="never"'
-    names: dict[str, object] = {"images": torch.randn(2, 3, 128, 128)}
+    names: dict[str, object] = {"images": torch.randn(2, 3, 128, 128), "__name__": "__main__"}
     for block in sorted(blocks, key=lambda block: "create_model" in block):  # train before loading
         exec(block.replace('out="runs/photos"', small), names)
     assert isinstance(names["backbone"], torch.nn.Module)

@@ -5,8 +5,9 @@ import fastmim
 model = fastmim.MIM("swin_tiny_patch4_window7_224", img_size=128, target=fastmim.HOG())
 model(images)["loss"].backward()
 
-run = fastmim.pretrain(data="photos/", backbone="swin_tiny_patch4_window7_224", out="runs/photos")
-backbone = fastmim.load_backbone("runs/photos")        # a plain timm model
+if __name__ == "__main__":  # needed on macOS and Windows, where data workers import the script
+    run = fastmim.pretrain(data="photos/", backbone="swin_tiny_patch4_window7_224", out="runs/photos")
+    backbone = fastmim.load_backbone("runs/photos")    # a plain timm model
 """
 
 from __future__ import annotations

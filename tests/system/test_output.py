@@ -46,6 +46,16 @@ def test_a_stream_that_is_not_there(stream: Any) -> None:
     output.flush()
 
 
+def test_what_the_console_s_code_page_lacks_is_escaped(tmp_path: Path, photos: Path) -> None:
+    """Not an error, which would be taken for the stream's end."""
+    (tmp_path / "照片").symlink_to(photos)
+    words = [*command_line("pretrain", tmp_path / "照片", tmp_path / "Prüfung", SMALL), "--dry-run"]
+    done = subprocess.run(words, capture_output=True, env=os.environ | {"PYTHONIOENCODING": "cp1252"}, timeout=60)
+    lines = done.stdout.decode("cp1252").splitlines()
+    assert any(line.startswith("data      ") and "\\u7167\\u7247: 24 images" in line for line in lines)
+    assert lines[-1] == f"out       {tmp_path / 'Prüfung'}"
+
+
 def test_a_run_outlives_the_reader_of_its_output(tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = command_line("pretrain", photos, tmp_path / "run", SMALL)[3:]
     with broken_pipe() as output, monkeypatch.context() as patch:

@@ -58,7 +58,8 @@ def _present(paths: list[Path], folder: Path, device: str, console: Console) -> 
     names = [record_name(part, device) for part in PARTS]
     found = [files.read_json(path) for name in names if (path := records.newest(folder, name))]
     name = "bench" if device == "cpu" else f"bench-{device.partition(':')[0]}"
-    (folder / f"{name}.md").write_text("\n".join(tables.table(record).markdown() for record in found))
+    text = "\n".join(tables.table(record).markdown() for record in found)
+    (folder / f"{name}.md").write_text(text, encoding="utf-8")
     written = [*paths, folder / f"{name}.md"]
     try:
         chart.draw(found, folder / f"{name}.png")

@@ -84,7 +84,7 @@ def prepare(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".probe.tmp"
-        probe.write_text("")
+        probe.touch()
         probe.unlink()
     except OSError as error:
         raise RequestError(f"records is {folder}: {error.strerror}; expected a writable directory") from None

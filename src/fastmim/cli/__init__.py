@@ -7,7 +7,7 @@ from contextlib import redirect_stderr
 from typing import NoReturn
 
 from fastmim.errors import STOPPED
-from fastmim.system.output import Enduring, speaks
+from fastmim.system.output import Enduring, escape_unknown, speaks
 from fastmim.system.signals import Stopped, StopSignals
 
 __all__ = ["main"]
@@ -15,6 +15,7 @@ __all__ = ["main"]
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run a command and exit with its status: 0 done, 1 failed, 2 the request is wrong, 75 stopped after saving."""
+    escape_unknown(sys.stdout)
     with redirect_stderr(Enduring(sys.stderr)):
         try:
             # From the first import until the process has ended.

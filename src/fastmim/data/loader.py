@@ -17,12 +17,17 @@ from fastmim.data.order import Shuffle, StepSampler, steps_per_epoch
 from fastmim.data.sources import Source
 from fastmim.data.unreadable import UNREADABLE, reason
 from fastmim.data.workers import dismiss, obey_parent_only, signals_blocked
-from fastmim.errors import RunError
+from fastmim.errors import RequestError, RunError, first_line
 from fastmim.randomness import image_keys, uniform
+from fastmim.system.processes import NO_MAIN_GUARD, check_main_guard
 from fastmim.system.signals import Stopped, stop_requested
 
 _MAX_TRIES = 100
 _POLL_SECONDS = 1.0
+_NO_GUARD = (
+    'the script has no `if __name__ == "__main__":`, and data workers, which import the script, would start it all '
+    "again; put the calls of fastmim below such a line, or give num_workers=0"
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,9 +166,11 @@ def read_ahead(
 
     Raises:
         RunError: An answer is {"unreadable": ...}, or a worker died.
+        RequestError: A worker imported the user's script, which has no `if __name__ == "__main__":`.
         Stopped: A signal has come (`StopSignals`), and for a second the workers have not answered: the file system
-            may have gone. They end when the exception has been handled.
+            may have gone. They end when the exception has been handled. Or one of them has died of the signal.
     """
+    check_main_guard()
     loader: DataLoader[dict[str, Any]] = DataLoader(
         dataset,
         batch_sampler=requests,  # passed to `__getitems__` unchanged
@@ -177,7 +184,10 @@ def read_ahead(
     )
     with signals_blocked():  # before a worker's first instruction
         others = multiprocessing.active_children()
-        batches = iter(loader)
+        try:
+            batches = iter(loader)
+        except BrokenPipeError:  # the dataset is no longer awaited
+            raise RequestError(f"a data worker died as it started, most often because {_NO_GUARD}") from None
         workers = [child for child in multiprocessing.active_children() if child not in others]
     return _receive(batches, origin, workers)
 
@@ -201,12 +211,21 @@ def _receive(
     except RuntimeError as error:
         if not str(error).startswith("DataLoader worker"):
             raise
-        raise RunError(
-            f"a data worker died ({str(error).splitlines()[0]}): most often memory or shared memory ran out; "
-            "lower --num-workers, or raise the container's --shm-size"
-        ) from None
+        raise _death(workers, first_line(error)) from None
     finally:
         del batches, workers  # end the workers now, even if a traceback keeps this frame alive
+
+
+def _death(workers: Iterable[BaseProcess], what: str) -> RequestError | RunError | Stopped:
+    """The error for a worker that died."""
+    if any(worker.exitcode == NO_MAIN_GUARD for worker in workers):
+        return RequestError(_NO_GUARD)
+    if stop_requested():
+        return Stopped("stopped while no data came: run the same command to resume")
+    return RunError(
+        f"a data worker died ({what}): most often memory or shared memory ran out; lower --num-workers, or raise the "
+        f"container's --shm-size"
+    )
 
 
 def _wait(batches: Iterator[dict[str, Any]], workers: list[BaseProcess]) -> dict[str, Any] | None:

@@ -21,8 +21,7 @@ from typing import Any, TextIO
 
 from fastmim.system import signals
 
-# macOS and Windows cannot wait for a signal and see its sender; workers keep torch's own behaviour on them.
-_SIGNALS = set(signals.SIGNALS) if hasattr(signal, "sigtimedwait") else set()
+_SIGNALS = set(signals.SIGNALS)
 _CHECK_SECONDS = 1.0
 _LAST_WORDS_SECONDS = 0.1
 
@@ -30,14 +29,14 @@ _LAST_WORDS_SECONDS = 0.1
 @contextmanager
 def signals_blocked() -> Iterator[None]:
     """Block the signals for processes started inside; this process receives pending ones afterwards."""
-    if not _SIGNALS:
+    if sys.platform == "win32":  # it blocks none
         yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    else:
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        try:
+            yield
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def obey_parent_only(worker_id: int) -> None:
@@ -48,9 +47,15 @@ def obey_parent_only(worker_id: int) -> None:
     # A batch that finds no room in shared memory would be lost, and waited for: the trainer tells of a dead worker.
     multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_end)  # type: ignore[attr-defined]
     sys.stderr = _UnlessOrphaned(sys.stderr)
-    if _SIGNALS:
+    if hasattr(signal, "sigtimedwait") and sys.platform != "win32":
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # a fork server was not started in `signals_blocked`
         threading.Thread(target=_watch, name="obey-parent", daemon=True).start()
+        return
+    # macOS and Windows cannot wait for a signal and see its sender. There, SIGTERM is taken for the parent's.
+    for number in _SIGNALS - {signal.SIGTERM}:
+        signal.signal(number, signal.SIG_IGN)
+    if sys.platform != "win32":
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
 
 
 class _UnlessOrphaned:
@@ -76,7 +81,7 @@ def _end(error: Exception, batch: object) -> None:
 
 def dismiss(workers: Iterable[BaseProcess]) -> None:
     """Ask workers to exit now, even if they are in the middle of reading; this does not wait for them."""
-    for worker in workers if _SIGNALS else ():
+    for worker in workers:
         worker.terminate()
 
 
@@ -84,7 +89,7 @@ def _watch() -> None:
     # A fork server's child has the server as its parent, so compare with the process that requested it.
     parent, forked_by = multiprocessing.parent_process(), os.getppid()
     while parent and parent.is_alive() and os.getppid() == forked_by:
-        received = signal.sigtimedwait(_SIGNALS, _CHECK_SECONDS)
+        received = signal.sigtimedwait(_SIGNALS, _CHECK_SECONDS)  # type: ignore[attr-defined,unused-ignore]
         if received is not None and received.si_pid == parent.pid:
             break
     os._exit(0)  # not sys.exit: the main thread may be deep in a decoder, and has nothing to clean up

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import torch
 
@@ -17,6 +17,7 @@ from fastmim.errors import DONE
 from fastmim.studies.settings import StudyConfig
 from fastmim.studies.trial import FILE, Trial
 from fastmim.system import devices, files
+from fastmim.system.processes import NEW_SESSION, ask_to_stop
 from fastmim.system.signals import StopSignals
 
 _POLL_SECONDS = 0.1
@@ -93,7 +94,7 @@ def run_all(trials: Sequence[Trial], slots: Slots, *, lock: int, done: Callable[
             if stop.requested and not outcome.stopped:
                 outcome.stopped = True
                 for process in running:
-                    process.popen.terminate()
+                    ask_to_stop(process.popen)
             time.sleep(_POLL_SECONDS)
             for process in [p for p in running if p.popen.poll() is not None]:
                 running.remove(process)
@@ -114,11 +115,15 @@ def _start(trial: Trial, slot: int, slots: Slots, lock: int) -> _Process:
         stdout=log,
         stderr=subprocess.STDOUT,
         env=os.environ | threads,
-        pass_fds=(lock,),
-        # A terminal's Ctrl-C reaches the whole session, and a second signal would keep a run from saving.
-        start_new_session=True,
+        **_inheriting(lock),
+        **NEW_SESSION,
     )
     return _Process(trial, slot, popen, log, time.monotonic())
+
+
+def _inheriting(lock: int) -> dict[str, Any]:
+    """Arguments of Popen for a process that holds the study's lock too; on Windows it holds those of its runs only."""
+    return {} if sys.platform == "win32" else {"pass_fds": (lock,)}
 
 
 def _finish(process: _Process, outcome: Outcome, done: Callable[[Trial], None]) -> None:
@@ -134,6 +139,6 @@ def _finish(process: _Process, outcome: Outcome, done: Callable[[Trial], None]) 
 
 
 def _last_words(log: Path, status: int) -> str:
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     said = lines[-1].removeprefix("fastmim: ") if lines and status > 0 else f"it ended with status {status}"
     return f"{said} (see {log})"

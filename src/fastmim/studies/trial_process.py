@@ -19,6 +19,7 @@ from fastmim.errors import DONE, FAILED, REFUSED, STOPPED, RequestError, RunErro
 from fastmim.studies.trial import FILE, result_file
 from fastmim.system import files
 from fastmim.system.run_directory import RunDirectory
+from fastmim.system.signals import interrupt
 
 
 def run_trial(folder: Path) -> int:
@@ -72,7 +73,7 @@ def _stop_with_the_study() -> None:
     def wait() -> None:
         while os.read(0, 1024):
             pass
-        os.kill(os.getpid(), signal.SIGTERM)
+        interrupt(signal.SIGTERM)
 
     threading.Thread(target=wait, name="standard input", daemon=True).start()
 

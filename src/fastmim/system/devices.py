@@ -18,10 +18,15 @@ def memory_gb(device: torch.device) -> float:
     """The peak memory use so far in GiB, of a CUDA device or else of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
-    import resource  # Unix only
+    if sys.platform == "win32":
+        import psutil
 
-    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return kilobytes * (1 if sys.platform == "darwin" else 1024) / 2**30
+        most = psutil.Process().memory_info().peak_wset
+    else:
+        import resource
+
+        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return most / 2**30
 
 
 def free_memory() -> int | None:

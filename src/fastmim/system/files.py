@@ -7,6 +7,8 @@ import json
 import os
 import shutil
 import stat
+import sys
+import threading
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +21,7 @@ MAX_BYTES = 1 << 30
 """The largest file of unknown origin that is read, in bytes."""
 
 _CHUNK = 1 << 22
+_seeking = threading.Lock()
 
 
 @contextmanager
@@ -142,9 +145,25 @@ def crc32(path: Path) -> int:
     return checksum
 
 
+def read_at(descriptor: int, length: int, offset: int) -> bytes:
+    """Read up to `length` bytes from a position in an open file, whatever other threads and processes read from it."""
+    if sys.platform == "win32":  # which only reads where the file stands; its processes do not share open files
+        with _seeking:
+            os.lseek(descriptor, offset, os.SEEK_SET)
+            data = os.read(descriptor, length)
+    else:
+        data = os.pread(descriptor, length, offset)
+    return data
+
+
 def fsync(path: Path) -> None:
-    """Flush a file or a directory to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+    """Flush a file to the disk, or a directory's list of names; Windows keeps the latter safe itself."""
+    flags = os.O_RDONLY
+    if sys.platform == "win32":  # it opens no directories, and flushes only what is open for writing
+        if path.is_dir():
+            return
+        flags = os.O_RDWR | os.O_BINARY
+    descriptor = os.open(path, flags)
     try:
         os.fsync(descriptor)
     finally:

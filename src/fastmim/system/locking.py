@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -18,6 +19,7 @@ from typing import IO
 from filelock import lock_descriptor
 
 from fastmim.errors import RequestError
+from fastmim.system.processes import check_main_guard
 
 WAIT_SECONDS = 60.0
 """How long to wait for a process that was told to stop and is still saving, or for the workers of a killed run."""
@@ -44,6 +46,7 @@ def hold(folder: Path, say: Callable[[str], object], *, out: Path | None = None)
     Raises:
         RequestError: another process has held the lock for a minute, or the directory cannot be written.
     """
+    check_main_guard()
     try:
         made = [path for path in (folder, *folder.parents) if not path.exists()]
         file = _acquire(folder, say, out or folder)
@@ -55,8 +58,10 @@ def hold(folder: Path, say: Callable[[str], object], *, out: Path | None = None)
         try:
             yield file.fileno()
         finally:
+            if sys.platform == "win32":  # an open file cannot be removed there
+                file.close()
             with suppress(OSError):  # the directory is not empty, or was renamed to `out`
-                (folder / FILE).unlink(missing_ok=True)
+                _lock_file(folder).unlink(missing_ok=True)
                 for path in made:
                     path.rmdir()
 
@@ -88,7 +93,7 @@ def _acquire(folder: Path, say: Callable[[str], object], out: Path) -> IO[bytes]
     while True:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            file = _open(folder / FILE)
+            file = _open(_lock_file(folder))
         except FileNotFoundError:  # the previous holder has just removed the directory
             num_lost += 1
             if num_lost > _MAX_LOST:
@@ -117,6 +122,13 @@ def _acquire(folder: Path, say: Callable[[str], object], out: Path) -> IO[bytes]
                 f"process"
             )
         time.sleep(_POLL_SECONDS)
+
+
+def _lock_file(folder: Path) -> Path:
+    """The lock of a directory: in it, or beside it on Windows, which renames no directory with an open file in it."""
+    if sys.platform == "win32" and (name := folder.absolute().name):
+        return folder.absolute().with_name(f".{name}.lock")
+    return folder / FILE
 
 
 def _open(path: Path) -> IO[bytes]:

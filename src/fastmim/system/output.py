@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from contextlib import suppress
 from typing import Any, TextIO
@@ -13,6 +14,12 @@ _UNUSABLE = (OSError, ValueError, AttributeError)
 def speaks() -> bool:
     """Whether this process speaks for the run: it is alone, or the first."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def escape_unknown(stream: TextIO) -> None:
+    """Let a stream escape the characters that its encoding lacks, such as Windows' code pages, instead of failing."""
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors="backslashreplace")  # as Python has it for standard error
 
 
 class Enduring:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import re
 import signal
@@ -12,13 +13,20 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fastmim.errors import DONE, FAILED, STOPPED, RequestError
 from fastmim.system.signals import StopSignals
 
+NO_MAIN_GUARD = 78
+"""Exit status of a worker process whose program starts the work again; see `check_main_guard`."""
 _POLL_SECONDS = 0.1
 _GRACE_SECONDS = 30.0
 """How long the others of a process that failed have to notice, and those that were told to stop to save."""
+NEW_SESSION: Mapping[str, Any] = {"start_new_session": True}
+if sys.platform == "win32":
+    NEW_SESSION = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
+"""Arguments of Popen for a process that a terminal's Ctrl-C does not reach: the one that started it passes it on."""
 _SLURM = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_STEP_NUM_TASKS", "LOCAL_RANK": "SLURM_LOCALID"}
 
 
@@ -77,6 +85,16 @@ def first_host(hosts: str) -> str:
     return prefix + re.split(r"[-,\]]", rest)[0] if bracket else prefix
 
 
+def check_main_guard() -> None:
+    """End this process if it is a worker that has just imported the user's script, which starts the work again.
+
+    Workers import it wherever they are not forks: on macOS and Windows, and on Linux from Python 3.14 on. The process
+    that started the worker then says what the script lacks.
+    """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):  # as multiprocessing itself finds out
+        sys.exit(NO_MAIN_GUARD)
+
+
 def num_gpus() -> int:
     """How many GPUs (NVIDIA, AMD) this process may use, at least 1; imports torch only if the machine has several."""
     if len(list(Path("/proc/driver/nvidia/gpus").glob("*"))) < 2 and len(list(Path("/dev/dri").glob("renderD*"))) < 2:
@@ -114,6 +132,14 @@ def run_on_devices(words: Sequence[str], count: int) -> int:
                 child.wait()
 
 
+def ask_to_stop(process: subprocess.Popen[bytes]) -> None:
+    """Ask a process that was started with `NEW_SESSION` to save and stop (`system.signals`)."""
+    if sys.platform == "win32":  # where `terminate` would end it at once
+        process.send_signal(signal.CTRL_BREAK_EVENT)
+    else:
+        process.terminate()
+
+
 def _threads(count: int) -> str:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return os.environ.get("OMP_NUM_THREADS") or str(max(1, cores // count))
@@ -123,7 +149,7 @@ def _start(words: Sequence[str], env: Mapping[str, str]) -> subprocess.Popen[byt
     return subprocess.Popen(
         [sys.executable, "-m", "fastmim", *words],
         env={**os.environ, **env, "FASTMIM_PARENT": str(os.getpid())},
-        start_new_session=True,  # a terminal's Ctrl-C reaches this process alone, which passes it on once
+        **NEW_SESSION,
     )
 
 
@@ -133,7 +159,7 @@ def _wait(children: Sequence[subprocess.Popen[bytes]], stop: StopSignals) -> int
         if stop.requested and not told:
             told = True
             for child in running:
-                child.terminate()
+                ask_to_stop(child)
         ended = [child.returncode for child in children if child.returncode not in (None, DONE, STOPPED)]
         if ended and first is None:
             first, since = ended[0], time.monotonic()

@@ -1,4 +1,4 @@
-"""Requests to stop: SIGTERM, SIGUSR1, SIGINT, and SIGHUP, which says that the terminal has gone."""
+"""Requests to stop: SIGTERM, SIGUSR1, SIGINT, SIGHUP (the terminal has gone), and SIGBREAK on Windows."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from typing import Any
 
 from fastmim.system.output import speaks
 
-NAMES = ("SIGTERM", "SIGUSR1", "SIGINT", "SIGHUP")
-SIGNALS = tuple(signal.Signals[name] for name in NAMES if name in signal.Signals.__members__)  # Windows lacks two
+NAMES = ("SIGTERM", "SIGUSR1", "SIGINT", "SIGHUP", "SIGBREAK")
+SIGNALS: tuple[signal.Signals, ...] = tuple(getattr(signal, name) for name in NAMES if hasattr(signal, name))
 _AGAIN_SECONDS, _POSTPONED_SECONDS = 0.05, 20.0
 PATIENCE_SECONDS = 2.0
 """Schedulers and shells send several signals for one request: those that follow so soon change nothing."""
@@ -123,7 +123,7 @@ class StopSignals:
             self._request.since = time.monotonic()
             raise Stopped(self._request.raised)
         self._request.postponed = True
-        again = threading.Timer(_AGAIN_SECONDS, signal.pthread_kill, (threading.main_thread().ident, number))
+        again = threading.Timer(_AGAIN_SECONDS, interrupt, (number,))
         again.daemon = True
         again.start()
 
@@ -155,6 +155,14 @@ def _within_torch(frame: FrameType | None) -> bool:
             return True
         frame = frame.f_back
     return False
+
+
+def interrupt(number: int) -> None:
+    """Send a signal to this process's main thread, whatever it waits for."""
+    if sys.platform == "win32":
+        signal.raise_signal(number)  # Python runs the handler in the main thread, as soon as that runs Python code
+    else:
+        signal.pthread_kill(threading.main_thread().ident or 0, number)
 
 
 def stop_requested() -> bool:

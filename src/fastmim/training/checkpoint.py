@@ -143,7 +143,8 @@ def _fill(directory: Path, state: State) -> None:
         for name in state.tensors
     }
     manifest = state.manifest | {"files": written}
-    (directory / "manifest.json").write_text(json.dumps(manifest | {"crc32": _checksum(manifest)}, indent=1) + "\n")
+    text = json.dumps(manifest | {"crc32": _checksum(manifest)}, indent=1) + "\n"
+    (directory / "manifest.json").write_text(text, encoding="utf-8")
     files.fsync(directory / "manifest.json")
     files.fsync(directory)
 

@@ -49,7 +49,7 @@ class Logs:
         self._trackers = trackers or []
         if writes:
             directory.drop_metrics_after(step)
-        self._file = (directory.metrics if writes else Path(os.devnull)).open("a", buffering=1)
+        self._file = (directory.metrics if writes else Path(os.devnull)).open("a", buffering=1, encoding="utf-8")
         self._last_line = 0.0
         no_wrap = Column(no_wrap=True)
         self._bar = Progress(

@@ -77,9 +77,14 @@ class WandB:
         name = out.resolve().name
         identity = out / "wandb_id.txt"
         if not identity.exists():
-            identity.write_text(uuid.uuid4().hex[:8])
+            identity.write_text(uuid.uuid4().hex[:8], encoding="utf-8")
         self._run = wandb.init(
-            project="fastmim", name=name, id=identity.read_text(), resume="allow", dir=out, config=settings
+            project="fastmim",
+            name=name,
+            id=identity.read_text(encoding="utf-8"),
+            resume="allow",
+            dir=out,
+            config=settings,
         )
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
@@ -100,9 +105,10 @@ class MLflow:
             mlflow.set_tracking_uri(f"sqlite:///{out.resolve() / 'mlflow.db'}")
         identity = out / "mlflow_id.txt"
         if identity.exists():
-            mlflow.start_run(run_id=identity.read_text())
+            mlflow.start_run(run_id=identity.read_text(encoding="utf-8"))
         else:
-            identity.write_text(mlflow.start_run(run_name=out.resolve().name).info.run_id)
+            run_id = mlflow.start_run(run_name=out.resolve().name).info.run_id
+            identity.write_text(run_id, encoding="utf-8")
             mlflow.log_params(settings)
 
     def log(self, step: int, metrics: dict[str, float]) -> None:

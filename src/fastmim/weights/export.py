@@ -276,13 +276,13 @@ def _to_hub_layout(subject: Subject, path: Path) -> tuple[Reloaded, str]:
     images = {**preprocessing(subject.facts), "input_size": tuple(subject.images.shape[1:])}
     labels = {"label_names": subject.facts["classes"]} if "logits" in subject.outputs else {}
     save_for_hf(subject.model, str(path), model_config=labels, safe_serialization=True, data_config=images)
-    config = json.loads((path / "config.json").read_text())
+    config = json.loads((path / "config.json").read_text(encoding="utf-8"))
     # transformers passes the number of classes itself, and would pass it twice. The tag and licence are those of the
     # published weights, not of these.
     config["model_args"].pop("num_classes", None)
     for key in ("tag", "license"):
         config["pretrained_cfg"].pop(key, None)
-    (path / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    (path / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     model = timm.create_model(f"local-dir:{path}", pretrained=True).eval()
     return Features(model), _call(f"local-dir:{path}", pretrained=True)
 

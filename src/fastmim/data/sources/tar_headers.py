@@ -10,6 +10,8 @@ import os
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from fastmim.system.files import read_at
+
 _BLOCK = 512
 _FILES = b"0\x007"
 _WITHOUT_DATA = b"123456"  # links, devices, folders, pipes; a size in their header means nothing
@@ -48,7 +50,7 @@ def members(fd: int) -> Iterator[Member]:
     position = start = 0  # `start` is where the member's first header begins
     name: bytes | None = None
     pax: dict[bytes, bytes] = {}
-    while any(header := os.pread(fd, _BLOCK, position)):
+    while any(header := read_at(fd, _BLOCK, position)):
         kind, length, plain_name = _parse(header, start)
         position += _BLOCK
         if kind == b"S":
@@ -62,7 +64,7 @@ def members(fd: int) -> Iterator[Member]:
         if kind in b"LKxg":
             if length > _MAX_NAME:
                 raise TarDamage(f"a header of {length} bytes", start)
-            data = os.pread(fd, length, position)
+            data = read_at(fd, length, position)
             if kind == b"L":
                 name = data.split(b"\0", 1)[0]
             elif kind == b"x":
@@ -131,7 +133,7 @@ def _skip_sparse_map(fd: int, header: bytes, position: int) -> int:
     """Skip the blocks in which GNU's old format continues the map of a sparse file."""
     more = header[482]
     while more:
-        block = os.pread(fd, _BLOCK, position)
+        block = read_at(fd, _BLOCK, position)
         more = block[504] if len(block) == _BLOCK else 0
         position += _BLOCK
     return position

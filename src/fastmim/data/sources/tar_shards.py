@@ -22,7 +22,7 @@ from fastmim.data.sources.index import NameTable
 from fastmim.data.sources.source import ByPosition
 from fastmim.data.sources.tar_headers import TRUNCATED, Member, TarDamage, members
 from fastmim.errors import RequestError
-from fastmim.system.files import open_regular
+from fastmim.system.files import open_regular, read_at
 
 _FORMAT = 2
 _MAX_OPEN = 128  # shards that a process keeps open
@@ -52,14 +52,14 @@ class Shards(ByPosition):
     def read(self, index: int) -> bytes:
         shard = int(self.shard[index])
         opened = _open(self.paths[shard], *self.stamps[shard].tolist())
-        return os.pread(opened.fd, int(self.lengths[index]), int(self.offsets[index]))
+        return read_at(opened.fd, int(self.lengths[index]), int(self.offsets[index]))
 
     def name(self, index: int) -> str:
         return f"{os.fsdecode(self.paths[int(self.shard[index])])}#{os.fsdecode(self.members[index])}"
 
 
 class _Opened:
-    """A file descriptor that closes with its last reference. Processes may share it: `pread` keeps no position."""
+    """A file descriptor that closes with its last reference. Processes may share it: `read_at` keeps no position."""
 
     def __init__(self, path: bytes) -> None:
         self.fd = open_regular(path)
@@ -166,13 +166,13 @@ def _index_shard(path: Path) -> _Found:
                 if ending in endings:
                     images.append(member)
                 elif ending == b".cls":
-                    text = os.pread(opened.fd, min(member.length, 64), member.offset)
+                    text = read_at(opened.fd, min(member.length, 64), member.offset)
                     classes[key] = _label(text, path, member.name)
                 else:
                     others[os.fsdecode(ending)] += 1
         except TarDamage as error:
             if not error.position and str(error) != TRUNCATED:
-                zipped = os.pread(opened.fd, 2, 0) == b"\x1f\x8b"
+                zipped = read_at(opened.fd, 2, 0) == b"\x1f\x8b"
                 advice = "it is gzipped: gunzip it first" if zipped else "recreate it with tar"
                 raise RequestError(f"the shard {path} is not a tar ({error}); {advice}") from None
             damage = f"{error} at byte {error.position:,}"

@@ -117,7 +117,7 @@ def _check_writable(out: Path, *, overwrite: bool) -> None:
         raise RequestError(f"out is {out}, which exists; expected a new file: take another --out, or add --overwrite")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        with out.with_name(out.name + ".tmp").open("w"):
+        with out.with_name(out.name + ".tmp").open("w", encoding="utf-8"):
             pass
         out.with_name(out.name + ".tmp").unlink()
     except OSError as error:
