@@ -418,10 +418,18 @@ def test_overwriting_unlinks_and_leaves_what_links_lead_to(tmp_path: Path, photo
     assert (tmp_path / "big disk/step_000000012").exists() and not (out / "checkpoints").is_symlink()
 
 
+def test_a_fine_tuning_run_has_no_reconstructions(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("weights: runs/photos\nval_data: null\n")
+    with pytest.raises(
+        RequestError, match=r"a fine-tuning run, .* expected a pre-training run, such as .*\(runs/photos\)"
+    ):
+        visualise_run(tmp_path, out=tmp_path / "x.png")
+
+
 def test_a_different_run_in_the_same_place_is_refused(tmp_path: Path, photos: Path) -> None:
     out = tmp_path / "run"
     pretrain(out, photos, steps=4)
-    with pytest.raises(RequestError, match=r"holds another run \(steps 4 -> 8; mask_ratio 0.75 -> 0.5\).*--overwrite"):
+    with pytest.raises(RequestError, match=r"holds another run \(mask_ratio 0.75 -> 0.5\).*--overwrite"):
         pretrain(out, photos, steps=8, mask_ratio=0.5)
     assert pretrain(out, photos, steps=8, mask_ratio=0.5, overwrite=True).finished
     assert len(lines(out)) == 4
@@ -430,10 +438,13 @@ def test_a_different_run_in_the_same_place_is_refused(tmp_path: Path, photos: Pa
 def test_data_that_changed_under_a_run_is_refused(tmp_path: Path, photos: Path) -> None:
     data = tmp_path / "data"
     shutil.copytree(photos, data)
-    pretrain(tmp_path / "run", data)
-    (data / "00.jpg").unlink()
+    out = pretrain(tmp_path / "run", data).out
+    (data / "00.jpg").rename(data / "new.jpg")
+    with pytest.raises(RequestError, match="data is .*data, whose images have other names than those .* began with"):
+        pretrain(out, data)
+    (data / "new.jpg").unlink()
     with pytest.raises(RequestError, match="with 23 images; expected the 24 that the run in"):
-        pretrain(tmp_path / "run", data)
+        pretrain(out, data)
 
 
 def test_bad_images_are_skipped_and_named(tmp_path: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:

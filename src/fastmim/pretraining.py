@@ -100,7 +100,7 @@ class Pretraining(Task[PretrainConfig]):
 
     def facts(self) -> dict[str, Any]:
         stages = [dataclasses.asdict(stage) for stage in self.plan.stages]
-        return {"num_images": self.plan.num_images, "stages": stages}
+        return {"num_images": self.plan.num_images, "fingerprints": self.fingerprints, "stages": stages}
 
     def periodic(self, logs: Logs) -> list[Periodic]:
         config, found, on_main = self.config, super().periodic(logs), self.world.on_main

@@ -18,6 +18,7 @@ class PretrainConfig(CropConfig):
     """Masked image modeling: backbone, image sizes, masking, targets and decoder."""
 
     RESUMABLE: ClassVar[frozenset[str]] = CropConfig.RESUMABLE | {"picture_every", "probe", "probe_every"}
+    PLACES: ClassVar[frozenset[str]] = CropConfig.PLACES | {"init", "probe"}
 
     recipe: str | None = None
     """Published settings to start from, such as `vit-b`; flags override them. `fastmim recipes` lists all."""

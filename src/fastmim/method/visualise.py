@@ -43,6 +43,11 @@ def visualise_run(
     if num_images < 1:
         raise RequestError(f"num_images is {num_images}; expected at least 1")
     directory = RunDirectory(run)
+    if directory.config.is_file() and "val_data" in (settings := directory.read_settings()):
+        raise RequestError(
+            f"run is {run}, a fine-tuning run, which predicts no hidden blocks; expected a pre-training run, such as "
+            f"what it started from ({settings.get('weights')})"
+        )
     config = directory.read_config(PretrainConfig)
     found = checkpoint.newest(directory.checkpoints)
     if found is None:

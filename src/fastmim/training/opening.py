@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any, TypeVar
@@ -19,6 +20,10 @@ from fastmim.training.settings import TrainConfig
 
 Config = TypeVar("Config", bound=TrainConfig)
 Recipes = Mapping[str, Callable[[], dict[str, Any]]]
+
+
+_WORDS = ("", "samples", "timm", "none")  # what settings may say in place of a path
+_LENGTH = frozenset({"epochs", "steps"})  # `resuming.check_length` compares them in steps
 
 
 @contextmanager
@@ -47,6 +52,7 @@ def resolve(cls: type[Config], settings: Mapping[str, Any], *, recipes: Recipes,
     Raises:
         RequestError: unknown or wrong settings, or settings that differ from the run that `out` holds.
     """
+    settings = in_full(cls, settings)
     given = configs.build(cls, settings)
     directory = RunDirectory(given.out)
     if files.exists(directory.config) and not overwrite:
@@ -54,7 +60,7 @@ def resolve(cls: type[Config], settings: Mapping[str, Any], *, recipes: Recipes,
         if settings.get("range") == "auto" and "range" in stored:  # the run has found its range
             settings = {**settings, "range": stored["range"]}
         config = configs.build(cls, stored, settings)
-        if differing := configs.differences(stored, config):
+        if differing := configs.differences(stored, config, ignore=_LENGTH):
             raise RequestError(
                 f"out is {given.out}, which holds another run ({'; '.join(differing)}): take another --out, "
                 f"drop these settings to resume it, or delete it with --overwrite"
@@ -70,6 +76,18 @@ def resolve(cls: type[Config], settings: Mapping[str, Any], *, recipes: Recipes,
     return configs.build(cls, recipes[recipe](), settings)
 
 
+def in_full(cls: type[TrainConfig], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings with absolute paths, so that a run resumes wherever its command is given."""
+    found = dict(settings)
+    for name in cls.PLACES & settings.keys():
+        text = os.fspath(settings[name]) if isinstance(settings[name], os.PathLike) else settings[name]
+        if not isinstance(text, str) or text in _WORDS or "://" in text:
+            continue
+        if files.exists(path := files.expanded(text)) or any(character in text for character in "*?[{"):
+            found[name] = str(path.absolute())
+    return found
+
+
 def check_config(config: TrainConfig, found: Checkpoint) -> None:
     """Refuse a checkpoint of a run with other settings than config.yaml's, apart from those that may change.
 
@@ -77,7 +95,7 @@ def check_config(config: TrainConfig, found: Checkpoint) -> None:
         RequestError: config.yaml has lost or changed settings; the message names them.
     """
     stored = found.manifest["config"]
-    differing = configs.differences(stored, config)
+    differing = configs.differences(stored, config, ignore=_LENGTH)
     differing += [f"{key} {shown(stored[key])} -> no setting" for key in stored.keys() - configs.to_mapping(config)]
     if differing:
         raise RequestError(

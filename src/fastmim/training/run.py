@@ -24,7 +24,7 @@ from fastmim.errors import RequestError, RunError
 from fastmim.report.writing import keep_current
 from fastmim.system.display import say
 from fastmim.system.run_directory import RunDirectory, versions
-from fastmim.training import checkpoint, opening
+from fastmim.training import checkpoint, opening, resuming
 from fastmim.training.checkpoint import Checkpoint
 from fastmim.training.logs import Logs
 from fastmim.training.loop import Batch, Periodic, fit, make_forward
@@ -161,6 +161,11 @@ class Task(ABC, Generic[Config]):
         """The images that a pack would make faster to read, as `fastmim pack` takes them."""
         return self.source
 
+    @functools.cached_property
+    def fingerprints(self) -> dict[str, str]:
+        """Of the images of each setting that names some, for manifests."""
+        return {"data": sources.fingerprint(self.source)}
+
     def transform(self) -> Callable[[Tensor, int], Tensor] | None:
         """More augmentation in the data workers; see `loader.load`."""
         return None
@@ -179,11 +184,8 @@ class Task(ABC, Generic[Config]):
             RequestError: the steps left would not be the run's.
         """
         opening.check_config(self.config, found)
-        if (expected := found.manifest["num_images"]) != len(self.source):
-            raise RequestError(
-                f"data is {self.config.data} with {len(self.source)} images; expected the {expected} that the run in "
-                f"{self.config.out} began with: give it the same images, another --out, or --overwrite"
-            )
+        resuming.check_images(self.config, found, num_images=len(self.source), fingerprints=self.fingerprints)
+        resuming.check_length(self.config, found, total_steps=self.plan.total_steps)
 
     def read(self, stage: Stage, first_step: int) -> Generator[Batch]:
         """Yield the micro-batches of a stage from a step on, with "keys" and "bad" as from `loader.load`."""
@@ -253,6 +255,8 @@ def launch(
         say(console, "\n".join(task.describe()))
         if config.batch_size != default:
             say(console, f"note      a batch of {config.batch_size} instead of {default}: there are no more images")
+        for line in resuming.describe_changes(config, task.plan, found) if found else ():
+            say(console, line)
         if dry_run:
             return task.result(0)
         with world.together():

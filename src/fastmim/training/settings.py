@@ -36,8 +36,12 @@ class TrainConfig(ImageConfig):
             "max_bad_share",
             "max_pixels",
             "out",
+            "data",  # if it holds the same images: see `Task.check_resumable`
         }
     )
+
+    PLACES: ClassVar[frozenset[str]] = frozenset({"data"})
+    """Settings that may name files; config.yaml holds them as absolute paths."""
 
     DEFAULT_EPOCHS: ClassVar[float] = 200.0
     """The length of a run that gives neither epochs nor steps; see `epochs`."""
@@ -50,7 +54,8 @@ class TrainConfig(ImageConfig):
     """Run directory. The same command with the same directory resumes; --config takes its config.yaml."""
 
     epochs: float | None = None
-    """Passes over the data. [default: 200, unless --steps is given]"""
+    """Passes over the data. A larger number trains the run in --out longer; the learning rate then follows the
+    schedule of the new length. [default: 200, unless --steps is given]"""
 
     steps: int | None = None
     """Optimiser steps, instead of --epochs."""

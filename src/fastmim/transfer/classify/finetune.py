@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from fastmim.backbone.surgery import check_lists_blocks
+from fastmim.data import sources
 from fastmim.data.labelled import Labelled, Subset, limit_labels, open_labelled
 from fastmim.data.mixing import Mix
 from fastmim.data.rand_augment import RandAugment
@@ -95,6 +97,10 @@ class Finetuning(Task[FinetuneConfig]):
         train = self.labelled.train
         return train.source if isinstance(train, Subset) else train
 
+    @cached_property
+    def fingerprints(self) -> dict[str, str]:
+        return {"data": sources.fingerprint(self.source), "val_data": sources.fingerprint(self.labelled.val)}
+
     def sizes(self) -> tuple[tuple[int, float], ...]:
         return ((self.config.img_size, 1.0),)
 
@@ -150,6 +156,7 @@ class Finetuning(Task[FinetuneConfig]):
     def facts(self) -> dict[str, Any]:
         return {
             "num_images": self.plan.num_images,
+            "fingerprints": self.fingerprints,
             "classes": self.labelled.classes,
             "start": dataclasses.asdict(self.start),
             "stages": [dataclasses.asdict(stage) for stage in self.plan.stages],

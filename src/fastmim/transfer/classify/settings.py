@@ -16,6 +16,9 @@ from fastmim.training.settings import CropConfig, check_duration
 class FinetuneConfig(CropConfig):
     """End-to-end classification: initial weights, labelled images, augmentation and regularisation."""
 
+    RESUMABLE: ClassVar[frozenset[str]] = CropConfig.RESUMABLE | {"val_data"}
+    PLACES: ClassVar[frozenset[str]] = CropConfig.PLACES | {"val_data", "weights"}
+
     recipe: str | None = None
     """Published settings to start from (`vit-b`, `swin-b`); flags override them."""
 
@@ -51,7 +54,8 @@ class FinetuneConfig(CropConfig):
     DEFAULT_EPOCHS: ClassVar[float] = 100.0
 
     epochs: float | None = None
-    """Passes over the training images. [default: 100, unless --steps is given]"""
+    """Passes over the training images. A larger number trains the run in --out longer; the learning rate then follows
+    the schedule of the new length. [default: 100, unless --steps is given]"""
 
     batch_size: int = 64
     """Images per optimiser step, over all devices; --micro-batch limits how many a device takes at once.
