@@ -485,7 +485,7 @@ def test_nan_images_stop_the_run(tmp_path: Path, photos: Path) -> None:
         ({"backbone": "resnetv2_50x1_bit", "backbone_args": {"depth": 3}}, "depth"),
         ({"recipe": "vit-bb"}, "recipe is 'vit-bb'; expected one of vit-b, swin-b, .*; did you mean"),
         ({"device": "cuda:7"}, "device is 'cuda:7'; expected one that this machine has"),
-        ({"device": "gpu"}, "device is 'gpu'; expected one that this machine has"),
+        ({"device": "gpu"}, "device is 'gpu'; expected one that this machine has: cpu.*, or auto"),
         ({"device": "meta"}, "device is 'meta'; expected one that this machine has"),
         ({"device": "privateuseone"}, "device is 'privateuseone'; expected one that this machine has"),
         ({"trackers": "wandb"}, "trackers names wandb, which is not installed; run: pip install"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import json
+import re
 import subprocess
 import sys
 from datetime import date
@@ -165,6 +166,22 @@ def test_cost(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "1,281,167 images x 800 epochs" in text and "core-hours" in text and "MAE 224" in text
 
 
+def test_cost_tries_a_step_where_there_are_no_records(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("fastmim.bench.cost.seconds_per_image", lambda *_, **__: (0.01, 64))
+    words = ("cost", "--images", "36000", "--epochs", "100", "--img-size", "32", "--device", "cpu")
+    assert command(*words) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "36,000 images x 100 epochs, by a trial on this machine" in text and "pass on 64 images" in text
+    assert re.search(r"vit_small_patch16_224, 32 px\W+100\W+10\W", text)
+    assert command(*words, "--backbone", "test_vit") == 0
+    assert "test_vit, 32 px" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+    assert BenchConfig().records == CostConfig(images=1, epochs=1).records == Path("runs/bench")
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -179,7 +196,8 @@ def test_cost(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         ),
         (("cost", "--images", "0", "--epochs", "1"), "images is 0; expected at least 1"),
         (("cost", "--images", "1", "--epochs", "-1"), "epochs is -1.0; expected more than 0"),
-        (("cost", "--images", "1", "--epochs", "1"), "holds no bench-step-DATE.json; .*run it first"),
+        (("cost", "--images", "1", "--epochs", "1", "--backbone", "vit_smal"), "unknown backbone 'vit_smal'.*nearest"),
+        (("cost", "--images", "1", "--epochs", "1", "--img-size", "0"), "img_size is 0; expected at least 1"),
         (("cost", "--images", "1", "--epochs", "1", "--record", "none.json"), "record is none.json: No such file"),
         (("cost", "--images", "1", "--epochs", "1", "--record", "file"), "record is file; expected a bench-step or"),
     ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import socket
 from pathlib import Path
 
@@ -31,6 +32,37 @@ def test_plain_lines_say_step_loss_rate_wait_and_time_left(tmp_path: Path) -> No
     logs.log(10, METRICS)
     logs.close()
     assert text.getvalue() == ("step 10/100  epoch 1.5  loss 0.2500  1,234 images/s  data wait 43%  0:03:00 left\n")
+
+
+def test_the_time_left_is_told_from_the_first_step_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first step, in which workers start, counts until there is a second one; lines come every ten seconds."""
+    text, clock = io.StringIO(), [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+    logs = Logs(RunDirectory(tmp_path), total_steps=2201, console=Console(file=text, width=200))
+    for step, now in ((1, 80.0), (2, 86.0), (3, 92.0), (4, 98.0)):
+        clock[0] = now
+        logs.advance(step)
+    logs.log(4, METRICS)
+    clock[0] = 120.0
+    logs.advance(5)
+    logs.close()
+    assert text.getvalue().splitlines() == [
+        "step 1/2201  80 s a step  48:53:20 left",
+        "step 3/2201  6 s a step  3:39:48 left",
+    ]
+
+
+@pytest.mark.parametrize("width", [40, 80, 120])
+def test_the_bar_fits_its_terminal(tmp_path: Path, width: int) -> None:
+    text = io.StringIO()
+    logs = Logs(RunDirectory(tmp_path), total_steps=2200, console=Console(file=text, width=width, force_terminal=True))
+    logs.advance(1)
+    logs.log(10, METRICS)
+    logs.advance(11)
+    logs.close()
+    shown = [re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", line) for line in re.split(r"[\r\n]", text.getvalue())]
+    assert max(map(len, shown)) <= width
+    assert all(fact in shown[-2] for fact in ("step 11/2200", "1:12:58"))
 
 
 def test_a_terminal_gets_one_live_line(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The device-hours of a training, estimated from records of `fastmim bench`."""
+"""The device-hours of a training, estimated from records of `fastmim bench`, or from a trial of the step."""
 
 from __future__ import annotations
 
@@ -6,13 +6,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 
 from fastmim.bench import records, tables
 from fastmim.bench.markdown import Table, number
 from fastmim.bench.settings import CostConfig
+from fastmim.data import augment
+from fastmim.data.statistics import IMAGENET_MEAN, IMAGENET_STD
 from fastmim.errors import RequestError, RunError
-from fastmim.system import files
+from fastmim.method.mim import MIM
+from fastmim.method.settings import PretrainConfig
+from fastmim.system import devices, files
+from fastmim.training.duration import seconds_per_image
+from fastmim.training.loop import make_forward
 
 
 @dataclass(frozen=True)
@@ -36,22 +43,45 @@ def print_cost(config: CostConfig) -> None:
 
 
 def estimate(config: CostConfig) -> list[Table]:
-    """A table for each record: device-hours with every step in it.
+    """A table for each record, with the device-hours of every step in it; or one of a step that is tried now.
 
     Raises:
-        RequestError: there is no record, or it is not one of `fastmim bench`.
+        RequestError: the record is not one of `fastmim bench`, or the backbone or device of a trial cannot be had.
     """
+    names = [f"bench-{part}{kind}" for kind in ("", "-cuda") for part in ("step", "methods")]
     if config.record is not None:
         paths = [config.record]
-    else:
-        names = [f"bench-{part}{kind}" for kind in ("", "-cuda") for part in ("step", "methods")]
+    elif config.backbone is None:
         paths = [path for name in names if (path := records.newest(config.records, name))]
-        if not paths:
-            raise RequestError(
-                f"records is {config.records}, which holds no bench-step-DATE.json; expected records of fastmim bench: "
-                f"run it first, or name one with --record"
-            )
-    return [_table(read(path), config) for path in paths]
+    else:
+        paths = []
+    return [_table(read(path), config) for path in paths] or [_trial(config)]
+
+
+def _trial(config: CostConfig) -> Table:
+    """The hours by a trial of pre-training's step with its default settings."""
+    device, name = devices.resolve_device(config.device), config.backbone or PretrainConfig.backbone
+    bf16 = devices.resolve_bf16("auto", device)
+    model = MIM(name, img_size=config.img_size).to(device)
+    mean, std = (torch.tensor(numbers, device=device) for numbers in (IMAGENET_MEAN, IMAGENET_STD))
+
+    def blank_batch(num_images: int) -> dict[str, Any]:
+        images = torch.zeros(num_images, 3, config.img_size, config.img_size, dtype=torch.uint8, device=device)
+        return {"images": images, "keys": torch.zeros(num_images, dtype=torch.int64, device=device)}
+
+    forward = make_forward(model, lambda batch: augment.prepare(batch, mean, std), device, bf16=bf16, compile=False)
+    seconds, num_images = seconds_per_image(model, forward, blank_batch, most=256, device=device)
+    hours = config.images * config.epochs * seconds / 3600
+    about = records.hardware(str(device))
+    return Table(
+        f"{config.images:,} images x {config.epochs:g} epochs, by a trial on this machine",
+        ("step", "images/s", "hours"),
+        [(f"{name}, {config.img_size} px", number(1 / seconds), number(hours))],
+        note=(
+            f"{records.machine({'hardware': about})}, {device}, {'bf16' if bf16 else 'float32'}, not compiled: forward "
+            f"and backward pass on {num_images} images. Data, optimiser and evaluations come on top."
+        ),
+    )
 
 
 def rows(record: dict[str, Any], images: int, epochs: float) -> list[Cost]:

@@ -9,6 +9,8 @@ from fastmim.config import Settings, check_positive, nearest
 from fastmim.errors import RequestError
 
 PARTS = ("data", "hog", "step", "methods", "end-to-end")
+RECORDS = Path("runs/bench")
+"""Where `bench` writes and `cost` reads, unless told otherwise."""
 BACKBONES = {
     "cpu": ("vit_small_patch16_224", "swin_tiny_patch4_window7_224", "convnext_tiny"),
     "accelerator": ("vit_base_patch16_224", "swin_base_patch4_window7_224", "convnext_base", "pvt_v2_b2"),
@@ -19,7 +21,7 @@ BACKBONES = {
 class BenchConfig(Settings):
     """Parts, backbones, device and length of a benchmark."""
 
-    records: Path = Path("benchmarks/records")
+    records: Path = RECORDS
     """Directory for the records (name-DATE.json), tables (bench.md) and chart (bench.png)."""
 
     only: str = ",".join(PARTS)
@@ -60,7 +62,7 @@ class BenchConfig(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class CostConfig(Settings):
-    """Length of the training to estimate, and the records to estimate it from."""
+    """Length of the training to estimate, and what to estimate it from: records, or else a trial on this machine."""
 
     images: int
     """Images in the training set."""
@@ -71,8 +73,17 @@ class CostConfig(Settings):
     record: Path | None = None
     """A record of `fastmim bench`, bench-step or bench-methods. [default: the newest of each in --records]"""
 
-    records: Path = Path("benchmarks/records")
-    """Directory of the records."""
+    records: Path = RECORDS
+    """Directory of the records. If it holds none, a step is tried on this machine."""
+
+    backbone: str | None = None
+    """Any timm model: try a step of it on this machine, whatever records there are. [default: vit_small_patch16_224]"""
+
+    img_size: int = 128
+    """Side of the images in pixels, for a trial."""
+
+    device: str = "auto"
+    """Device of a trial: `cpu`, `cuda`, `cuda:1`, `mps`; `auto` takes the accelerator, if any."""
 
     def __post_init__(self) -> None:
-        check_positive(self, "images", "epochs")
+        check_positive(self, "images", "epochs", "img_size")

@@ -36,7 +36,7 @@ def bench(settings: Annotated[BenchConfig, AsFlags] | None = None) -> int:
 
 @app.command
 def cost(settings: Annotated[CostConfig, AsFlags]) -> int:
-    """Estimate the device-hours of a training from the measurements of `fastmim bench`."""
+    """Estimate the device-hours of a training, from measurements of `fastmim bench` or by trying a step."""
     from fastmim.bench.cost import print_cost
 
     print_cost(settings)

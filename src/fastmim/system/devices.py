@@ -33,20 +33,24 @@ def free_memory() -> int | None:
     """Bytes of host memory that this process can still take; None if the system does not tell (only Linux does)."""
     try:
         free = [1024 * _numbers(Path("/proc/meminfo"))["MemAvailable"]]
-        group = Path("/sys/fs/cgroup", Path("/proc/self/cgroup").read_text().rpartition("::")[2].strip().lstrip("/"))
+        group = Path("/sys/fs/cgroup", _text(Path("/proc/self/cgroup")).rpartition("::")[2].lstrip("/"))
     except (OSError, ValueError, KeyError):
         return None
     for folder in (group, *group.parents):  # a job's limit may be that of a parent group
-        if (folder / "memory.max").is_file() and (most := (folder / "memory.max").read_text().strip()) != "max":
-            used = int((folder / "memory.current").read_text())
+        if (folder / "memory.max").is_file() and (most := _text(folder / "memory.max")) != "max":
+            used = int(_text(folder / "memory.current"))
             free.append(int(most) - used + _numbers(folder / "memory.stat").get("inactive_file", 0))
     return max(0, min(free))
 
 
 def _numbers(path: Path) -> dict[str, int]:
     """The lines of a file such as `MemFree:  1234 kB` or `anon 1234`."""
-    words = [line.replace(":", " ").split() for line in path.read_text().splitlines()]
+    words = [line.replace(":", " ").split() for line in _text(path).splitlines()]
     return {name: int(number) for name, number, *_ in words}
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8").strip()
 
 
 def resolve_device(name: str, *, local_rank: int | None = None) -> torch.device:
@@ -71,10 +75,22 @@ def resolve_device(name: str, *, local_rank: int | None = None) -> torch.device:
         device = torch.device(name)
         torch.zeros(1, device=device).item()  # also refuses `meta`, which has shapes but no numbers
     except (RuntimeError, AssertionError, ImportError) as error:
+        said = first_line(error)[:200]
+        why = (
+            "" if said.startswith(("Could not run", "Expected one of")) else f" ({said})"
+        )  # lists of torch's back ends
         raise RequestError(
-            f"device is {name!r}; expected one that this machine has ({first_line(error)[:200]}); try --device auto"
+            f"device is {name!r}; expected one that this machine has{why}: {', '.join(_names())}, or auto"
         ) from None
     return device
+
+
+def _names() -> list[str]:
+    """The devices of this machine."""
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    if accelerator is None:
+        return ["cpu"]
+    return ["cpu", *(f"{accelerator.type}:{number}" for number in range(torch.accelerator.device_count()))]
 
 
 def resolve_workers(num_workers: int | None, *, sharing: int = 1) -> int:

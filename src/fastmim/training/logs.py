@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Column
 
 from fastmim.system.display import say
@@ -51,23 +51,39 @@ class Logs:
             directory.drop_metrics_after(step)
         self._file = (directory.metrics if writes else Path(os.devnull)).open("a", buffering=1, encoding="utf-8")
         self._last_line = 0.0
-        no_wrap = Column(no_wrap=True)
-        self._bar = Progress(
-            TextColumn("step {task.completed}/{task.total}", table_column=no_wrap),
-            BarColumn(bar_width=20),
-            TextColumn("{task.fields[facts]}", table_column=no_wrap),
-            TimeRemainingColumn(),
-            console=self.console,
-        )
-        self._task = self._bar.add_task("train", total=total_steps, completed=step, facts="starting")
+        # A narrow terminal first loses the bar, then what stands on the right.
+        text = "step {task.completed}/{task.total}  {task.fields[left]}  {task.fields[facts]}"
+        columns = BarColumn(bar_width=20), TextColumn(text, table_column=Column(no_wrap=True))
+        self._bar = Progress(*columns, console=self.console)
+        self._task = self._bar.add_task("train", total=total_steps, completed=step, facts="starting", left="")
+        self._pace: float | None = None  # seconds a step, as measured between log lines
+        self._began, self._first = time.monotonic(), (0, 0.0)  # the first step, and when it was done
         self._live = self.console.is_terminal
         if self._live:
             self._bar.start()
 
     def advance(self, step: int) -> None:
-        """Move the bar; cheap enough for every step."""
+        """Move the bar; cheap enough for every step. Until the first log line, the pace so far is shown."""
+        if self._pace is not None:
+            if self._live:
+                self._bar.update(self._task, completed=step, left=_left(self._pace * (self._total - step)))
+            return
+        now = time.monotonic()
+        pace = self._early_pace(step, now)
+        facts, left = f"{pace:.2g} s a step", _left(pace * (self._total - step))
         if self._live:
-            self._bar.update(self._task, completed=step)
+            self._bar.update(self._task, completed=step, left=left, facts=facts)
+        elif now - max(self._began, self._last_line) > PLAIN_LINE_SECONDS:
+            self._last_line = now
+            say(self.console, f"step {step}/{self._total}  {facts}  {left}")
+
+    def _early_pace(self, step: int, now: float) -> float:
+        """Seconds a step so far; the first one, in which workers start and kernels compile, counts only on its own."""
+        first, done = self._first
+        if not first:
+            self._first = (step, now)
+            return now - self._began
+        return (now - done) / (step - first)
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Record the metrics of a step and the time; those with a loss are shown on the console too."""
@@ -79,12 +95,13 @@ class Logs:
             tracker.log(step, metrics)
         if "loss" not in metrics:
             return
-        facts = describe(metrics)
-        self._bar.update(self._task, completed=step, facts=facts)
+        facts, self._pace = describe(metrics), metrics["seconds_per_step"]
+        left = _left(self._pace * (self._total - step))
+        self._bar.update(self._task, completed=step, facts=facts, left=left)
         due = time.monotonic() - self._last_line > PLAIN_LINE_SECONDS
         if not self._live and (due or step == self._total):
             self._last_line = time.monotonic()
-            say(self.console, f"step {step}/{self._total}  {facts}  {_left(metrics, self._total - step)}")
+            say(self.console, f"step {step}/{self._total}  {facts}  {left}")
 
     def say(self, message: str) -> None:
         """Print a line above the bar."""
@@ -119,6 +136,6 @@ def describe(metrics: dict[str, float]) -> str:
     return f"epoch {metrics['epoch']:.1f}  loss {metrics['loss']:.4f}  {rate:,.0f} images/s  data wait {wait:.0%}"
 
 
-def _left(metrics: dict[str, float], steps: int) -> str:
-    seconds = round(steps * metrics["seconds_per_step"])
+def _left(seconds: float) -> str:
+    seconds = round(seconds)
     return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d} left"

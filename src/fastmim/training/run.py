@@ -24,7 +24,7 @@ from fastmim.errors import RequestError, RunError
 from fastmim.report.writing import keep_current
 from fastmim.system.display import say
 from fastmim.system.run_directory import RunDirectory, versions
-from fastmim.training import checkpoint, opening, resuming
+from fastmim.training import checkpoint, duration, opening, resuming
 from fastmim.training.checkpoint import Checkpoint
 from fastmim.training.logs import Logs
 from fastmim.training.loop import Batch, Periodic, fit, make_forward
@@ -258,6 +258,7 @@ def launch(
         for line in resuming.describe_changes(config, task.plan, found) if found else ():
             say(console, line)
         if dry_run:
+            say(console, _duration(task, found.step if found else 0))
             return task.result(0)
         with world.together():
             if world.main:
@@ -365,6 +366,18 @@ def _largest_micro_batch(task: Task[Any]) -> int:
         img_size=size,
         device=plan.device,
     )
+
+
+def _duration(task: Task[Any], step: int) -> str:
+    plan = task.plan
+    seconds, num_images = duration.seconds_per_image(
+        task.model,
+        make_forward(task.model, task.prepare, plan.device, bf16=plan.bf16, compile=False),
+        task.blank_batch,
+        most=plan.world.share(plan.batch_size) // plan.stages[0].accumulation,
+        device=plan.device,
+    )
+    return duration.describe(plan, step, seconds=seconds, num_images=num_images)
 
 
 def _train(task: Task[Any], found: Checkpoint | None) -> int:
