@@ -92,7 +92,12 @@ def top1(record: Record, name: str, labels: str) -> list[float]:
 
 def against(record: Record, labels: str, group: dict[Any, str], baseline: Any, others: Sequence[Any]) -> dict[Any, Any]:
     """The difference of each of `others` to a baseline, by its value in the group."""
-    return {key: differences.between(record["summary"], labels, group[key], group[baseline]) for key in others}
+    return {key: between(record, labels, group[key], group[baseline]) for key in others}
+
+
+def between(record: Record, labels: str, a: str, b: str) -> Interval:
+    """Top-1 of a minus top-1 of b, in points."""
+    return differences.between(record["summary"], labels, a, b, num_val=record["config"]["num_val"])
 
 
 def resolution(record: Record, labels: str) -> Verdicts:
@@ -119,7 +124,11 @@ def target(record: Record, labels: str) -> Verdicts:
             kind: [a - b for a, b in zip(seeds[high, kind], seeds[low, kind], strict=True)]
             for kind in ("hog", "pixels")
         }
-        found = differences.interval([p - h for p, h in zip(loss["pixels"], loss["hog"], strict=True)])
+        four = [seeds[size, kind] for size in (low, high) for kind in ("hog", "pixels")]
+        sampling = differences.sampling_variance(*four, num_val=record["config"]["num_val"])
+        found = differences.interval(
+            [p - h for p, h in zip(loss["pixels"], loss["hog"], strict=True)], sampling=sampling
+        )
         lost = ", ".join(f"{kind} {statistics.mean(values):.2f}" for kind, values in loss.items())
         yield above_zero(found), f"from {high} to {low} px lost: {lost}; pixels lose more by {differences.words(found)}"
 
@@ -142,11 +151,7 @@ def decoder(record: Record, labels: str) -> Verdicts:
     for group in groups(record, "decoder"):
         if "auto" not in group:
             continue
-        others = {
-            name: differences.between(record["summary"], labels, group["auto"], group[name])
-            for name in group
-            if name != "auto"
-        }
+        others = {name: between(record, labels, group["auto"], group[name]) for name in group if name != "auto"}
         numbers = "; ".join(f"auto {differences.words(found)} against {name}" for name, found in others.items())
         yield worst([no_worse(found) for found in others.values()]), numbers
 
@@ -173,7 +178,7 @@ def cost(record: Record, labels: str) -> Verdicts:
         if not ours or not theirs or min(ours) >= max(theirs):
             continue
         a, b = group[min(ours), "hog"], group[max(theirs), "pixels"]
-        ratio, gap = seconds_ratio(record, a, b), differences.between(record["summary"], labels, a, b)
+        ratio, gap = seconds_ratio(record, a, b), between(record, labels, a, b)
         cheap = HELD if ratio[2] <= 0.25 else NOT if ratio[1] > 0.25 else UNDECIDED
         numbers = (
             f"HOG at {min(ours)} px took {words_of_ratio(ratio)} times the device-seconds of pixels at "
@@ -191,7 +196,7 @@ def seconds_ratio(record: Record, a: str, b: str) -> Interval:
 def words_of_ratio(found: Interval) -> str:
     """A ratio as text."""
     mean, low, high = found
-    return f"{mean:.2f}" + (f" ({low:.2f} to {high:.2f})" if math.isfinite(low) else " (one seed)")
+    return f"{mean:.2f}" + (f" ({low:.2f} to {high:.2f})" if math.isfinite(low) else " (too few seeds)")
 
 
 CLAIMS: tuple[tuple[str, str, Callable[[Record, str], Verdicts]], ...] = (
@@ -229,9 +234,11 @@ HEAD = f"""# The paper's claims, tested
 Written by `python benchmarks/claims.py` from the studies in `benchmarks/records/`; do not edit.
 
 The claims are those of FastMIM (Guo et al., arXiv 2212.06593), made there with ViT-B, Swin-B and others on
-ImageNet-1K. Differences below are in points of top-1 after fine-tuning, paired by seed, with their 95 % interval
-(Student's t). "{HELD}" and "{NOT}" need the whole interval on one side, and a study in which pre-training is better
-than none; everything else is "{UNDECIDED}", the usual outcome of few seeds and a small difference.
+ImageNet-1K. Differences below are in points of top-1 after fine-tuning, paired by seed, with their 95 % interval,
+which combines the spread of the seeds (Student's t; at least three) with the sampling error of the validation images,
+as if the points' errors were independent: rather too wide than too narrow. "{HELD}" and "{NOT}" need the whole interval
+on one side, and a study in which pre-training is better than none; everything else is "{UNDECIDED}", the usual outcome
+of few seeds and a small difference.
 """
 
 FOOT = """
@@ -248,7 +255,7 @@ def studies(folder: Path) -> dict[str, Record]:
 
 
 def results(path: Path, record: Record) -> str:
-    """All points of a study, and the pairs that its seeds order."""
+    """All points of a study, and the pairs that are told apart."""
     summary, labels = record["summary"], labels_of(record)
     rows = []
     for name, point in summary.items():
@@ -259,7 +266,7 @@ def results(path: Path, record: Record) -> str:
     header = ["pre-training", *(f"{int(number):,} labels" for number in labels), "device-seconds", "images/s"]
     plot = path.with_suffix(".png")
     picture = [f"![Accuracy against cost](../benchmarks/records/{plot.name})\n"] if plot.exists() else []
-    told = [differences.describe(summary, number) + "\n" for number in labels]
+    told = [differences.describe(summary, number, record["config"]["num_val"]) + "\n" for number in labels]
     return "\n".join([f"### {path.stem}\n", markdown(header, rows), "", *told, *picture])
 
 
@@ -270,8 +277,13 @@ def labels_of(record: Record) -> list[str]:
 
 def gains(record: Record, labels: str) -> bool:
     """Whether any pre-training is better than none; otherwise a comparison of its settings means nothing."""
-    found = [record["summary"][name]["top1"][labels]["gain"]["seeds"] for name in points(record)]
-    return any(differences.interval(seeds)[1] > 0 for seeds in found)
+    for name in points(record):
+        mine, gain = top1(record, name, labels), record["summary"][name]["top1"][labels]["gain"]["seeds"]
+        scratch = [a - b for a, b in zip(mine, gain, strict=True)]
+        sampling = differences.sampling_variance(mine, scratch, num_val=record["config"]["num_val"])
+        if differences.interval(gain, sampling=sampling)[1] > 0:
+            return True
+    return False
 
 
 def findings(studies: dict[str, Record], judge: Callable[[Record, str], Verdicts]) -> list[Finding]:

@@ -36,6 +36,7 @@ def record(points: dict[str, tuple[dict[str, Any], list[float]]], seconds: dict[
     config = {
         "data": "pictures",
         "num_images": 60_000,
+        "num_val": 10**10,
         "networks": [["vit", {}]],
         "finetune_size": 32,
         "finetune_steps": 400,
@@ -113,7 +114,7 @@ def test_the_page(claims: Any, tmp_path: Path) -> None:
     assert "| 600 | **held** | 16 px -0.30 (-0.42 to -0.18) against 32 px |" in page
     assert "pictures (60,000 images to pre-train on), vit; 1.0 epochs of pre-training" in page
     assert "| a | 80.7 ± 1.0 % | 101 | 300 |" in page and "| scratch | 51.0 ± 1.0 % | - | - |" in page
-    assert "With 600 labels the seeds order 3 of 3 pairs.\n" in page and "![" not in page
+    assert "With 600 labels 3 of 3 pairs are told apart.\n" in page and "![" not in page
 
 
 def test_points_that_the_seeds_cannot_tell_apart_are_named(claims: Any, tmp_path: Path) -> None:
@@ -121,8 +122,16 @@ def test_points_that_the_seeds_cannot_tell_apart_are_named(claims: Any, tmp_path
     path.write_text(json.dumps(record({"a": ({"img_size": 16}, [78.0, 82.0, 84.0]), "b": ({}, FULL)})))
     path.with_suffix(".png").write_bytes(b"")
     page = claims.page(tmp_path)
-    assert "the seeds order 2 of 3 pairs; not told apart: a and b, +0.33 (-4.84 to +5.50)." in page
+    assert "With 600 labels 2 of 3 pairs are told apart; the others: a and b, +0.33 (-4.84 to +5.50)." in page
     assert "![Accuracy against cost](../benchmarks/records/study-size-2026-01-02.png)" in page
+
+
+def test_few_validation_images_decide_nothing(claims: Any) -> None:
+    content = record({"a": ({"encoder_depth": 0.75}, shifted(2)), "b": ({}, FULL)})
+    for num_val, verdict in ((10**10, "held"), (100, "undecided")):
+        content["config"]["num_val"] = num_val
+        [found] = claims.findings({"study-x": content}, claims.CLAIMS[2][2])
+        assert found.verdict == verdict
 
 
 def test_stages_are_given_with_their_cost(claims: Any) -> None:

@@ -128,8 +128,10 @@ def test_seeds_are_added_to_a_study_that_is_done(
     out = tmp_path / "study"
     fastmim.study(**settings(bars, steps=None, budget="10m", out=out, probe="none", labels="4"))
     said = capsys.readouterr().out
-    assert "With 4 labels the seeds order 0 of 1 pairs" in said and "(one seed)" in (out / "table.md").read_text()
-    assert f"more seeds may order them: fastmim study --seeds 2 --out {out}" in said
+    assert "With 4 labels 0 of 1 pairs are told apart" in said and "(too few seeds)" in (out / "table.md").read_text()
+    assert (
+        f"more seeds or more than 20 validation images may tell them apart: fastmim study --seeds 3 --out {out}" in said
+    )
     plan, first = json.loads((out / "plan.json").read_text()), times(out / "runs")
     earlier = {key: value for key, value in plan.items() if key != "seeds"}  # as an earlier version wrote it
     (out / "plan.json").write_text(json.dumps(earlier))

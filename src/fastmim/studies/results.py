@@ -37,15 +37,16 @@ def write(
     header, rows = tabulate(summary)
     Table("", header, rows).print(Console(highlight=False), width=_WIDTH)
     for number in labels:
-        say(differences.order(summary, number))
-    if any(differences.ties(summary, number) for number in labels):
-        more = _command_line(StudyConfig(seeds=2 * config.seeds, out=config.out))
-        say(f"{TABLE} lists the other pairs; more seeds may order them: {more}")
+        say(differences.order(summary, number, request.num_val))
+    if any(differences.ties(summary, number, request.num_val) for number in labels):
+        more = _command_line(StudyConfig(seeds=max(differences.MIN_SEEDS, 2 * config.seeds), out=config.out))
+        images = count(request.num_val, "validation image")
+        say(f"{TABLE} lists the others; more seeds or more than {images} may tell them apart: {more}")
     title = (
         f"{config.data}, {request.finetune_steps} steps of fine-tuning at {request.finetune_size} px, "
         f"{count(config.seeds, 'seed')}"
     )
-    ordered = "\n\n".join(differences.describe(summary, number) for number in labels)
+    ordered = "\n\n".join(differences.describe(summary, number, request.num_val) for number in labels)
     files.write_text(config.out / TABLE, f"{title}\n\n{markdown(header, rows)}\n\n{ordered}\n\n{LEGEND}\n")
     for suffix in ("png", "svg"):
         plot.draw(summary, config.out / f"{PLOT}.{suffix}", title=title)
@@ -64,7 +65,8 @@ LEGEND = (
     "Top-1 in % on the validation images, evaluated once, after the last step: mean ± standard deviation over the "
     "seeds; in brackets the gain over the same network from scratch, paired by seed. Device-seconds are those of "
     "pre-training, without evaluating and saving; runs that share a processor slow each other down. Two points are "
-    "ordered if zero is outside the 95 % confidence interval of their difference, paired by seed (Student's t)."
+    "told apart if zero is outside the 95 % confidence interval of their difference. It takes three seeds or more, and "
+    "combines their spread, paired by seed (Student's t), with the sampling error of the validation images."
 )
 
 
