@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
@@ -145,6 +146,13 @@ def test_aliases_do_not_fill_the_memory(tmp_path: Path, kind: str) -> None:
         configs.read(path)
     path.write_text("a: &a [1, 2]\nb: *a")
     assert configs.read(path) == {"a": [1, 2], "b": [1, 2]}
+
+
+def test_objects_of_any_size_are_shown_in_a_line() -> None:
+    for value in (["x" * 50] * 2000, np.zeros((50, 40, 40, 3)), [np.zeros((40, 40))] * 9):
+        with pytest.raises(RequestError, match="^data is .*; expected str$") as caught:
+            build(data=value)
+        assert len(str(caught.value)) < 350
 
 
 def test_differences_leave_out_resumable_settings() -> None:

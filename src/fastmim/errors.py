@@ -33,14 +33,16 @@ def listed(names: Sequence[str], most: int = 8) -> str:
     return ", ".join(names[:most]) + rest
 
 
+_MOST_SHOWN = 300
 _REPR = reprlib.Repr()
 _REPR.maxstring = _REPR.maxother = 200
 _REPR.maxlevel = 3
 
 
 def shown(value: Any) -> str:
-    """A value of any size as a message shows it: its repr, of which long parts are left out."""
+    """A value of any size as a message shows it: its repr on one line, of which long parts are left out."""
     try:
-        return _REPR.repr(value)
+        text = " ".join(_REPR.repr(value).split())
+        return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}..."
     except ValueError:  # Python does not print integers of more than 4,300 digits
         return "a number of thousands of digits"

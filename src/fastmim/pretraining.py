@@ -115,7 +115,8 @@ class Pretraining(Task[PretrainConfig]):
     def draw_sample(self, logs: Logs, step: int) -> dict[str, float]:
         """Draw `step_N.png`, the same few images and masks every time, and measure how much is predicted."""
         images, output = pictures.predict(self.model, self.source, num_images=NUM_PICTURED, seed=self.config.seed)
-        picture = pictures.picture(images, output, self.model.target, caption=f"step {step}")
+        caption = f"{self.config.out.resolve().name}, step {step}"
+        picture = pictures.picture(images, output, self.model.target, caption=caption)
         path = self.directory.picture(f"step_{step:09d}.png")
         pictures.save(picture, path)
         explained = explained_variance(output["prediction"], output["target"], output["mask"])

@@ -17,6 +17,7 @@ from conftest import SMALL
 from fastmim import cli
 from fastmim.cli.commands import app
 from fastmim.errors import RequestError
+from fastmim.training.duration import in_words
 
 PACKAGE = Path(fastmim.__file__).parent
 
@@ -52,6 +53,32 @@ def test_settings_do_not_import_torch(path: Path) -> None:
     name = ".".join(("fastmim", *path.relative_to(PACKAGE).with_suffix("").parts))
     check = f"import sys, {name}; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", check], check=True)
+
+
+def test_the_last_of_repeated_options_counts(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--steps", "3", "--steps", "4", "--betas", "0.9", "0.95", "--betas", "0.5", "0.6", "--device", "cpu"]
+    words += ["--backbone-args.depth", "2", "--backbone-args.depth", "1", "--out", str(tmp_path), "--dry-run"]
+    assert run("pretrain", "--config", str(settings_file(tmp_path, photos)), *words) == 0
+    shown = yaml.safe_load(capsys.readouterr().out.partition("\n\n")[0])
+    assert (shown["steps"], shown["betas"], shown["backbone_args"]["depth"]) == (4, [0.5, 0.6], 1)
+
+
+def test_a_dry_run_says_how_long_the_run_will_take(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fastmim.training.duration.seconds_per_image", lambda *_, **__: (0.5, 6))
+    words = ["--config", str(settings_file(tmp_path, photos)), "--steps", "1000", "--stages", "32:0.5,64:0.5"]
+    assert (
+        run("pretrain", *words, "--dry-run") == 0
+    )  # 8 images x 0.5 s, and four times as many pixels in half the steps
+    assert "about 2.8 h on this machine, at 4 s a step, by a trial on 6 images; data," in capsys.readouterr().out
+    assert [in_words(seconds) for seconds in (0, 70, 90, 5400, 200_000)] == [
+        "0 s",
+        "70 s",
+        "2 min",
+        "1.5 h",
+        "2.3 days",
+    ]
 
 
 def test_help_shows_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
@@ -93,6 +120,15 @@ def test_help_shows_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
     ("words", "message"),
     [
         (["pretrian"], 'Unknown command "pretrian". Did you mean "pretrain"?'),
+        (
+            ["pretrain", "photos"],
+            "'photos' is not expected here; options begin with --, as in --data photos/: see --help",
+        ),
+        (
+            ["export", "run", "--out", "x.pt2"],
+            "to is not given; expected timm, state-dict, onnx or torch-export, as in",
+        ),
+        (["export", "run", "--to", "timm"], "out is not given; expected a directory or file to write, as in --to timm"),
         (["pretrain", "--lrr", "3"], "Unknown option: --lrr. Did you mean --lr?"),
         (["pretrain", "--lr", "fast"], 'Invalid value for --lr: unable to convert "fast" into float.'),
         (["pretrain", "--target", "hoG2"], 'Invalid value "hoG2" for --target. Choose from: "hog", "pixels", "rgb".'),

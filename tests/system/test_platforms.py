@@ -33,7 +33,7 @@ for name in ("fcntl", "resource", "pwd", "grp", "termios"):
     sys.modules[name] = None
 for module, names in (
     (signal, "SIGUSR1 SIGUSR2 SIGHUP SIGKILL SIGCHLD SIGXFSZ SIG_BLOCK sigtimedwait pthread_sigmask pthread_kill"),
-    (os, "O_CLOEXEC O_NONBLOCK O_NOFOLLOW O_DIRECTORY pread fork forkpty getuid killpg sched_getaffinity mkfifo"),
+    (os, "O_CLOEXEC O_NONBLOCK O_NOFOLLOW O_DIRECTORY pread fork forkpty getuid killpg sched_getaffinity mkfifo getloadavg"),
 ):
     for name in names.split():
         delattr(module, name)

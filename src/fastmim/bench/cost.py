@@ -18,6 +18,7 @@ from fastmim.errors import RequestError, RunError
 from fastmim.method.mim import MIM
 from fastmim.method.settings import PretrainConfig
 from fastmim.system import devices, files
+from fastmim.system.machine import hardware
 from fastmim.training.duration import seconds_per_image
 from fastmim.training.loop import make_forward
 
@@ -72,7 +73,7 @@ def _trial(config: CostConfig) -> Table:
     forward = make_forward(model, lambda batch: augment.prepare(batch, mean, std), device, bf16=bf16, compile=False)
     seconds, num_images = seconds_per_image(model, forward, blank_batch, most=256, device=device)
     hours = config.images * config.epochs * seconds / 3600
-    about = records.hardware(str(device))
+    about = hardware(str(device))
     return Table(
         f"{config.images:,} images x {config.epochs:g} epochs, by a trial on this machine",
         ("step", "images/s", "hours"),

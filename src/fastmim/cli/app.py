@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import App, CycloptsError, Parameter
+from cyclopts.exceptions import UnusedCliTokensError
 
 from fastmim import config as configs
 from fastmim.errors import DONE, FAILED, REFUSED, STOPPED, ElsewhereError, RequestError, RunError, first_line
@@ -26,10 +27,20 @@ from fastmim.system.output import Enduring, discard, speaks
 from fastmim.system.signals import raise_again
 from fastmim.system.text import printable
 
+
+def _default(value: Any) -> str | None:
+    """A default as the help shows it; nothing for an empty one, which the text explains."""
+    return None if value in (None, "", {}) else str(value)
+
+
 app = App(
     name="fastmim",
     help="Pre-train any vision backbone on your own images: masked image modeling, made fast.",
-    default_parameter=Parameter(negative_iterable=()),
+    default_parameter=Parameter(
+        negative_iterable=(),
+        allow_repeating=True,  # the last one counts, so that scripts can add to a command
+        show_default=_default,
+    ),
 )
 
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG, errno.ESTALE)
@@ -148,6 +159,10 @@ def _run(arguments: list[str] | None) -> int:
 
 def _complain(error: Exception) -> int:
     """Tell of an error in one line, and return the exit status."""
+    if isinstance(error, UnusedCliTokensError):
+        words = " ".join(error.unused_tokens or ())
+        _print_line(f"{words!r} is not expected here; options begin with --, as in --data photos/: see --help")
+        return REFUSED
     if isinstance(error, CycloptsError | RequestError):
         _print_line(str(error))
         return REFUSED

@@ -10,12 +10,21 @@ from rich.console import Console
 import fastmim
 from fastmim import config as configs
 from fastmim.cli.app import Overwrite, Switch, app
-from fastmim.errors import DONE
+from fastmim.errors import DONE, RequestError
 from fastmim.system.display import say
+
+FORMATS = "timm, state-dict, onnx or torch-export"
 
 
 @app.command
-def export(run: Path, *, to: str, out: Path, img_size: int | None = None, overwrite: Overwrite = False) -> int:
+def export(
+    run: Path,
+    *,
+    to: str | None = None,
+    out: Path | None = None,
+    img_size: int | None = None,
+    overwrite: Overwrite = False,
+) -> int:
     """Write a run's backbone or classifier for other libraries, load it again and compare.
 
     Parameters
@@ -24,13 +33,16 @@ def export(run: Path, *, to: str, out: Path, img_size: int | None = None, overwr
         Run directory or weights file.
     to
         timm (a directory that timm and transformers load, or one .safetensors file), state-dict (.safetensors),
-        onnx or torch-export (.pt2).
+        onnx or torch-export (.pt2). Required.
     out
-        Directory or file to write.
+        Directory or file to write. Required.
     img_size
         Image side in pixels. [default: that of a classifier's validation; for a backbone, most often the
         architecture's own]
     """
+    if to is None or out is None:
+        missing, expected = ("to", FORMATS) if to is None else ("out", "a directory or file to write")
+        raise RequestError(f"{missing} is not given; expected {expected}, as in --to timm --out backbone")
     exported = fastmim.export(run, to=to, out=out, img_size=img_size, overwrite=overwrite)
     say(Console(highlight=False), exported.describe())
     return DONE

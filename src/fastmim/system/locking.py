@@ -115,11 +115,12 @@ def _acquire(folder: Path, say: Callable[[str], object], out: Path) -> IO[bytes]
             continue
         if began is None:
             began = time.monotonic()
-            say(f"{out} is in use by another process; waiting up to {WAIT_SECONDS:.0f} s for it to end")
+            who = _holder(_lock_file(folder))
+            say(f"{out} is in use by another process{who}; waiting up to {WAIT_SECONDS:.0f} s for it to end")
         if time.monotonic() > began + WAIT_SECONDS:
             raise RequestError(
-                f"out is {out}, where another process is at work; expected a free path: take another, or end that "
-                f"process"
+                f"out is {out}, where another process{_holder(_lock_file(folder))} is at work; expected a free path: "
+                f"take another, or end that process"
             )
         time.sleep(_POLL_SECONDS)
 
@@ -129,6 +130,19 @@ def _lock_file(folder: Path) -> Path:
     if sys.platform == "win32" and (name := folder.absolute().name):
         return folder.absolute().with_name(f".{name}.lock")
     return folder / FILE
+
+
+def _holder(path: Path) -> str:
+    """The process that holds a lock, as far as Linux tells: it knows those of this machine."""
+    try:
+        inode = str(path.stat().st_ino)
+        for line in Path("/proc/locks").read_text(encoding="utf-8").splitlines():
+            _, kind, *_, process, place, _, _ = line.split()  # "1: FLOCK ADVISORY WRITE 4711 08:01:2345 0 EOF"
+            if kind == "FLOCK" and place.split(":")[-1] == inode and int(process) > 0:
+                return f" ({process})"
+    except (OSError, ValueError):
+        pass
+    return ""
 
 
 def _open(path: Path) -> IO[bytes]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,10 @@ def hardware(device: str) -> dict[str, Any]:
         "processor": _processor(),
         "bf16_instructions": [name for name in BF16_INSTRUCTIONS if found.get(name)],
         "cores": os.cpu_count(),
-        "load_average": round(os.getloadavg()[1], 1),
         "device": device,
     }
+    if sys.platform != "win32":
+        about["load_average"] = round(os.getloadavg()[1], 1)
     if device.startswith("cuda"):
         about["accelerator"] = torch.cuda.get_device_name(device)
     return about
@@ -32,7 +34,7 @@ def hardware(device: str) -> dict[str, Any]:
 
 def _processor() -> str:
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from fastmim.training.loop import make_forward
 from fastmim.training.plan import Plan
 
 _ENOUGH_SECONDS = 0.5
-_UNITS = ((86_400, "days", 1), (3_600, "hours", 1), (60, "minutes", 0), (1, "seconds", 0))
+_UNITS = ((86_400, "days", 1), (3_600, "h", 1), (60, "min", 0), (1, "s", 0))
 
 
 def seconds_per_image(
@@ -56,18 +57,32 @@ def _seconds(
     return seconds
 
 
-def describe(plan: Plan, step: int, *, seconds: float, num_images: int) -> str:
-    """A line that says how long the rest of a run takes.
+class Trainable(Protocol):
+    """What is asked of a `training.run.Task`."""
 
-    Args:
-        plan: The run.
-        step: Steps that are made already.
-        seconds: Per image at the first stage's size; in proportion to the pixels at the others.
-        num_images: The images that this was measured on.
+    model: nn.Module
+    plan: Plan
+
+    def prepare(self, batch: dict[str, Any]) -> Mapping[str, Any]: ...
+    def blank_batch(self, num_images: int) -> dict[str, Any]: ...
+
+
+def describe(task: Trainable, step: int) -> str:
+    """A line that says how long a run takes from a step on, by a trial at its first image size.
+
+    At the other sizes, the time is taken to grow with the number of pixels.
     """
-    share, first = plan.world.share(plan.batch_size), plan.stages[0].size
+    plan, first = task.plan, task.plan.stages[0]
+    share = plan.world.share(plan.batch_size)
+    seconds, num_images = seconds_per_image(
+        task.model,
+        make_forward(task.model, task.prepare, plan.device, bf16=plan.bf16, compile=False),
+        task.blank_batch,
+        most=share // first.accumulation,
+        device=plan.device,
+    )
     total = sum(
-        max(0, stage.stop - max(stage.start, step)) * share * seconds * (stage.size / first) ** 2
+        max(0, stage.stop - max(stage.start, step)) * share * seconds * (stage.size / first.size) ** 2
         for stage in plan.stages
     )
     eager = ", without compilation" if plan.compile else ""
@@ -78,6 +93,6 @@ def describe(plan: Plan, step: int, *, seconds: float, num_images: int) -> str:
 
 
 def in_words(seconds: float) -> str:
-    """A duration in its largest sensible unit, such as "2.5 hours"."""
+    """A duration in its largest sensible unit, such as "2.5 h"."""
     size, unit, digits = next(each for each in _UNITS if seconds >= 1.5 * each[0] or each[0] == 1)
     return f"{seconds / size:,.{digits}f} {unit}"

@@ -20,7 +20,7 @@ from fastmim import config as configs
 from fastmim.data import loader, sources
 from fastmim.data.bad_images import BadImages
 from fastmim.data.sources import Source
-from fastmim.errors import RequestError, RunError
+from fastmim.errors import RunError
 from fastmim.report.writing import keep_current
 from fastmim.system.display import say
 from fastmim.system.run_directory import RunDirectory, versions
@@ -255,10 +255,10 @@ def launch(
         say(console, "\n".join(task.describe()))
         if config.batch_size != default:
             say(console, f"note      a batch of {config.batch_size} instead of {default}: there are no more images")
-        for line in resuming.describe_changes(config, task.plan, found) if found else ():
-            say(console, line)
+        if found and (changes := resuming.describe_changes(config, task.plan, found)):
+            say(console, "\n".join(changes))
         if dry_run:
-            say(console, _duration(task, found.step if found else 0))
+            say(console, duration.describe(task, found.step if found else 0))
             return task.result(0)
         with world.together():
             if world.main:
@@ -302,7 +302,7 @@ def _opened(
 ) -> Config:
     """The config, resolved in every process once the main one holds the run directory's lock, until the stack ends."""
     with world.together():
-        _check_devices(configs.build(kind.config_class, settings), world)
+        opening.check_devices(configs.build(kind.config_class, settings), alone=world.size == 1)
         if world.main:
             request = opening.opened(
                 kind.config_class,
@@ -318,14 +318,6 @@ def _opened(
         if not world.main:
             config = opening.resolve(kind.config_class, settings, recipes=kind.recipes, overwrite=overwrite)
     return config
-
-
-def _check_devices(config: TrainConfig, world: World) -> None:
-    if world.size == 1 and config.devices not in (None, 1, "all"):
-        raise RequestError(
-            f"devices is {config.devices} in one process; expected the command line, which starts the others "
-            f"(`fastmim pretrain --devices {config.devices}`), or torchrun"
-        )
 
 
 def _prepared(
@@ -366,18 +358,6 @@ def _largest_micro_batch(task: Task[Any]) -> int:
         img_size=size,
         device=plan.device,
     )
-
-
-def _duration(task: Task[Any], step: int) -> str:
-    plan = task.plan
-    seconds, num_images = duration.seconds_per_image(
-        task.model,
-        make_forward(task.model, task.prepare, plan.device, bf16=plan.bf16, compile=False),
-        task.blank_batch,
-        most=plan.world.share(plan.batch_size) // plan.stages[0].accumulation,
-        device=plan.device,
-    )
-    return duration.describe(plan, step, seconds=seconds, num_images=num_images)
 
 
 def _train(task: Task[Any], found: Checkpoint | None) -> int:

@@ -244,12 +244,21 @@ def test_no_rows(tmp_path: Path) -> None:
         open_source(f"hf://{folder}?split=train[6:]")
 
 
-def test_offline() -> None:
+def test_offline(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    """One attempt, without the hub's own lines about five more."""
+
+    def unreachable(*_: object, **__: object) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr("socket.create_connection", unreachable)
+    monkeypatch.setattr("fastmim.data.sources.huggingface.getproxies", dict)
+    for module in ("huggingface_hub.constants", "datasets.config"):
+        monkeypatch.setattr(f"{module}.HF_HUB_OFFLINE", False)  # to be restored
     with pytest.raises(
         RunError, match=r"^hf://owner/name could not be fetched: [^\n]*; go online, or name a folder"
     ) as caught:
         open_source("hf://owner/name")
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(caught.value) and capfd.readouterr().err == ""
 
 
 def test_a_folders_script_is_not_run(tmp_path: Path) -> None:

@@ -53,6 +53,16 @@ def test_a_run_learns_and_its_directory_holds_what_is_promised(
     assert "of 24 validation images correct" in said and "(best)" in said
 
 
+@pytest.mark.parametrize(("steps", "every"), [(5, 5), (40, 8), (400, 20)])
+def test_validation_comes_twenty_times_but_at_most_once_an_epoch(
+    tmp_path: Path, labelled: Path, capsys: pytest.CaptureFixture[str], steps: int, every: int
+) -> None:
+    fastmim.finetune(
+        **TINY | NETWORK | {"data": str(labelled), "out": tmp_path, "eval_every": None}, steps=steps, dry_run=True
+    )
+    assert f"validated every {every} steps" in capsys.readouterr().out  # an epoch is 8 steps
+
+
 def test_weights_load_into_timm_and_give_the_accuracy_that_was_reported(tmp_path: Path, labelled: Path) -> None:
     result = finetune(tmp_path / "run", labelled, steps=40, eval_every="10 steps", lr=0.1, **PLAIN)
     val = open_labelled(str(labelled)).val

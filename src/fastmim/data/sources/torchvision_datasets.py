@@ -25,7 +25,7 @@ from fastmim.data.sources.files import Files
 from fastmim.data.sources.index import NameTable
 from fastmim.data.sources.source import ByPosition, NoSuchSplit, Source
 from fastmim.data.unreadable import BadImage, one_line
-from fastmim.errors import RequestError
+from fastmim.errors import RequestError, RunError
 from fastmim.system.files import expanded, read_regular
 
 OPTIONS = ("split", "root")
@@ -97,7 +97,8 @@ def open_torchvision(name: str, options: Mapping[str, str], *, origin: str, cach
         cache_dir: For downloads.
 
     Raises:
-        RequestError: The dataset is unknown, or its files are missing and cannot be downloaded.
+        RequestError: The dataset is unknown, or its files are missing and not for download.
+        RunError: Its files could not be downloaded.
         NoSuchSplit: The dataset has no such split.
     """
     from torchvision import datasets  # takes over a second, which other sources are spared
@@ -115,7 +116,7 @@ def open_torchvision(name: str, options: Mapping[str, str], *, origin: str, cach
     try:
         with only_images(_MAX_PIXELS):  # some look at their images
             return _as_source(_build(name, dataset, root, arguments), origin)
-    except RequestError:
+    except (RequestError, RunError):
         raise
     except Exception as error:  # damaged files, read by torchvision, Pillow, SciPy or h5py
         raise RequestError(f"{name} in {root} cannot be read ({one_line(error)}); fetch its files again") from None
@@ -170,7 +171,8 @@ def _build(name: str, dataset: Any, root: Path, arguments: Mapping[str, Any]) ->
             kind = NoSuchSplit if "for argument split" in str(error) else RequestError  # torchvision raises ValueError
             raise kind(f"torchvision://{name}: {one_line(error)}") from None
     tried = "could not be downloaded" if can_download else "cannot be downloaded by torchvision"
-    raise RequestError(f"{name} is not in {root} and {tried} ({reason}); {_remedy(name, dataset, root)}")
+    said = f"{name} is not in {root} and {tried} ({reason}); {_remedy(name, dataset, root)}"
+    raise RunError(said) if can_download else RequestError(said)
 
 
 def _remedy(name: str, dataset: Any, root: Path) -> str:

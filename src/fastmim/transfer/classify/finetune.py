@@ -101,6 +101,12 @@ class Finetuning(Task[FinetuneConfig]):
     def fingerprints(self) -> dict[str, str]:
         return {"data": sources.fingerprint(self.source), "val_data": sources.fingerprint(self.labelled.val)}
 
+    @property
+    def eval_steps(self) -> int:
+        """Steps between validations."""
+        plan, every = self.plan, self.config.eval_every
+        return plan.steps(every) if every else min(plan.total_steps, max(plan.steps("5%"), plan.steps_per_epoch))
+
     def sizes(self) -> tuple[tuple[int, float], ...]:
         return ((self.config.img_size, 1.0),)
 
@@ -174,9 +180,8 @@ class Finetuning(Task[FinetuneConfig]):
             say=logs.say,
         )
         found = super().periodic(logs)
-        every = self.config.eval_every
-        validating = (self.plan.steps(every), self.world.on_main(self.validator))
-        return [*found, validating, *self.reporting(every, logs)]
+        validating = (self.eval_steps, self.world.on_main(self.validator))
+        return [*found, validating, *self.reporting(f"{self.eval_steps} steps", logs)]
 
     def result(self, step: int) -> Result:
         return Result(self.config.out, step, self.plan.total_steps)
@@ -207,7 +212,7 @@ class Finetuning(Task[FinetuneConfig]):
             f"network   {classifier.name}: {millions:.1f} M parameters at {config.img_size} px, "
             f"drop path {classifier.drop_path:g}, layer decay {config.layer_decay:g}",
             *plan.describe(),
-            f"out       {config.out}; validated every {plan.steps(config.eval_every)} steps",
+            f"out       {config.out}; validated every {self.eval_steps} steps",
         ]
         if self.start.fresh:
             fresh = f"fresh     {', '.join(self.start.fresh)}: left out of pre-training, so they start untrained"

@@ -95,8 +95,8 @@ class FinetuneConfig(CropConfig):
     """Decay of an exponential moving average of the weights, such as 0.9998; the average is then evaluated and
     exported. [default: none]"""
 
-    eval_every: str = "5%"
-    """How often to validate: `5 epochs`, `500 steps`, `5%`."""
+    eval_every: str | None = None
+    """How often to validate: `5 epochs`, `500 steps`, `5%`. [default: 5%, but at most once an epoch]"""
 
     eval_crop: float = 1.0
     """Share of an image's shorter side in the central crop for validation; usual for ImageNet: 0.875."""
@@ -126,4 +126,5 @@ class FinetuneConfig(CropConfig):
         check_positive(self, "img_size", "num_labels")
         if self.std is not None and not all(value > 0 for value in self.std):
             raise RequestError(f"std is {self.std}; expected three numbers above 0, such as 0.229 0.224 0.225")
-        check_duration("eval_every", self.eval_every)
+        if self.eval_every is not None:
+            check_duration("eval_every", self.eval_every)
