@@ -186,3 +186,11 @@ def test_a_later_list_or_mapping_is_taken_as_texts() -> None:
 def test_a_setting_cannot_be_named_like_a_class_variable() -> None:
     with pytest.raises(RequestError, match="unknown setting 'RESUMABLE'"):
         build(RESUMABLE=["data"])
+
+
+def test_names_are_readable_in_config_files(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(configs.to_yaml(build(data="Prüfbilder/良品")), encoding="utf-8")
+    assert "Prüfbilder/良品" in path.read_text(encoding="utf-8")
+    assert configs.read(path)["data"] == "Prüfbilder/良品"
+    assert r"\uDCDF" in configs.to_yaml(build(data="Ma\udcdf"))  # a byte that is not UTF-8

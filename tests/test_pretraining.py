@@ -568,3 +568,10 @@ def test_an_unwritable_directory_is_refused(tmp_path: Path, photos: Path, monkey
     monkeypatch.setattr(os, "fsync", refuse)
     with pytest.raises(RequestError, match=r"out is .*run: Input/output error; expected a directory that can be writ"):
         pretrain(tmp_path / "run", photos)
+
+
+def test_too_few_visible_blocks_are_said(tmp_path: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for block, said in ((16, True), (8, False)):
+        pretrain(tmp_path / "run", photos, block=block, dry_run=True)
+        note = "note      1 of 4 blocks visible, too few to predict the others from: raise --img-size"
+        assert (note in capsys.readouterr().out) == said

@@ -168,7 +168,7 @@ def to_mapping(config: Any) -> dict[str, Any]:
 
 def to_yaml(config: Any) -> str:
     """Return the text of a run's `config.yaml`."""
-    return yaml.safe_dump(to_mapping(config), sort_keys=False)
+    return yaml.safe_dump(to_mapping(config), sort_keys=False, allow_unicode=True)
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from fastmim.data.statistics import IMAGENET_MEAN, IMAGENET_STD
 from fastmim.method import pictures
 from fastmim.method.build import build_model, start_from
 from fastmim.method.loss import describe_explained, explained_variance
+from fastmim.method.masking import num_visible
 from fastmim.method.mim import MIM
 from fastmim.method.settings import PretrainConfig
 from fastmim.recipes import RECIPES
@@ -35,6 +36,7 @@ from fastmim.training.world import World
 from fastmim.transfer.features import online_probe
 
 NUM_PICTURED = 6
+_FEW = 4  # visible blocks; at 128 px a backbone of stride 32 has as many
 
 
 def pretrain(*, overwrite: bool = False, dry_run: bool = False, **settings: Any) -> Result:
@@ -167,6 +169,11 @@ class Pretraining(Task[PretrainConfig]):
             f"target    {config.target}, decoder {model.decoder.extra_repr()}{chosen}, {config.loss} loss",
             *plan.describe(),
         ]
+        if (visible := num_visible(num_blocks, config.mask_ratio)) < _FEW:
+            lines.append(
+                f"note      {visible} of {num_blocks} blocks visible, too few to predict the others from: "
+                f"raise --img-size"
+            )
         if self.start:
             lines.append(f"init      {self.start}")
         if config.probe:

@@ -44,6 +44,7 @@ def test_find_takes_shell_patterns():
     [
         ({"embed_dims": 96}, "embed_dims.*expected arguments that timm's vit_tiny_patch16_224 takes"),
         ({"embed_dim": 97}, r"args \{'embed_dim': 97\}: .*correct or drop them"),
+        ({"in_chans": 4}, "args in_chans: expected none, because images have three channels, RGB; drop it"),
         ({"img_size": 64}, "args img_size: expected only arguments that fastmim does not set"),
         (
             {"pretrained_cfg_overlay": {"url": "http://127.0.0.1:9/x"}},

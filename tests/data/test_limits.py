@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 import time
 import zlib
@@ -13,6 +14,7 @@ import pytest
 from PIL import Image, Jpeg2KImagePlugin, PngImagePlugin, TiffImagePlugin
 
 from fastmim.data.decode import decode_box, decode_whole
+from fastmim.data.greys import Decoding
 from fastmim.data.limits import MAX_MEMORY, MAX_PIXELS, RESAMPLED
 from fastmim.data.pixels import Box
 from fastmim.data.unreadable import BadImage
@@ -203,6 +205,36 @@ def test_large_images_of_a_usual_kind_reach_their_decoder(kind: str, monkeypatch
 
 def test_any_grey_image_of_the_most_pixels_is_within_the_limits() -> None:
     assert RESAMPLED * MAX_PIXELS < MAX_MEMORY
+
+
+@pytest.mark.parametrize("size", [(29_700, 20_990), (13_000, 13_000)])
+def test_the_message_names_the_limit_that_is_enough(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A map of 623 million pixels; 169 million, which take too much memory only."""
+
+    def load(image: Image.Image) -> None:
+        raise OSError("decoded")
+
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", load)
+    data, decoding = png(*size, colour=2), Decoding()
+    for _ in range(2):
+        with pytest.raises(BadImage) as caught:
+            decode_whole(data, decoding)
+        if str(caught.value) == "decoded":
+            break
+        remedy = re.search(r": allow it with --max-pixels (\d+), or remove it$", str(caught.value))
+        assert remedy
+        decoding = Decoding(max_pixels=int(remedy[1]))
+    with pytest.raises(BadImage, match="^decoded$"):
+        decode_whole(data, decoding)
+    assert decoding.max_pixels <= max(size[0] * size[1], MAX_PIXELS + 1)
+
+
+def test_more_pixels_may_have_more_scans_and_samples() -> None:
+    more = Decoding(max_pixels=2 * MAX_PIXELS)
+    with pytest.raises(BadImage, match="48 or more scans of 169,000,000 pixels take too long to decode"):
+        decode_box(with_scans(100), 16, whole, more)
+    with pytest.raises(BadImage, match="more than 800,000,000 samples take too long to decode as JPEG2000"):
+        decode_whole(jpeg_2000(16_400, 1024), more)
 
 
 MODES = {"1": "PNG", "L": "PNG", "RGB": "PNG", "RGBA": "PNG", "LA": "PNG", "I;16": "PNG", "F": "TIFF", "CMYK": "TIFF"}

@@ -73,6 +73,8 @@ class Architecture:
     @cached_property
     def bare(self) -> nn.Module:
         """The model at timm's default size, on the meta device; RequestError if timm refuses `args`."""
+        if "in_chans" in self.args:
+            raise RequestError("args in_chans: expected none, because images have three channels, RGB; drop it")
         if taken := sorted(_RESERVED & self.args.keys()):
             raise RequestError(f"args {', '.join(taken)}: expected only arguments that fastmim does not set; drop it")
         try:

@@ -26,6 +26,7 @@ from fastmim.method.masking import expand
 from fastmim.method.mim import MIM
 from fastmim.method.targets import HOG, Pixels, Target
 from fastmim.randomness import image_keys
+from fastmim.system.fonts import fitting
 from fastmim.training.evaluating import evaluating
 
 _PANEL, _MAX_PANEL = 224, 768  # bounds of a panel's longer side, unless the image itself is larger
@@ -274,7 +275,8 @@ def _sheet(panels: Sequence[_Panel], title: str, caption: str) -> Image.Image:
     sheet = Image.new("RGB", (width, top + rows * (height + _GAP) - _GAP + _MARGIN), "white")
     draw = ImageDraw.Draw(sheet)
     draw.text((_MARGIN, 12), title, _INK, fonts[20])
-    draw.text((width - _MARGIN, 15), caption, _FAINT, fonts[16], anchor="ra")
+    caption, font = fitting(caption, 16)
+    draw.text((width - _MARGIN, 15), caption, _FAINT, font, anchor="ra")
     for column, panel in enumerate(panels):
         left = _MARGIN + column * (side + _GAP)
         draw.text((left, 48), panel.title, _INK, fonts[16])

@@ -11,7 +11,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.console import Console
 
 from fastmim import config as configs
@@ -176,7 +175,7 @@ def _plan(request: Request, slots: Slots, lock: int, say: Callable[[str], None])
 
 
 def _write_config(config: StudyConfig) -> None:
-    files.write_text(config.out / _CONFIG, yaml.safe_dump(configs.to_mapping(config), sort_keys=False))
+    files.write_text(config.out / _CONFIG, configs.to_yaml(config))
 
 
 def _trial(request: Request, slots: Slots, plan: dict[str, Any], point: Point, seed: int) -> Trial:

@@ -174,7 +174,9 @@ def test_empty_lists(tmp_path: Path, text: str) -> None:
 @pytest.mark.parametrize("row", ["b.jpg", "b.jpg,1,2", "b.jpg,", ",1"])
 def test_uneven_rows_are_named(tmp_path: Path, row: str) -> None:
     folder(tmp_path, "a.jpg")
-    with pytest.raises(RequestError, match=rf"list.csv, entry 2: '{row}' does not read like the first, 'a.jpg,1'"):
+    with pytest.raises(
+        RequestError, match=rf"list.csv, entry 2: '{row}' (does not read like the first, 'a.jpg,1'|has 3 columns)"
+    ):
         open_source(write(tmp_path / "list.csv", f"a.jpg,1\n{row}\n"))
 
 
@@ -214,3 +216,45 @@ def test_rows_beyond_measure(tmp_path: Path) -> None:
     assert len(str(caught.value)) < 1000
     source = open_source(write(tmp_path / "list.csv", f"a.jpg,{'1' * 5000}\nb.jpg,2\n"))
     assert source.classes == ["1" * 5000, "2"]  # names, not numbers
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Pfad;Klasse\na.jpg;gut\nb/c.jpg;Ausschuß\n",
+        "sep=;\r\nPfad;Klasse\r\na.jpg;gut\r\nb/c.jpg;Ausschuß\r\n",
+        "name\tclass\na.jpg\tgut\nb/c.jpg\tAusschuß\n",
+        "path,label\na.jpg,gut\nb\\c.jpg,Ausschuß\n",
+        "a.jpg,gut\nb/c.jpg,Ausschuß\n",
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "cp1252"])
+def test_lists_from_spreadsheets(tmp_path: Path, text: str, encoding: str) -> None:
+    folder(tmp_path, "a.jpg", "b/c.jpg")
+    (tmp_path / "list.csv").write_bytes(text.encode(encoding))
+    source = open_source(str(tmp_path / "list.csv"))
+    assert names(source) == [str(tmp_path / "a.jpg"), str(tmp_path / "b/c.jpg")]
+    assert all(isinstance(source.read(index), bytes) for index in range(2))
+    assert source.classes == ["Ausschuß", "gut"] and source.labels is not None and source.labels.tolist() == [1, 0]
+    said = f"note      {tmp_path / 'list.csv'} is not UTF-8: read as Windows-1252; save it as UTF-8 if names look wrong"
+    assert source.remarks == ((said,) if encoding == "cp1252" else ())
+
+
+def test_names_in_lists_are_taken_as_they_are_if_such_files_exist(tmp_path: Path) -> None:
+    """With separators of other lists, and with bytes that are not UTF-8."""
+    folder(tmp_path, "a;b.jpg", "c,d.jpg", "e\\f.jpg", "Maß.jpg")
+    raw = os.fsencode(tmp_path) + b"/Ma\xdf2.jpg"
+    Path(os.fsdecode(raw)).write_bytes((tmp_path / "a;b.jpg").read_bytes())
+    for text in (b"a;b.jpg", b"c,d.jpg", b"e\\f.jpg", b"Ma\xdf.jpg", b"Ma\xdf2.jpg", b"Path of it\na;b.jpg"):
+        (tmp_path / "list.csv").write_bytes(text)
+        source = open_source(str(tmp_path / "list.csv"))
+        assert len(source) == 1 and isinstance(source.read(0), bytes), text
+
+
+def test_a_list_of_more_columns_names_them(tmp_path: Path) -> None:
+    folder(tmp_path, "a.jpg")
+    expected = (
+        r"list.csv, entry 1: 'a.jpg,train,1' has 3 columns; expected a path, or a path and a label, in every row: "
+    )
+    with pytest.raises(RequestError, match=expected + "remove the others"):
+        open_source(write(tmp_path / "list.csv", "path,split,label\na.jpg,train,1\n"))

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
 import pytest
 import torch
+from PIL import ImageDraw, ImageFont
 from torch import nn
 
 from fastmim.data.sources import Source
-from fastmim.transfer.classify.confusion import draw_confusion
+from fastmim.transfer.classify import confusion
+from fastmim.transfer.classify.confusion import draw_confusion, legend
 from fastmim.transfer.classify.evaluation import Scores, evaluate
 
 
@@ -82,3 +85,26 @@ def test_the_picture_shows_the_diagonal_and_greys_absent_classes(num_classes: in
         assert corner.tolist() == [24, 74, 140]  # all of class 0 is right
         grey = pixels[top + cell + cell // 2, left + num_classes * cell - 1]
         assert grey.tolist() == [225, 225, 225]
+
+
+def test_names_that_no_font_has_are_numbers_with_a_legend(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[str] = []
+    text = ImageDraw.ImageDraw.text
+    monkeypatch.setattr(
+        ImageDraw.ImageDraw,
+        "text",
+        lambda self, xy, said, *rest, **kw: drawn.append(said) or text(self, xy, said, *rest, **kw),
+    )
+    monkeypatch.setattr(
+        confusion, "font_for", lambda name, points: ImageFont.load_default(points) if name.isascii() else None
+    )
+    names = ["$gut_1$", "良品", "a\x1b[2Jb", "x" * 30]
+    found = dataclasses.replace(scores([0, 1, 2, 3], [0, 1, 2, 3], 4), classes=names)
+    draw_confusion(found, caption="step 3")
+    assert legend(names) == "1\t良品\n"
+    for name in ("$gut_1$", "1", r"a\x1b[2Jb", "x" * 16 + ".."):
+        assert drawn.count(name) == 2, name  # of the row and of the column
+    assert "names of the numbers: classes.txt" in drawn
+    drawn.clear()
+    draw_confusion(scores([0, 1], [0, 1], 2), caption="step 3")
+    assert legend(["class 0"]) == "" and not any("classes.txt" in said for said in drawn)

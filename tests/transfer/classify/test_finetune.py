@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 import fastmim
@@ -23,6 +24,7 @@ from fastmim.cli import main
 from fastmim.data import loader
 from fastmim.data.augment import decode_center, normalise
 from fastmim.data.labelled import open_labelled
+from fastmim.system.fonts import font_for
 from fastmim.system.run_directory import RunDirectory
 from fastmim.training import meter
 from tuning import NETWORK, PLAIN, TINY, equal, finetune, lines, tensors
@@ -233,3 +235,18 @@ def test_the_command_that_is_advised_packs_the_training_images(
     finetune(tmp_path / "run", data, steps=4, log_every=1, **PLAIN)
     [command] = re.findall("for data: `(.*?)`", capsys.readouterr().out)
     assert shlex.split(command) == ["fastmim", "pack", str(data), "packed/"]
+
+
+def test_class_names_of_any_script(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Polish, Chinese and Arabic names, and one with markup."""
+    names = ["$x_1$ [b]", "łódź", "جيد", "良品"]
+    for number, name in enumerate(names):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for image in range(5):
+            Image.new("RGB", (32, 32), (60 * number, image, 0)).save(tmp_path / "data" / name / f"{image}.png")
+    run = finetune(tmp_path / "run", tmp_path / "data", steps=1)
+    assert list(json.loads((run.out / "evaluation.json").read_text())["per_class"]) == names
+    unknown = [name for name in names if font_for(name, 10) is None]
+    legend = run.out / "samples" / "classes.txt"
+    assert legend.exists() == bool(unknown) == ("no installed font has the letters" in capsys.readouterr().out)
+    assert not unknown or all(name in legend.read_text(encoding="utf-8") for name in unknown)

@@ -17,8 +17,8 @@ from fastmim.errors import RunError
 from fastmim.system import files
 from fastmim.system.run_directory import RunDirectory
 from fastmim.training.plan import Plan
-from fastmim.transfer.classify.confusion import MAX_CLASSES, draw_confusion
-from fastmim.transfer.classify.evaluation import evaluate
+from fastmim.transfer.classify.confusion import LEGEND, MAX_CLASSES, draw_confusion, legend
+from fastmim.transfer.classify.evaluation import Scores, evaluate
 from fastmim.transfer.classify.finetuner import Finetuner
 from fastmim.transfer.classify.settings import FinetuneConfig
 
@@ -64,11 +64,19 @@ class Validator:
         self.say(f"step {step}/{plan.total_steps}  validation: {scores.describe()}{'  (best)' if is_best else ''}")
         files.write_json(self.directory.evaluation, {"step": step} | scores.to_mapping())
         if len(scores.classes) <= MAX_CLASSES:
-            draw_confusion(scores, caption=f"step {step}").save(self.directory.picture(f"confusion_{step:09d}.png"))
+            self._draw(scores, step)
         if is_best:
             self.best = scores.top1
             self.save(self.directory.best_weights, step, scores=scores.to_mapping())
         return scores.metrics()
+
+    def _draw(self, scores: Scores, step: int) -> None:
+        """Draw the confusion matrix, with a file of the names that no font can write."""
+        draw_confusion(scores, caption=f"step {step}").save(self.directory.picture(f"confusion_{step:09d}.png"))
+        names, path = legend(scores.classes), self.directory.picture(LEGEND)
+        if names and not path.exists():
+            files.write_text(path, names)
+            self.say(f"no installed font has the letters of some class names: pictures show numbers, named in {path}")
 
     def save(self, path: Path, step: int, **more: Any) -> None:
         """Write the classifier as `timm.create_model(architecture, **arguments, checkpoint_path=...)` loads it."""
