@@ -56,9 +56,11 @@ def test_a_run_directory_holds_what_is_promised(
     result = pretrain(out, photos, steps=60, picture_every="30 steps")
     assert result.finished and result.weights.exists()
     assert {p.name for p in out.iterdir()} == {
-        "config.yaml", "metrics.jsonl", "starts.jsonl", "checkpoints", "weights.safetensors", "samples",
+        "config.yaml", "metrics.jsonl", "starts.jsonl", "checkpoints", "weights.safetensors", "samples", "blocks.json",
     }  # fmt: skip
-    assert sorted(p.name for p in (out / "samples").iterdir()) == ["step_000000030.png", "step_000000060.png"]
+    kinds = ("attention", "features", "step")
+    pictures = [f"{kind}_{step:09d}.png" for kind in kinds for step in (30, 60)]
+    assert sorted(p.name for p in (out / "samples").iterdir()) == pictures
     assert [p.name for p in sorted((out / "checkpoints").iterdir())] == ["step_000000056", "step_000000060"]
     stored = yaml.safe_load((out / "config.yaml").read_text())
     assert stored["steps"] == 60 and stored["versions"]["timm"] == timm.__version__

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import AdamW
 
 from fastmim import weights
@@ -26,6 +26,7 @@ from fastmim.method.masking import num_visible
 from fastmim.method.mim import MIM
 from fastmim.method.settings import PretrainConfig
 from fastmim.recipes import RECIPES
+from fastmim.system import files
 from fastmim.system.display import say
 from fastmim.training import optim
 from fastmim.training.checkpoint import Checkpoint
@@ -34,6 +35,7 @@ from fastmim.training.loop import Periodic
 from fastmim.training.run import Result, Task, launch
 from fastmim.training.world import World
 from fastmim.transfer.features import online_probe
+from fastmim.transfer.features import pictures as features
 
 NUM_PICTURED = 6
 _FEW = 4  # visible blocks; at 128 px a backbone of stride 32 has as many
@@ -123,7 +125,22 @@ class Pretraining(Task[PretrainConfig]):
         pictures.save(picture, path)
         explained = explained_variance(output["prediction"], output["target"], output["mask"])
         logs.say(f"{path}: {describe_explained(explained)}")
+        self.draw_features(images, step)
         return {"explained_variance": explained}
+
+    def draw_features(self, images: Tensor, step: int) -> None:
+        """Draw `features_N.png` and, of a plain ViT, `attention_N.png` of the same images; measure the blocks."""
+        backbone, place = self.model.backbone, f"{step:09d}.png"
+        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+        shown, images = (images * std + mean).clamp(0, 1), images.to(self.plan.device)
+        caption = f"step {step}"
+        blocks = features.measure_blocks(backbone, images)
+        files.write_json(self.directory.blocks, {"step": step, "blocks": blocks})
+        page = features.draw_features(backbone, images, shown, caption=caption)
+        pictures.save(page, self.directory.picture(f"features_{place}"))
+        if "attention_distance" in blocks[-1]:
+            page = features.draw_attention(backbone, images, shown, caption=caption)
+            pictures.save(page, self.directory.picture(f"attention_{place}"))
 
     def probe(self, labelled: Labelled, logs: Logs, step: int) -> dict[str, float]:
         """Measure and print held-out loss, kNN accuracy and effective rank of the model as it is now."""

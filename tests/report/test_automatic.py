@@ -43,7 +43,7 @@ def test_a_run_writes_its_report_as_it_goes_on_and_at_its_end(
     run = embedded(out)
     assert (run["kind"], run["step"], run["total_steps"]) == ("pretrain", 12, 12)
     text = (out / "report.html").read_text()
-    assert text.count('<img src="data:image/webp') == 6 * 4  # image, masked image, target and prediction
+    assert text.count('<img src="data:image/webp') == 6 * (4 + 2 + 3)  # of reconstructions, features, attention
     [start] = [json.loads(line) for line in (out / "starts.jsonl").read_text().splitlines()]
     assert start["defaults"]["batch_size"] == 256 and start["num_images"] == 24 and start["hardware"]["device"] == "cpu"
 

@@ -11,10 +11,12 @@ from torch import Tensor, nn
 
 from fastmim.backbone.architecture import Architecture
 from fastmim.backbone.attention import choose_attention
+from fastmim.backbone.attention_maps import attention_maps
 from fastmim.backbone.initial import init_sincos
 from fastmim.backbone.maps import (
     drops_tokens,
     inner_map,
+    inner_maps,
     last_map,
     map_and_prefix,
     no_tokens,
@@ -189,6 +191,19 @@ class Backbone(nn.Module):
             (B, D, h, h), and (B, D) or None if the model has no class token; D is that block's width.
         """
         return inner_map(self.model, resample(images, self.input_size), block, norm=self._fit.norm)
+
+    def inner_maps(self, images: Tensor) -> list[Tensor]:
+        """The maps after every block, see `inner_map`."""
+        return inner_maps(self.model, resample(images, self.input_size), norm=self._fit.norm)
+
+    def attention_maps(self, images: Tensor) -> tuple[list[Tensor], int]:
+        """What each block of a plain ViT attends to, see `attention_maps.attention_maps`; and its prefix tokens.
+
+        Raises:
+            RequestError: it is no plain ViT.
+        """
+        maps = attention_maps(self.model, resample(images, self.input_size))
+        return maps, int(getattr(self.model, "num_prefix_tokens", 0))
 
     def set_input_size(self, img_size: int) -> None:
         """Take images of another size from now on; timm resamples the weights that depend on it.

@@ -41,8 +41,9 @@ def map_and_prefix(model: nn.Module, images: Tensor, *, norm: bool) -> tuple[Ten
 
 
 def returns_prefix(model: nn.Module) -> bool:
-    """Whether timm returns the model's prefix tokens beside its maps."""
-    return "return_prefix_tokens" in inspect.signature(model.forward_intermediates).parameters  # type: ignore[arg-type]
+    """Whether timm returns the model's prefix tokens beside its maps; it fails on a ViT without any."""
+    has_prefix = getattr(model, "num_prefix_tokens", 1) > 0
+    return has_prefix and "return_prefix_tokens" in inspect.signature(model.forward_intermediates).parameters  # type: ignore[arg-type]
 
 
 def no_tokens(features: Tensor) -> Tensor:
@@ -76,6 +77,12 @@ def inner_map(model: nn.Module, images: Tensor, block: int, *, norm: bool) -> tu
         return found, None
     # The class token comes before the registers; a model may have registers only.
     return found[0], found[1][:, 0] if getattr(model, "cls_token", None) is not None else None
+
+
+def inner_maps(model: nn.Module, images: Tensor, *, norm: bool) -> list[Tensor]:
+    """The maps after every block, see `inner_map`, in one pass."""
+    intermediates: Any = model.forward_intermediates
+    return list(intermediates(images, norm=norm, output_fmt="NCHW", intermediates_only=True))
 
 
 def drops_tokens(model: nn.Module) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import fastmim
 from fastmim import recipes
@@ -63,34 +63,55 @@ def backbones(
 
 @app.command
 def visualise(
-    run: Path,
+    run: str,
     *,
+    what: Literal["reconstruction", "features", "attention", "neighbours"] = "reconstruction",
     images: str | None = None,
     range: str | None = None,
-    out: Path = Path("reconstructions.png"),
+    out: Path | None = None,
     num_images: int = 8,
+    patch: tuple[int, int] | None = None,
     seed: int = 0,
 ) -> int:
-    """Draw the reconstructions of a pre-training run: image, masked image, target, prediction.
+    """Draw what a run has learned: its reconstructions, features, attention, or the images that it finds alike.
 
     Parameters
     ----------
     run
-        Run directory.
+        Run directory; for all but reconstructions also a weights file or a timm model.
+    what
+        reconstruction: image, masked image, target and prediction of a pre-training run. features: the first three
+        principal components of the patch features as colours, fitted across the images. attention: where the class
+        token of a ViT looks. neighbours: images, each beside those with the most similar features.
     images
         Images to draw, as --data takes them. [default: the run's own]
     range
         Greys of more than 8 bits that become black and white, as in pretrain. [default: that of the run]
     out
-        PNG file to write.
+        PNG file to write. [default: reconstructions.png; else in the run's samples/, where `fastmim report` finds it]
     num_images
         Number of images, spread evenly over the source.
+    patch
+        Row and column of a patch whose attention is drawn, instead of the class token's.
     seed
-        Decides the masks.
+        Decides the masks of reconstructions.
     """
-    from fastmim.method import visualise
-    from fastmim.method.loss import describe_explained
+    if what == "reconstruction":
+        from fastmim.method import visualise
+        from fastmim.method.loss import describe_explained
 
-    explained = visualise.visualise_run(run, images=images, grey_range=range, out=out, num_images=num_images, seed=seed)
-    print(printable(f"wrote {out}: {describe_explained(explained)}"))
+        if patch is not None:
+            raise RequestError(f"patch is {patch[0]},{patch[1]}, but what is {what}; expected --what attention with it")
+        path = out or Path("reconstructions.png")
+        explained = visualise.visualise_run(
+            Path(run), images=images, grey_range=range, out=path, num_images=num_images, seed=seed
+        )
+        print(printable(f"wrote {path}: {describe_explained(explained)}"))
+        return DONE
+    from fastmim.transfer.features.visualise import visualise_features
+
+    path = visualise_features(
+        run, what=what, images=images, grey_range=range, out=out, num_images=num_images, patch=patch
+    )
+    print(printable(f"wrote {path}"))
     return DONE

@@ -39,7 +39,7 @@ _INK, _FAINT = (20, 24, 31), (105, 112, 124)
 
 
 @dataclass(frozen=True)
-class _Panel:
+class Panel:
     """A column: its heading, the line below it, and (B, height, width, 3) float in [0, 1]."""
 
     title: str
@@ -152,17 +152,17 @@ def picture(
     image, drawn, guess = _enlarge(undo(images), scale), drawing.draw(truth, scale), drawing.draw(prediction, scale)
     seen = 1 - mask.float().mean().item()
     panels = [
-        _Panel("image", f"{W} x {H} pixels", image),
-        _Panel("masked image", f"the network sees {seen:.0%}", image.where(~hidden, _HIDDEN)),
-        _Panel("target", drawing.note, drawn),
-        _Panel("prediction", "dimmed: blocks it could see", guess.where(hidden, drawn * _DIM + _LIFT)),
+        Panel("image", f"{W} x {H} pixels", image),
+        Panel("masked image", f"the network sees {seen:.0%}", image.where(~hidden, _HIDDEN)),
+        Panel("target", drawing.note, drawn),
+        Panel("prediction", "dimmed: blocks it could see", guess.where(hidden, drawn * _DIM + _LIFT)),
     ]
     if to_images := getattr(target, "to_images", None):
         note = "with the true means and deviations" if getattr(target, "normalize", False) else "pasted into the image"
         pasted = _enlarge(undo(to_images(prediction, images)), scale).where(hidden, image)
-        panels.append(_Panel("reconstruction", note, pasted))
+        panels.append(Panel("reconstruction", note, pasted))
     name = getattr(target, "name", type(target).__name__)
-    return _sheet(panels, f"{drawing.heading} of hidden blocks  (trained target: {name})", caption)
+    return sheet(panels, f"{drawing.heading} of hidden blocks  (trained target: {name})", caption)
 
 
 def _drawing(target: Target, images: Tensor, truth: Tensor, undo: Callable[[Tensor], Tensor]) -> _Drawing:
@@ -266,14 +266,14 @@ def _enlarge(pixels: Tensor, scale: int) -> Tensor:
     return pixels.repeat_interleave(scale, 1).repeat_interleave(scale, 2)
 
 
-def _sheet(panels: Sequence[_Panel], title: str, caption: str) -> Image.Image:
-    """Lay the panels out in columns under their headings."""
+def sheet(panels: Sequence[Panel], title: str, caption: str) -> Image.Image:
+    """Lay the panels out in columns under their headings; `save` notes where they are."""
     rows, height, side = panels[0].pixels.shape[:3]
     fonts = {points: ImageFont.load_default(points) for points in (20, 16, 13)}
     top = 92
     width = 2 * _MARGIN + len(panels) * (side + _GAP) - _GAP
-    sheet = Image.new("RGB", (width, top + rows * (height + _GAP) - _GAP + _MARGIN), "white")
-    draw = ImageDraw.Draw(sheet)
+    page = Image.new("RGB", (width, top + rows * (height + _GAP) - _GAP + _MARGIN), "white")
+    draw = ImageDraw.Draw(page)
     draw.text((_MARGIN, 12), title, _INK, fonts[20])
     caption, font = fitting(caption, 16)
     draw.text((width - _MARGIN, 15), caption, _FAINT, font, anchor="ra")
@@ -282,13 +282,13 @@ def _sheet(panels: Sequence[_Panel], title: str, caption: str) -> Image.Image:
         draw.text((left, 48), panel.title, _INK, fonts[16])
         draw.text((left, 69), panel.note, _FAINT, fonts[13])
         for row, pixels in enumerate((panel.pixels.nan_to_num(0) * 255).round().byte().numpy()):
-            sheet.paste(Image.fromarray(pixels), (left, top + row * (height + _GAP)))
+            page.paste(Image.fromarray(pixels), (left, top + row * (height + _GAP)))
     places = {"left": _MARGIN, "top": top, "width": side, "height": height, "gap": _GAP, "rows": rows}
-    sheet.info["fastmim"] = json.dumps(places | {"titles": [panel.title for panel in panels]})
-    return sheet
+    page.info["fastmim"] = json.dumps(places | {"titles": [panel.title for panel in panels]})
+    return page
 
 
-def save(sheet: Image.Image, path: Path) -> None:
+def save(page: Image.Image, path: Path) -> None:
     """Write a picture; a PNG also says where its panels are, for the report.
 
     Raises:
@@ -296,7 +296,7 @@ def save(sheet: Image.Image, path: Path) -> None:
     """
     if path.suffix.lower() == ".png":
         text = PngInfo()
-        text.add_text("fastmim", sheet.info["fastmim"])
-        sheet.save(path, pnginfo=text)
+        text.add_text("fastmim", page.info["fastmim"])
+        page.save(path, pnginfo=text)
     else:
-        sheet.save(path)
+        page.save(path)

@@ -70,6 +70,8 @@ class Chart:
     """Mark every point: for metrics that are measured now and then."""
     height: int = 170
     """In pixels."""
+    over: str = "steps"
+    """What the x axis counts."""
     bins: int = curves.MAX_BINS
     """See `curves.thin`; fewer for many curves."""
 
@@ -100,14 +102,14 @@ class Chart:
             *(_step_label(step, self) for step in curves.ticks(0, self.last_step, most=6)),
         ]
         title = f"{self.title} in {self.unit}" if self.unit else self.title
-        label = printable(f"{title} over steps" + (f"; last value {self.last}" if self.last else ""))
+        label = printable(f"{title} over {self.over}" + (f"; last value {self.last}" if self.last else ""))
         bounds = axis.low, axis.high, int(axis.log), self.last_step
         values = _joined(_value_label(value, axis, self) for value in axis.ticks)
         return Markup(
             '<div class="plotted"><svg class="values" width="48" height="{0}" aria-hidden="true">{1}</svg>'
-            '<svg class="chart" width="100%" height="{0}" role="img" aria-label="{2}" data-name="{3}" data-scale="{4}" '
-            'data-low="{5}" data-high="{6}" data-log="{7}" data-last="{8}">{9}</svg></div>'
-        ).format(self.height, values, label, printable(self.name), self.scale, *bounds, _joined(parts))
+            '<svg class="chart {10}" width="100%" height="{0}" role="img" aria-label="{2}" data-name="{3}" '
+            'data-scale="{4}" data-low="{5}" data-high="{6}" data-log="{7}" data-last="{8}">{9}</svg></div>'
+        ).format(self.height, values, label, printable(self.name), self.scale, *bounds, _joined(parts), self.over)
 
 
 @dataclass(frozen=True)

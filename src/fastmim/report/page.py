@@ -167,6 +167,7 @@ def _single(run: Run, hourly_rate: float | None, checksums: bool) -> dict[str, A
         "files": tables.file_list(run, checksums=checksums),
         "commands": tables.commands(run),
         "num_images": run.fact("num_images", int),
+        "block_charts": _block_charts(run),
     }
 
 
@@ -222,6 +223,25 @@ def _charts(runs: Sequence[Run]) -> list[Chart]:
             continue
         how: dict[str, Any] = _CHARTS.get(name) or {"title": name.replace("_", " ").capitalize(), "points": True}
         found.append(Chart(name, lines=lines, last_step=last, marks=marks, bins=bins, **how))
+    return found
+
+
+_BLOCKS = {
+    "attention_distance": {"title": "Mean attention distance by block", "unit": "px", "zero": True},
+    "effective_rank": {"title": "Effective rank of the patch features by block", "zero": True},
+}
+
+
+def _block_charts(run: Run) -> list[Chart]:
+    """A chart over the blocks for each of their numbers."""
+    found = []
+    for name, how in _BLOCKS.items():
+        given = [row.get(name) for row in run.blocks]
+        values = np.array([value for value in given if type(value) in (int, float)], dtype=np.float64)
+        if 1 < len(values) == len(run.blocks) and np.isfinite(values).all():
+            line = Curve(run.name, np.arange(1.0, len(values) + 1), values)
+            options: dict[str, Any] = how | {"points": True, "over": "blocks"}
+            found.append(Chart(name, lines=[line], last_step=float(len(values)), **options))
     return found
 
 

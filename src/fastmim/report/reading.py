@@ -43,6 +43,8 @@ class Run:
     metrics: Metrics = field(default_factory=Metrics)
     starts: list[dict[str, Any]] = field(default_factory=list)
     evaluation: dict[str, Any] = field(default_factory=dict)
+    blocks: list[dict[str, Any]] = field(default_factory=list)
+    """Numbers of each block of the backbone, in order."""
     saves: list[int] = field(default_factory=list)
     """Steps of the checkpoints."""
     bad_images: list[tuple[str, str]] = field(default_factory=list)
@@ -110,6 +112,7 @@ def read(path: Path, *, label: str = "", now: datetime | None = None, ended: boo
     run.metrics = _attempt(run, directory.metrics, metrics.read, Metrics())
     run.starts = _attempt(run, directory.starts, _json_lines, [])
     run.evaluation = _attempt(run, directory.evaluation, files.read_json, {})
+    run.blocks = _attempt(run, directory.blocks, _blocks, [])
     lines: list[str] = _attempt(run, directory.bad_images, _lines, [])
     run.num_bad = len(lines)
     run.bad_images = [(name, reason) for name, _, reason in (line.partition("\t") for line in lines[:_MAX_LISTED])]
@@ -162,6 +165,13 @@ def _json_lines(path: Path) -> list[dict[str, Any]]:
         if isinstance(value, dict):
             found.append(value)
     return found
+
+
+def _blocks(path: Path) -> list[dict[str, Any]]:
+    found = files.read_json(path).get("blocks")
+    if not isinstance(found, list) or not all(isinstance(row, dict) for row in found):
+        raise ValueError("expected a list of blocks")
+    return found[:_MAX_LISTED]
 
 
 def _saved_steps(folder: Path) -> list[int]:

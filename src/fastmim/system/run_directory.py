@@ -28,6 +28,7 @@ class RunDirectory:
         "weights_best.safetensors",
         "evaluation.json",
         "report.html",
+        "blocks.json",
         "bad_images.txt",
         "nonfinite_batch.safetensors",
         "wandb_id.txt",
@@ -50,6 +51,7 @@ class RunDirectory:
         self.best_weights = path / "weights_best.safetensors"  # of the best validation so far
         self.evaluation = path / "evaluation.json"  # the scores of the last validation
         self.report = path / "report.html"  # see fastmim.report
+        self.blocks = path / "blocks.json"  # numbers of each block, as of the last pictures
         self.samples = path / "samples"  # pictures drawn during training
         self.bad_images = path / "bad_images.txt"
         self.nonfinite_batch = path / "nonfinite_batch.safetensors"  # the last batch, if the loss was not finite

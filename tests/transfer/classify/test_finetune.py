@@ -37,7 +37,7 @@ def test_a_run_learns_and_its_directory_holds_what_is_promised(
     result = finetune(out, labelled, steps=60, eval_every="20 steps", lr=0.1, **PLAIN)
     assert result.finished and result.top1 is not None and result.top1 > 0.9
     assert {p.name for p in out.iterdir()} == {
-        "config.yaml", "metrics.jsonl", "checkpoints", "samples", "evaluation.json",
+        "config.yaml", "metrics.jsonl", "starts.jsonl", "checkpoints", "samples", "evaluation.json",
         "weights.safetensors", "weights_best.safetensors",
     }  # fmt: skip
     assert {p.name for p in out.iterdir()} <= set(RunDirectory.FILES)

@@ -64,7 +64,7 @@
   };
 
   const TOP = 16, BOTTOM = 26, UNITS = 1000;
-  const charts = [...document.querySelectorAll(".chart")].map((svg) => {
+  const charts = [...document.querySelectorAll(".chart.steps")].map((svg) => {
     const { name, scale, low, high, log, last } = svg.dataset;
     const lines = data.runs.filter((run) => run.metrics[name]).map((run) => ({ run, ...run.metrics[name] }));
     const bounds = log === "1" ? [Math.log10(low), Math.log10(high)] : [+low, +high];
