@@ -34,7 +34,8 @@ from triton.runtime.driver import driver
 
 from fastmim.data.augment import prepare
 from fastmim.method.masking import random_mask, visible_positions
-from fastmim.method.targets import HOG, Pixels
+from fastmim.method.targets import HOG, Pixels, RandomProjection
+from fastmim.randomness import copy_keys
 
 TARGET = GPUTarget("cuda", 90, 32)
 H100 = SimpleNamespace(
@@ -66,6 +67,8 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], tuple[Tensor, ...]]] = {
     ),
     "HOG": (lambda images: HOG()(images), (IMAGES / 255,)),
     "pixels": (lambda images: Pixels()(images), (IMAGES / 255,)),
+    "projection": (lambda images: RandomProjection(16)(images), (IMAGES / 255,)),
+    "keys of copies": (lambda keys: copy_keys(keys, 4), (KEYS,)),
 }
 
 

@@ -64,7 +64,7 @@ def test_command_line_numbers_reach_backbone_args_as_numbers() -> None:
         ({"warmup": "3 furlongs"}, "warmup is '3 furlongs'; expected a duration"),
         ({"picture_every": "x"}, "picture_every is 'x'; expected a duration"),
         ({"max_bad_share": 2}, "max_bad_share is 2; expected 0 to 1"),
-        ({"mask_ratio": 1}, "mask_ratio is 1.0; expected between 0 and 1"),
+        ({"mask_ratio": 1}, "mask_ratio is 1.0; expected at least 0 and less than 1"),
         ({"encoder_depth": 1.5}, "encoder_depth is 1.5; expected"),
         ({"img_size": 0}, "img_size is 0; expected at least 1"),
         ({"stages": "128"}, "stages is '128'; expected SIZE:SHARE"),

@@ -19,10 +19,12 @@ from typing import TYPE_CHECKING, Any
 from fastmim.errors import RequestError, RunError
 
 if TYPE_CHECKING:
+    from fastmim.adaptation.adapt import adapt
     from fastmim.backbone import Backbone
     from fastmim.data.packs.packing import pack
     from fastmim.method.mim import MIM
-    from fastmim.method.targets import HOG, Pixels
+    from fastmim.method.targets import HOG, Joint, Pixels, RandomProjection
+    from fastmim.method.teacher import Teacher
     from fastmim.pretraining import pretrain
     from fastmim.studies.study import study
     from fastmim.transfer.classify.finetune import finetune
@@ -37,8 +39,12 @@ if TYPE_CHECKING:
 _HOMES = {
     "Backbone": "fastmim.backbone",
     "HOG": "fastmim.method.targets",
+    "Joint": "fastmim.method.targets",
     "MIM": "fastmim.method.mim",
     "Pixels": "fastmim.method.targets",
+    "RandomProjection": "fastmim.method.targets",
+    "Teacher": "fastmim.method.teacher",
+    "adapt": "fastmim.adaptation.adapt",
     "convert": "fastmim.weights.convert",
     "embed": "fastmim.transfer.features.embed",
     "export": "fastmim.weights.export",
@@ -55,10 +61,14 @@ __all__ = [
     "HOG",
     "MIM",
     "Backbone",
+    "Joint",
     "Pixels",
+    "RandomProjection",
     "RequestError",
     "RunError",
+    "Teacher",
     "__version__",
+    "adapt",
     "convert",
     "embed",
     "export",

@@ -41,6 +41,9 @@ class Settings:
 
 Config = TypeVar("Config", bound=Any)  # any of the frozen dataclasses of settings
 
+ABOUT = ("versions", "learned_from")
+"""What a run's `config.yaml` tells beside its settings: versions; the networks that it starts from and learns from."""
+
 _MAX_CHARACTERS = 1 << 18  # of a config file; PyYAML takes a second for it
 _MAX_VALUES = 100_000  # in a config file, where nested aliases can stand for any number
 _MAX_NAME = 255  # bytes of a file name
@@ -172,7 +175,7 @@ def to_yaml(config: Any) -> str:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Read settings from a YAML file, which may be a run's own `config.yaml`: its `versions` are left out.
+    """Read settings from a YAML file, which may be a run's own `config.yaml`: what is no setting is left out.
 
     Raises:
         RequestError: no such file, not YAML, or not a mapping; or it is larger than any config.
@@ -201,8 +204,7 @@ def read(path: Path) -> dict[str, Any]:
         raise RequestError(
             f"config is {path}, with the setting {shown(odd[0])}; expected a name, such as `epochs: 200`"
         )
-    settings.pop("versions", None)
-    return settings
+    return {name: value for name, value in settings.items() if name not in ABOUT}
 
 
 def _check_size(path: Path, text: str) -> None:

@@ -19,12 +19,22 @@ from fastmim.data.labelled import Labelled, open_labelled
 from fastmim.data.settings import ImageConfig
 from fastmim.data.sources import Source, open_source
 from fastmim.data.statistics import IMAGENET_MEAN, IMAGENET_STD
+from fastmim.errors import RequestError
 from fastmim.method import pictures
-from fastmim.method.build import build_model, start_from
+from fastmim.method.build import (
+    build_model,
+    from_timm,
+    load_teacher,
+    normalisation,
+    open_teacher,
+    start_from,
+    with_backbone,
+)
 from fastmim.method.loss import describe_explained, explained_variance
 from fastmim.method.masking import num_visible
 from fastmim.method.mim import MIM
 from fastmim.method.settings import PretrainConfig
+from fastmim.method.teacher import Teacher
 from fastmim.recipes import RECIPES
 from fastmim.system import files
 from fastmim.system.display import say
@@ -36,6 +46,7 @@ from fastmim.training.run import Result, Task, launch
 from fastmim.training.world import World
 from fastmim.transfer.features import online_probe
 from fastmim.transfer.features import pictures as features
+from fastmim.weights import licences
 
 NUM_PICTURED = 6
 _FEW = 4  # visible blocks; at 128 px a backbone of stride 32 has as many
@@ -66,10 +77,12 @@ class Pretraining(Task[PretrainConfig]):
     model: MIM
     start: str | None = None
     """What was taken from the weights of `init`, once built."""
+    mean: tuple[float, ...]
+    """Normalisation of the images, per channel, for pixels in [0, 1]: that of the initial weights, else ImageNet's."""
+    std: tuple[float, ...]
 
     def __init__(self, config: PretrainConfig, console: Console, world: World) -> None:
-        super().__init__(config, console, world)
-        self.mean, self.std = (torch.tensor(v, device=self.plan.device) for v in (IMAGENET_MEAN, IMAGENET_STD))
+        super().__init__(with_backbone(config), console, world)
         images = ImageConfig(max_pixels=config.max_pixels)
         self.probe_data: Labelled | None = (
             open_labelled(config.probe, images, inherited=self.config.range) if config.probe else None
@@ -78,7 +91,7 @@ class Pretraining(Task[PretrainConfig]):
     def open_data(self) -> Source:
         config, init = self.config, self.config.init
         inherited = None
-        if init and init != "timm" and config.range == "auto":
+        if init and not from_timm(init) and config.range == "auto":
             inherited = weights.read(init)[1].get("range")
         return open_source(config.data, config, inherited=inherited)
 
@@ -86,25 +99,61 @@ class Pretraining(Task[PretrainConfig]):
         return self.config.sizes()
 
     def build(self, found: Checkpoint | None) -> None:
-        self.model = build_model(self.config, resuming=found is not None).to(self.plan.device)
-        if self.config.shard:
+        config, device, init = self.config, self.plan.device, self.config.init
+        self.mean, self.std = normalisation(found) if found else (IMAGENET_MEAN, IMAGENET_STD)
+        self.learned_from: list[licences.Origin] = found.manifest.get("learned_from", []) if found else []
+        if init and found is None:  # otherwise the checkpoint has the weights
+            opened = weights.open_weights(init, backbone=config.backbone, backbone_args=config.backbone_args)
+            self.mean, self.std = opened.mean, opened.std
+            self.learned_from = licences.used("init", opened.origins)
+        self.teacher = self._load_teacher(found)
+        self.model = build_model(config, resuming=found is not None, teacher=self.teacher).to(device)
+        if config.shard:
             check_lists_blocks(self.model.backbone.model, self.model.backbone.name, "shard")
         if (size := self.plan.stages[0].size) != self.model.backbone.img_size:
             self.model.set_input_size(size)  # the share of the config's first stage is less than a step
-        init = self.config.init
-        if init and init != "timm" and found is None:  # otherwise the checkpoint has the weights
-            self.start = start_from(self.model, init, target=self.config.target)
+        if init and found is None and not from_timm(init):
+            self.start = start_from(self.model, init, target=config.target)
+        if self.teacher:
+            with torch.autocast(device.type, torch.bfloat16, enabled=self.plan.bf16):
+                self.teacher.check_finite()
+        self.build_optimizer(self.model)  # refuses layers that timm cannot tell apart before anything is written
+        self._mean_and_std = [torch.tensor(values, device=device) for values in (self.mean, self.std)]
+
+    def _load_teacher(self, found: Checkpoint | None) -> Teacher | None:
+        """Load the teacher, and refuse another than the run began with."""
+        opened = open_teacher(self.config)
+        if opened is None:
+            return None
+        teacher = load_teacher(self.config, opened, mean=self.mean, std=self.std)
+        self.teacher_checksum = teacher.checksum()
+        if found and (expected := found.manifest["teacher_checksum"]) != self.teacher_checksum:
+            raise RequestError(
+                f"teacher is {self.config.teacher}, whose weights have the checksum {self.teacher_checksum}; expected "
+                f"{expected}, as when the run in {self.config.out} began: restore them, or take another --out"
+            )
+        if not found:
+            self.learned_from = [*self.learned_from, *licences.used("teacher", opened.origins)]
+        return teacher
 
     def prepare(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         unlabelled = {name: batch[name] for name in ("images", "keys")}
-        return augment.prepare(unlabelled, self.mean, self.std)
+        return augment.prepare(unlabelled, *self._mean_and_std)
 
     def build_optimizer(self, model: nn.Module) -> AdamW:
-        return optim.build(model, weight_decay=self.config.weight_decay, betas=self.config.betas)
+        config = self.config
+        if config.layer_decay == 1:
+            return optim.build(model, weight_decay=config.weight_decay, betas=config.betas)
+        assert isinstance(model, MIM)
+        groups = model.parameter_groups(weight_decay=config.weight_decay, layer_decay=config.layer_decay)
+        return optim.adamw(groups, betas=config.betas)
 
     def facts(self) -> dict[str, Any]:
         stages = [dataclasses.asdict(stage) for stage in self.plan.stages]
-        return {"num_images": self.plan.num_images, "fingerprints": self.fingerprints, "stages": stages}
+        taught = {"teacher_checksum": self.teacher_checksum} if self.teacher else {}
+        images = {"num_images": self.plan.num_images, "fingerprints": self.fingerprints}
+        images |= {"mean": list(self.mean), "std": list(self.std)}
+        return {**images, "stages": stages, "learned_from": self.learned_from, **taught}
 
     def periodic(self, logs: Logs) -> list[Periodic]:
         config, found, on_main = self.config, super().periodic(logs), self.world.on_main
@@ -118,9 +167,11 @@ class Pretraining(Task[PretrainConfig]):
 
     def draw_sample(self, logs: Logs, step: int) -> dict[str, float]:
         """Draw `step_N.png`, the same few images and masks every time, and measure how much is predicted."""
-        images, output = pictures.predict(self.model, self.source, num_images=NUM_PICTURED, seed=self.config.seed)
+        images, output = pictures.predict(
+            self.model, self.source, num_images=NUM_PICTURED, seed=self.config.seed, mean=self.mean, std=self.std
+        )
         caption = f"{self.config.out.resolve().name}, step {step}"
-        picture = pictures.picture(images, output, self.model.target, caption=caption)
+        picture = pictures.picture(images, output, self.model.target, mean=self.mean, std=self.std, caption=caption)
         path = self.directory.picture(f"step_{step:09d}.png")
         pictures.save(picture, path)
         explained = explained_variance(output["prediction"], output["target"], output["mask"])
@@ -151,6 +202,8 @@ class Pretraining(Task[PretrainConfig]):
             batch_size=min(256, self.config.batch_size // self.plan.stages[0].accumulation),
             num_workers=self.plan.num_workers,
             bf16=self.plan.bf16,
+            mean=self.mean,
+            std=self.std,
         )
         logs.say(f"probe at step {step}: {online_probe.describe(metrics)}")
         return metrics
@@ -163,8 +216,9 @@ class Pretraining(Task[PretrainConfig]):
                 "data": self.config.data,
                 "range": self.config.range,
                 "steps": step,
-                "mean": IMAGENET_MEAN,
-                "std": IMAGENET_STD,
+                "mean": self.mean,
+                "std": self.std,
+                "learned_from": self.learned_from,
             }
             weights.save(result.weights, self.model.backbone, about=about)
             say(self.console, f"done: {result.weights}")
@@ -175,6 +229,7 @@ class Pretraining(Task[PretrainConfig]):
         num_blocks = (backbone.img_size // model.block) ** 2
         millions = sum(p.numel() for p in backbone.parameters()) / 1e6
         depth = f", first {backbone.trained_blocks} of {backbone.num_blocks} blocks" if config.encoder_depth < 1 else ""
+        several = f", {config.masks_per_image} masks an image" if config.masks_per_image > 1 else ""
         chosen = " (auto)" if config.decoder == "auto" else ""
         lines = [
             f"data      {config.data}: {plan.num_images:,} images, {plan.steps_per_epoch} steps an epoch",
@@ -182,7 +237,7 @@ class Pretraining(Task[PretrainConfig]):
             f"backbone  {config.backbone}: {millions:.1f} M parameters, stride {backbone.stride}, "
             f"width {backbone.width}{depth}",
             f"masking   blocks of {model.block} px, {num_blocks} an image, {config.mask_ratio:.0%} hidden, "
-            f"{config.masking}",
+            f"{config.masking}{several}",
             f"target    {config.target}, decoder {model.decoder.extra_repr()}{chosen}, {config.loss} loss",
             *plan.describe(),
         ]
@@ -193,6 +248,14 @@ class Pretraining(Task[PretrainConfig]):
             )
         if self.start:
             lines.append(f"init      {self.start}")
+        if self.teacher:
+            network = self.teacher.network
+            lines.insert(
+                4,
+                f"teacher   {config.teacher}: {network.name} at {network.input_size} px, {config.teacher_loss} loss, "
+                f"checksum {self.teacher_checksum}",
+            )
+        lines += licences.describe(self.learned_from)
         if config.probe:
             lines.append(f"probe     {config.probe}, every {plan.steps(config.probe_every)} steps")
         return [*lines, f"out       {config.out}"]

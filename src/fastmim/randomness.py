@@ -43,6 +43,17 @@ def image_keys(seed: int, epoch: int, indices: Tensor) -> Tensor:
     return _mix(_mix(indices + stream) + _GAMMA)
 
 
+def copy_keys(keys: Tensor, num: int) -> Tensor:
+    """Keys for `num` differently masked copies of each image, the first of which has the image's own key.
+
+    Returns:
+        (B * num,) int64, the copies of an image side by side.
+    """
+    copies = torch.arange(num, device=keys.device, dtype=torch.int64)
+    further = _mix((keys ^ _GAMMA)[:, None] ^ copies)  # xor for the reason given in `uniform`
+    return torch.where(copies > 0, further, keys[:, None]).flatten()
+
+
 def step_seed(seed: int, *counters: int) -> int:
     """Compute a 63-bit generator seed from the run's seed and counters such as (step, rank)."""
     # Plain integers, because torch takes 30 times longer for single numbers and this runs at every step.

@@ -186,6 +186,27 @@ def maskfeat_vit_b() -> Settings:
     }
 
 
+def adapt() -> Settings:
+    """No published schedule: a public model adapted with a frozen copy of itself as the teacher, beside HOG.
+
+    Over seven remote-sensing tasks, masked image modeling with a frozen teacher's features gained 3.3 points in 93
+    V100-hours, going on with masked image modeling alone 1.2 points in 133 (GFM, arXiv 2302.04476). Epochs, learning
+    rate and layer decay are ours, low so that little is lost, and not tuned. --init decides the backbone and, with
+    `fastmim adapt`, the image size.
+
+    fastmim adapt --init timm:vit_small_patch14_dinov2.lvd142m --data photos/ --probe labelled/ --out runs/adapted
+    """
+    return {
+        "target": "hog+teacher",
+        "teacher": "init",
+        "epochs": 20.0,
+        "warmup": "10%",
+        "lr": 1e-4,
+        "layer_decay": 0.75,
+        "probe_every": "25%",
+    }
+
+
 RECIPES: dict[str, Callable[[], Settings]] = {
     "vit-b": vit_b,
     "swin-b": swin_b,
@@ -199,6 +220,7 @@ RECIPES: dict[str, Callable[[], Settings]] = {
     "simmim-swin-b": simmim_swin_b,
     "simmim-vit-b": simmim_vit_b,
     "maskfeat-vit-b": maskfeat_vit_b,
+    "adapt": adapt,
 }
 
 
@@ -241,6 +263,9 @@ def describe() -> str:
     lines = ["fastmim pretrain --recipe"]
     for name, recipe in RECIPES.items():
         settings = recipe()
+        if name == "adapt":
+            lines += [f"  {name:<16}the network of --init, {settings['epochs']:g} epochs", f"{'':<18}{result(recipe)}"]
+            continue
         sizes = settings.get("stages", settings["img_size"])
         how = f"{settings['backbone']}, {sizes} px, {settings['epochs']:g} epochs, batch {settings['batch_size']}"
         lines += [f"  {name:<16}{how}", f"{'':<18}{result(recipe)}"]

@@ -15,5 +15,5 @@ def test_every_kernel_compiles() -> None:
     pytest.importorskip("triton", reason="torch for CPUs alone comes without it")
     done = subprocess.run([sys.executable, str(SCRIPT)], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    for name in ("masks", "visible positions", "flip and normalise", "HOG", "pixels"):
+    for name in ("masks", "visible positions", "flip and normalise", "HOG", "pixels", "projection", "keys of copies"):
         assert f"{name}: triton_" in done.stdout

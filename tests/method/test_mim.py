@@ -17,7 +17,7 @@ from fastmim.method.loss import describe_explained, explained_variance, masked_l
 from fastmim.method.masking import visible_positions
 from fastmim.method.mim import MIM
 from fastmim.method.targets import TARGETS, Target
-from fastmim.randomness import image_keys
+from fastmim.randomness import copy_keys, image_keys
 
 VIT: dict[str, Any] = {
     "backbone": "vit_tiny_patch16_224",
@@ -260,3 +260,42 @@ def test_other_images_than_the_model_takes_are_refused(images: Any, message: str
 def test_a_target_that_is_none_is_refused() -> None:
     with pytest.raises(RequestError, match=r"target is 'hog'; expected an object such as fastmim.HOG\(\)"):
         MIM("vit_tiny_patch16_224", target="hog")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("masking", ["in-place", "drop"])
+@pytest.mark.parametrize("name", TARGETS)
+def test_several_masks_equal_a_batch_of_copies(masking: Any, name: str) -> None:
+    """Loss and every gradient are those of a batch that holds each image three times, with these masks."""
+    torch.manual_seed(0)
+    model = MIM(**VIT, target=TARGETS[name], masking=masking, masks_per_image=3)
+    output = model(images(), KEYS)
+    output["loss"].backward()
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    assert output["prediction"].shape[0] == output["mask"].shape[0] == 12
+    masks = output["mask"].unflatten(0, (4, 3))
+    assert torch.equal(masks[:, 0], MIM(**VIT, masks_per_image=1)(images(), KEYS)["mask"])  # the first is the usual one
+    for first, second in ((0, 1), (0, 2), (1, 2)):
+        assert not any(torch.equal(one[first], one[second]) for one in masks)
+    model.zero_grad()
+    model.masks_per_image = 1
+    copies = model(images().repeat_interleave(3, 0), copy_keys(KEYS, 3))
+    copies["loss"].backward()
+    assert torch.equal(copies["mask"], output["mask"])
+    torch.testing.assert_close(copies["loss"], output["loss"])
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad, gradients.get(name), atol=1e-6, rtol=1e-4)
+    assert len(gradients) > 20
+
+
+def test_the_target_of_an_image_is_computed_once_for_all_masks_and_evaluation_has_one() -> None:
+    seen = []
+
+    class Counting(MeanColour):
+        def forward(self, images: Tensor) -> Tensor:
+            seen.append(len(images))
+            return super().forward(images)
+
+    model = MIM(**VIT, target=Counting(), masks_per_image=4)
+    assert model(images(), KEYS)["target"].shape[0] == 16
+    assert model.eval()(images(), KEYS)["target"].shape[0] == 4
+    assert seen == [4, 4]

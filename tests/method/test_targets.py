@@ -1,4 +1,4 @@
-"""HOG against a NumPy loop and by hand; Pixels by hand and through their inverse."""
+"""HOG against a NumPy loop and by hand; Pixels by hand and through their inverse; random projections of them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from fastmim.method.targets import HOG, Pixels
+import fastmim
+from fastmim.errors import RequestError
+from fastmim.method.mim import MIM
+from fastmim.method.targets import HOG, Joint, Pixels, RandomProjection, Target
 
 
 def gradients_by_loop(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -155,8 +158,10 @@ def test_memory_layout_does_not_matter() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64, torch.uint8])
-@pytest.mark.parametrize("target", [HOG(4), Pixels(4)], ids=["hog", "pixels"])
-def test_always_float32_without_gradient(target: HOG | Pixels, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(
+    "target", [HOG(4), Pixels(4), RandomProjection(4), Joint(HOG(4), Pixels(4))], ids=lambda target: target.name
+)
+def test_always_float32_without_gradient(target: HOG | Pixels | RandomProjection | Joint, dtype: torch.dtype) -> None:
     images = torch.randint(0, 8, (2, 3, 16, 16), generator=torch.Generator().manual_seed(0)).to(dtype)
     expected = target(images.float())
     if dtype.is_floating_point:
@@ -253,3 +258,64 @@ def test_impossible_settings_are_refused() -> None:
         HOG(num_bins=1)
     with pytest.raises(ValueError, match=r"a patch of 1 value has no variance.*normalize=False"):
         Pixels(1)(torch.zeros(1, 1, 8, 8))
+
+
+def test_a_random_projection_is_one_linear_map_of_each_standardised_patch() -> None:
+    """The map is the same for every patch, call and seed, and its width for any number of channels."""
+    target = RandomProjection(width=24).for_stride(4)
+    assert (target.cell, target.num_channels(3), target.num_channels(13)) == (4, 24, 24)
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(8, 3, 32, 32, generator=generator)
+    patches = Pixels(4)(images).movedim(1, -1).reshape(-1, 48)
+    projected = target(images).movedim(1, -1).reshape(-1, 24)
+    solution = torch.linalg.lstsq(patches[:100], projected[:100], driver="gelsd").solution  # fitted to some patches
+    torch.testing.assert_close(patches @ solution, projected, atol=1e-3, rtol=0)  # it holds for all
+    assert torch.equal(target(images), RandomProjection(width=24).for_stride(4)(images))
+    assert not torch.allclose(target(images), RandomProjection(width=24, seed=1).for_stride(4)(images))
+    assert RandomProjection(width=24).for_stride(4)(torch.randn(2, 13, 8, 8)).shape == (2, 24, 2, 2)
+    assert "patch=4, width=24, seed=0" in repr(target)
+
+
+def test_a_random_projection_keeps_the_variance_and_the_angles() -> None:
+    """Entries have mean 0 and variance 1 / n, so that lengths and inner products are kept on average."""
+    target = RandomProjection(width=4096).for_stride(8)
+    images = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    patches, projected = (found.flatten(2).mT.flatten(0, 1) for found in (Pixels(8)(images), target(images)))
+    gram, expected = projected @ projected.T / 4096, patches @ patches.T / 192
+    torch.testing.assert_close(gram, expected, atol=0.08, rtol=0)
+    assert abs(projected.mean()) < 0.02 and 0.9 < projected.var() < 1.1
+
+
+def test_joint_targets_of_other_cells_are_laid_side_by_side() -> None:
+    target = Joint(HOG(4), Pixels(8)).for_stride(16)
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    assert (target.name, target.cell, target.num_channels(3)) == ("hog+pixels", 16, 27 * 16 + 192 * 4)
+    hog, pixels = target(images).split((27 * 16, 192 * 4), 1)
+    assert torch.equal(hog, F.pixel_unshuffle(HOG(4)(images), 4))
+    assert torch.equal(pixels, F.pixel_unshuffle(Pixels(8)(images), 2))
+
+
+def test_the_documented_target_of_ones_own_trains() -> None:
+    """The example in the docstring of `Target`, as it stands there."""
+    example = (Target.__doc__ or "").split("mean colour of each cell:\n\n")[1]
+    code = "\n".join(line.removeprefix("        ") for line in example.splitlines())
+    assert "class MeanColour:" in code
+    names: dict[str, object] = {"torch": torch, "fastmim": fastmim}
+    exec(code, names)
+    model = names["model"]
+    assert isinstance(model, MIM)
+    images = torch.randn(2, 3, 128, 128, generator=torch.Generator().manual_seed(0))
+    output = model(images)
+    colours = F.pixel_shuffle(output["target"], 4)
+    torch.testing.assert_close(colours, F.avg_pool2d(images, 4))
+    output["loss"].backward()
+    assert model.decoder.head.weight.grad is not None
+
+
+def test_impossible_projections_are_refused() -> None:
+    with pytest.raises(ValueError, match="width is 0: expected at least 1 channel; 256 is usual"):
+        RandomProjection(width=0)
+    with pytest.raises(RequestError, match="patch is 6: expected a divisor of the backbone's stride, 16"):
+        RandomProjection(6).for_stride(16)
+    with pytest.raises(ValueError, match="images are 30x30 pixels: expected multiples of the patch, 4"):
+        RandomProjection(4)(torch.zeros(1, 3, 30, 30))

@@ -64,6 +64,17 @@ def test_one_at_a_time(bars: Path) -> None:
     assert points["base"].swept == {"target": "hog", "encoder_depth": 1.0}
 
 
+def test_a_teacher_serves_the_points_that_have_one(bars: Path, pretrained: Path) -> None:
+    fixed = ["img_size=16", "batch_size=8", f"teacher={pretrained}"]
+    sweep = {"target": ["hog", "random-projection", "hog+teacher"], "masks_per_image": [1, 4]}
+    points = points_of(bars, sweep=sweep, set=fixed)
+    teachers = {name: point.config.teacher for name, point in points.items() if point.config}
+    assert set(teachers.values()) == {None, str(pretrained)} and len(teachers) == 6
+    assert all((teacher is None) is ("teacher" not in name) for name, teacher in teachers.items())
+    with pytest.raises(RequestError, match="target=teacher: target is teacher, and teacher is not given"):
+        points_of(bars, sweep=["target=hog,teacher"])
+
+
 def test_stages_are_separated_by_slashes(bars: Path) -> None:
     points = points_of(bars, sweep=["stages=none/8:0.5,16:0.5"])
     assert points["stages=none"].sizes == [16] and points["stages=8:0.5,16:0.5"].sizes == [8, 16]

@@ -42,6 +42,15 @@ def test_two_processes_train_stop_and_go_on_as_one(photos: Path, tmp_path: Path)
     assert all(torch.allclose(one[name], two[name], atol=1e-5) for name in one)
 
 
+def test_two_processes_share_masks_and_a_teacher(photos: Path, pretrained: Path, tmp_path: Path) -> None:
+    settings = SMALL | {"steps": 3, "log_every": 1, "masks_per_image": 2, "target": "hog+teacher"}
+    settings |= {"teacher": str(pretrained)}
+    fastmim.pretrain(**settings, data=str(photos), out=tmp_path / "one")
+    statuses, said = together("pretrain", photos, tmp_path / "two", settings, settings)
+    assert statuses == [0, 0], said
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
+
+
 def test_finetuning_validates_once(labelled: Path, tmp_path: Path) -> None:
     settings = {k: v for k, v in SMALL.items() if k not in ("picture_every", "stages")}
     settings |= {"weights": "none", "eval_every": "6 steps", "ema": 0.9, "mixup": 0.0, "cutmix": 0.0}
@@ -119,6 +128,10 @@ def test_a_plan_for_two_processes_is_printed_once(photos: Path, tmp_path: Path) 
     ("settings", "message"),
     [
         ({"batch_size": 9}, "batch_size is 9; expected a multiple of the 2 processes: take 8 or 10"),
+        (
+            {"batch_size": 12, "masks_per_image": 4},
+            "batch_size is 12; expected a multiple of the 2 processes times 4 copies of an image: take 8 or 16",
+        ),
         (
             {"backbone": "test_resnet", "backbone_args": {}, "img_size": 64},
             "batch norms, which 2 processes cannot share on cpu; expected CUDA devices, or one process: take --devices 1",

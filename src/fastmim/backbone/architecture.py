@@ -18,6 +18,7 @@ import torch
 from timm.models import get_model_args, get_model_input_config
 from torch import Tensor, nn
 
+from fastmim.backbone import published
 from fastmim.backbone.initial import init_sincos
 from fastmim.backbone.maps import last_map, nearest_grid
 from fastmim.backbone.position_tables import fit_tables, list_tables, resample_tables
@@ -144,13 +145,15 @@ class Architecture:
             RunError: the published weights cannot be loaded.
         """
         try:
-            model = self._make(pretrained=pretrained, **self._at(size), **more)
+            overlay = published.cached(self.name) if pretrained else {}
+            cached = {"pretrained_cfg_overlay": overlay} if overlay else {}
+            model = self._make(pretrained=pretrained, **self._at(size), **cached, **more)
         except Exception as error:
             if not pretrained:
                 raise
             raise RunError(
                 f"pretrained weights of {self.name}: {first_line(error)}; expected them in timm's cache or on the "
-                f"network; go online once, or train from scratch"
+                f"network: {published.remedy(self.name)}"
             ) from error
         # By the method where there is one: only it fits Swin's windows to the map (7 at 224 px, 4 at 128).
         model = self.resize(model, None, size) if self.sizing == "method" else model
@@ -240,7 +243,7 @@ class Architecture:
         gradients = torch.autograd.grad(features.sum(), tuple(trainable.values()), allow_unused=True)
         trained = {name for name, grad in zip(trainable, gradients, strict=True) if grad is not None}
         frozen = frozenset(name for name, _ in model.named_parameters() if name not in trained)
-        grid = nearest_grid(img_size, features.shape[-1])
+        grid = nearest_grid(img_size, features.shape[-1], own=size == img_size)
         return Fit(size, grid, features.shape[1], norm, len(blocks), skipped, frozen)
 
     def nearest(self, img_size: int) -> DryRun:

@@ -133,10 +133,13 @@ def resample(x: Tensor, size: int | tuple[int, int]) -> Tensor:
     return resampled.to(x.dtype)
 
 
-def nearest_grid(img_size: int, side: float) -> int:
+def nearest_grid(img_size: int, side: float, *, own: bool = False) -> int:
     """The grid size closest to a map of `side` cells whose cells are whole HOG cells.
 
     A map that divides the image with a stride below 8 keeps its own size; otherwise the stride must be a multiple of 8.
+
+    Args:
+        own: Take the map's own grid (37 x 37 at 518 px, a stride of 14) if no other divides the image.
 
     Raises:
         RequestError: no such grid lies within a factor of two.
@@ -144,10 +147,12 @@ def nearest_grid(img_size: int, side: float) -> int:
     divisors = [s for s in range(1, img_size + 1) if img_size % s == 0]
     grids = [img_size // s for s in divisors if s % 8 == 0 or (s < 8 and s * side == img_size)]
     grid = min(grids, key=lambda grid: abs(math.log(grid / side)), default=0)
-    if not side / 2 <= grid <= side * 2:
-        low = img_size // 32 * 32
-        raise RequestError(
-            f"img_size is {img_size}; expected whole HOG cells of 8 pixels under the backbone's map of about "
-            f"{side:.0f} x {side:.0f}: take {' or '.join(str(size) for size in (low, low + 32) if size)}"
-        )
-    return grid
+    if side / 2 <= grid <= side * 2:
+        return grid
+    if own and img_size % side == 0:
+        return int(side)
+    low = img_size // 32 * 32
+    raise RequestError(
+        f"img_size is {img_size}; expected whole HOG cells of 8 pixels under the backbone's map of about "
+        f"{side:.0f} x {side:.0f}: take {' or '.join(str(size) for size in (low, low + 32) if size)}"
+    )

@@ -1,4 +1,4 @@
-"""The commands `pretrain`, `recipes`, `backbones` and `visualise`."""
+"""The commands `pretrain`, `adapt`, `recipes`, `backbones` and `visualise`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import fastmim
 from fastmim import recipes
+from fastmim.adaptation.settings import AdaptConfig
 from fastmim.cli.app import OPTIONS, AsFlags, Options, Switch, app
 from fastmim.errors import DONE, RequestError
 from fastmim.method.settings import PretrainConfig
@@ -17,6 +18,19 @@ from fastmim.system.text import printable
 def pretrain(settings: Annotated[PretrainConfig, AsFlags] | None = None, *, options: Options = OPTIONS) -> int:
     """Pre-train a backbone by masked image modeling. The same command again resumes."""
     return options.call(fastmim.pretrain, settings, "at step {step} of {total_steps}", on_devices=True)
+
+
+@app.command
+def adapt(settings: Annotated[AdaptConfig, AsFlags] | None = None, *, options: Options = OPTIONS) -> int:
+    """Adapt a public model to your own images, unlabelled, and say whether it got better.
+
+    `fastmim adapt --init timm:vit_small_patch14_dinov2.lvd142m --data photos/ --probe labelled/` starts from the public
+    weights, keeps a frozen copy of them as the teacher, and predicts its features and HOG of hidden blocks. On --probe,
+    labelled images, the network is measured before the first step and after the last, and the last lines say: better,
+    worse, or no difference that these images can show. A line tells where a licence restricts use. The same command
+    again resumes.
+    """
+    return options.call(fastmim.adapt, settings, "at step {step} of {total_steps}", on_devices=True)
 
 
 @app.command(name="recipes")

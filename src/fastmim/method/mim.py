@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from fastmim.backbone import Backbone
 from fastmim.backbone.attention import choose_attention
 from fastmim.backbone.initial import init_xavier
+from fastmim.backbone.layers import parameter_groups
 from fastmim.errors import RequestError
 from fastmim.method.decoder import build_decoder
 from fastmim.method.loss import masked_loss
@@ -30,7 +31,8 @@ from fastmim.method.masking import (
     random_mask,
     visible_positions,
 )
-from fastmim.method.targets import HOG, Target
+from fastmim.method.targets import HOG, TEACHER_ERRORS, Target
+from fastmim.randomness import copy_keys
 
 
 class MIM(nn.Module):
@@ -44,12 +46,15 @@ class MIM(nn.Module):
     Args:
         backbone: A timm model name, or a `Backbone`.
         img_size: Side of the (square) images in pixels; a multiple of the block.
-        target: `HOG()` (the default), `Pixels()`, or an object with the members of `targets.Target`.
+        target: `HOG()` (the default), `Pixels()`, `RandomProjection()`, `Teacher(...)`, `Joint(...)` of these, or an
+            object with the members of `targets.Target`.
         masking: "in-place" or "drop".
-        mask_ratio: Share of the blocks to hide.
+        mask_ratio: Share of the blocks to hide; 0 with a `Teacher` for plain distillation of every position.
+        masks_per_image: Differently masked copies of each image in training (data2vec 2.0, arXiv 2212.07525). The
+            target is computed once; in evaluation mode there is one.
         block: Side of a block in pixels; `masking.default_block` if None.
         decoder: (width, depth) of a transformer, "auto" or "linear".
-        loss: "l2" (squared error) or "l1" (absolute error).
+        loss: "l2" (squared error) or "l1" (absolute error), for targets without an `error` of their own.
         encoder_depth: Share of the backbone's blocks to pre-train.
         pretrained: Start from timm's published weights.
         learn_positions: Train a plain ViT's position embedding, as belongs to weights that come with one of their own;
@@ -75,6 +80,7 @@ class MIM(nn.Module):
         target: Target | None = None,
         masking: Literal["in-place", "drop"] = "in-place",
         mask_ratio: float = 0.75,
+        masks_per_image: int = 1,
         block: int | None = None,
         decoder: Literal["auto", "linear"] | tuple[int, int] = "auto",
         loss: Literal["l2", "l1"] = "l2",
@@ -95,13 +101,10 @@ class MIM(nn.Module):
                 backbone.fix_positions()
         self.backbone = backbone
         self.mask_ratio = mask_ratio
+        self.masks_per_image = masks_per_image
         self.block = block or default_block(backbone.stride, backbone.img_size)
         self._check_block()
-        target = HOG() if target is None else target
-        if not hasattr(target, "for_stride"):
-            raise RequestError(f"target is {target!r}; expected an object such as fastmim.HOG() or fastmim.Pixels()")
-        self.target = target.for_stride(backbone.stride)
-        self.loss = loss
+        self._set_target(HOG() if target is None else target, loss)
         drops_tokens = masking == "drop"
         if drops_tokens:
             backbone.check_drops_tokens()
@@ -109,15 +112,32 @@ class MIM(nn.Module):
         self.mask_token = (
             None if drops_tokens else nn.Parameter(trunc_normal_(torch.empty(backbone.in_chans), std=0.02))
         )
-        self._cells_per_side = backbone.stride // self.target.cell  # k
         self.decoder = build_decoder(
             decoder,
             in_width=backbone.width,
             stride=backbone.stride,
-            out_channels=self.target.num_channels(backbone.in_chans) * self._cells_per_side**2,
+            out_channels=sum(num_channels for num_channels, _ in self._parts),
             fills=drops_tokens,
         )
         choose_attention(self.decoder)
+
+    def _set_target(self, target: Target, loss: str) -> None:
+        """Fit a target to the backbone: its channels per position (K), and the error of each of its parts."""
+        if not hasattr(target, "for_stride"):
+            raise RequestError(f"target is {target!r}; expected an object such as fastmim.HOG() or fastmim.Pixels()")
+        stride, in_chans = self.backbone.stride, self.backbone.in_chans
+        self.target = target.for_stride(stride)
+        self._cells_per_side = stride // self.target.cell  # k
+        self._parts = [
+            (part.num_channels(in_chans) * (stride // part.cell) ** 2, getattr(part, "error", loss))
+            for part in getattr(self.target, "parts", (self.target,))
+        ]
+        if not self.mask_ratio and any(error not in TEACHER_ERRORS for _, error in self._parts):
+            name = getattr(self.target, "name", type(self.target).__name__)
+            raise RequestError(
+                f"mask_ratio is 0 with target {name}; expected more than 0, such as 0.75: only a teacher's features "
+                f"can be learned from the whole image"
+            )
 
     def forward(self, images: Tensor, keys: Tensor | None = None) -> dict[str, Tensor]:
         """The loss of predicting the hidden blocks (FastMIM equations 1 to 3).
@@ -128,8 +148,8 @@ class MIM(nn.Module):
 
         Returns:
             "loss": mean error over the hidden positions, float32 scalar; "prediction" and "target":
-            (B, K, h, w), a position's k x k cells in the order of `pixel_unshuffle`; "mask": (B, h, w)
-            bool, True = hidden.
+            (N, K, h, w), a position's k x k cells in the order of `pixel_unshuffle`; "mask": (N, h, w)
+            bool, True = hidden. N is B; in training B * masks_per_image, an image's copies side by side.
 
         Raises:
             RequestError: the images have another shape or type; the message says what is wanted.
@@ -137,11 +157,14 @@ class MIM(nn.Module):
         self._check_images(images)
         if keys is None:
             keys = torch.randint(2**62, (len(images),), device=images.device)
+        target = F.pixel_unshuffle(self.target.forward(images), self._cells_per_side)  # (B, K, h, w)
+        if self.training and (copies := self.masks_per_image) > 1:
+            keys = copy_keys(keys, copies)
+            images, target = images.repeat_interleave(copies, 0), target.repeat_interleave(copies, 0)
         H, W = images.shape[-2:]
         grid = H // self.backbone.stride, W // self.backbone.stride  # h, w
         blocks = random_mask(keys, (H // self.block, W // self.block), self.mask_ratio)
         mask = expand(blocks, grid)  # (B, h, w)
-        target = F.pixel_unshuffle(self.target.forward(images), self._cells_per_side)  # (B, K, h, w)
         if self.mask_token is None:  # the encoder sees only the visible positions (MAE)
             visible = visible_positions(mask, self.num_visible)  # (B, n)
             tokens, prefix = self.backbone.encode_visible(images, visible)  # (B, n, D), (B, P, D)
@@ -151,8 +174,25 @@ class MIM(nn.Module):
             features, prefix = self.backbone.encode(painted)  # (B, D, h, w), (B, P, D)
             prediction = self.decoder(features, prefix)  # (B, K, h, w)
         prediction = prediction.float()
-        loss = masked_loss(prediction, target, mask, error=self.loss)
+        loss = self._loss(prediction, target, mask if self.mask_ratio else ~mask)
+        if not self.training:
+            prediction = self._scaled(prediction, target)
         return {"loss": loss, "prediction": prediction, "target": target, "mask": mask}
+
+    def _loss(self, prediction: Tensor, target: Tensor, counted: Tensor) -> Tensor:
+        """The sum of the parts' errors, over the positions that count."""
+        sizes, errors = zip(*self._parts, strict=True)
+        pairs = zip(prediction.split(sizes, 1), target.split(sizes, 1), errors, strict=True)
+        return torch.stack([masked_loss(ours, truth, counted, error=error) for ours, truth, error in pairs]).sum()
+
+    def _scaled(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """Predictions to be shown: a cosine leaves their lengths open, which are then the target's."""
+        parts = []
+        sizes, errors = zip(*self._parts, strict=True)
+        for ours, truth, error in zip(prediction.split(sizes, 1), target.split(sizes, 1), errors, strict=True):
+            scale = truth.norm(dim=1, keepdim=True) / ours.norm(dim=1, keepdim=True).clamp(min=1e-12)
+            parts.append(ours * scale if error == "cosine" else ours)
+        return torch.cat(parts, 1)
 
     def _check_images(self, images: Tensor) -> None:
         size, in_chans = self.backbone.img_size, self.backbone.in_chans
@@ -186,6 +226,21 @@ class MIM(nn.Module):
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that are exempt from weight decay although they are not vectors."""
         return {f"backbone.{name}" for name in self.backbone.no_weight_decay()}
+
+    def parameter_groups(self, *, weight_decay: float, layer_decay: float) -> list[dict[str, Any]]:
+        """Parameter groups for AdamW, with an "lr_scale" for each layer of the backbone; the decoder's is 1.
+
+        Raises:
+            RequestError: timm cannot tell the backbone's layers apart.
+        """
+        network = self.backbone
+        own = parameter_groups(network.model, network.name, weight_decay=weight_decay, layer_decay=layer_decay)
+        inside = {parameter for group in own for parameter in group["params"]}
+        rest = [p for p in self.parameters() if p.requires_grad and p not in inside]
+        for decayed, decay in ((True, weight_decay), (False, 0.0)):
+            params = [p for p in rest if (p.ndim > 1) is decayed]
+            own.append({"params": params, "weight_decay": decay, "lr_scale": 1.0})
+        return own
 
     def _check_block(self) -> None:
         size, stride = self.backbone.img_size, self.backbone.stride

@@ -24,7 +24,7 @@ from fastmim.data.unreadable import UNREADABLE
 from fastmim.errors import RunError
 from fastmim.method.masking import expand
 from fastmim.method.mim import MIM
-from fastmim.method.targets import HOG, Pixels, Target
+from fastmim.method.targets import HOG, Joint, Pixels, Target
 from fastmim.randomness import image_keys
 from fastmim.system.fonts import fitting
 from fastmim.training.evaluating import evaluating
@@ -60,7 +60,15 @@ class _Drawing:
     min_cell: int = 1  # pixels of the picture
 
 
-def predict(model: MIM, source: Source, *, num_images: int, seed: int) -> tuple[Tensor, dict[str, Tensor]]:
+def predict(
+    model: MIM,
+    source: Source,
+    *,
+    num_images: int,
+    seed: int,
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Predict the hidden blocks of images spread evenly over a source; unreadable ones are left out.
 
     Args:
@@ -68,10 +76,11 @@ def predict(model: MIM, source: Source, *, num_images: int, seed: int) -> tuple[
         source: The images.
         num_images: At most this many.
         seed: Decides the masks.
+        mean: Per channel, for pixels in [0, 1].
+        std: Likewise.
 
     Returns:
-        The central crops, (B, C, H, W) normalised as `IMAGENET_MEAN` and `IMAGENET_STD` say, and the model's output
-        for them, both on the CPU.
+        The central crops, (B, C, H, W) normalised, and the model's output for them, both on the CPU.
 
     Raises:
         RunError: None of the images can be read.
@@ -84,8 +93,7 @@ def predict(model: MIM, source: Source, *, num_images: int, seed: int) -> tuple[
     if not crops:
         raise RunError(f"none of {len(spread)} images of {source.origin} can be read; expected images: check the files")
     device = next(model.parameters()).device
-    mean, std = (torch.tensor(values) for values in (IMAGENET_MEAN, IMAGENET_STD))
-    images = augment.normalise(torch.stack(list(crops.values())), mean, std)
+    images = augment.normalise(torch.stack(list(crops.values())), torch.tensor(mean), torch.tensor(std))
     keys = image_keys(seed, 0, torch.tensor(list(crops)))
     return images, reconstruct(model, images.to(device), keys.to(device))
 
@@ -141,6 +149,8 @@ def picture(
     """
     images = images[:max_rows].detach().float().cpu()
     H, W = images.shape[-2:]
+    if isinstance(target, Joint):
+        target, output = _first(target, images, output)
     prediction, truth = (_cells(output[key][:max_rows], images, target) for key in ("prediction", "target"))
     mask = output["mask"][:max_rows].cpu()
     undo = partial(_rgb, mean=mean, std=std)
@@ -163,6 +173,13 @@ def picture(
         panels.append(Panel("reconstruction", note, pasted))
     name = getattr(target, "name", type(target).__name__)
     return sheet(panels, f"{drawing.heading} of hidden blocks  (trained target: {name})", caption)
+
+
+def _first(target: Joint, images: Tensor, output: Mapping[str, Tensor]) -> tuple[Target, dict[str, Tensor]]:
+    """The first part of a joint target, and its channels of the output."""
+    part = target.parts[0]
+    channels = part.num_channels(images.shape[1]) * (images.shape[-1] // output["mask"].shape[-1] // part.cell) ** 2
+    return part, {**output, **{name: output[name][:, :channels] for name in ("prediction", "target")}}
 
 
 def _drawing(target: Target, images: Tensor, truth: Tensor, undo: Callable[[Tensor], Tensor]) -> _Drawing:

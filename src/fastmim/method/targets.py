@@ -1,4 +1,4 @@
-"""Targets, which the decoder learns to predict: HOG features (FastMIM section 3.2) or pixels of the clean image."""
+"""Targets, which the decoder learns to predict: HOG features (FastMIM section 3.2), pixels or projections of them."""
 
 from __future__ import annotations
 
@@ -10,13 +10,38 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastmim.errors import RequestError
+from fastmim.randomness import step_seed, uniform
+
+TEACHER_ERRORS = ("smooth-l1", "cosine")
+"""How predictions of a teacher's features are judged; see `loss.masked_loss`."""
+
+_PROJECTION_STREAM = 4
+
 
 class Target(Protocol):
     """What a `MIM` predicts for hidden blocks: any object with these four members.
 
     A target that is an `nn.Module` moves with the model and is saved in its checkpoints; any other object, such
-    as one that holds a frozen network, has to follow the images' device itself. Pictures also use `name` and,
-    for a reconstruction, `to_images` (see `Pixels`) where a target has them.
+    as one that holds a frozen network, has to follow the images' device itself. Where a target has them, `error`
+    replaces the loss that the `MIM` is given, and pictures use `name` and, for a reconstruction, `to_images` (see
+    `Pixels`).
+
+    A target of one's own, the mean colour of each cell:
+
+        class MeanColour:
+            cell = 4
+
+            def for_stride(self, stride):
+                return self
+
+            def num_channels(self, in_chans):
+                return in_chans
+
+            def forward(self, images):
+                return torch.nn.functional.avg_pool2d(images, self.cell)
+
+        model = fastmim.MIM("vit_small_patch16_224", target=MeanColour())
     """
 
     @property
@@ -68,8 +93,13 @@ class HOG(nn.Module):
         """The target for a backbone of this stride: cells of min(8, stride) pixels unless given.
 
         Raises:
-            ValueError: The stride is not a multiple of the cell.
+            RequestError: The stride is not a multiple of the cell.
         """
+        if self._given is None and stride > 8 and stride % 8:
+            raise RequestError(
+                f"target is hog, whose cells of 8 pixels do not divide the backbone's stride of {stride}; expected an "
+                f"image size that is a multiple of 32, or another target"
+            )
         return HOG(_divisor(self._given or min(8, stride), stride, "cell"), self.num_bins)
 
     def num_channels(self, in_chans: int) -> int:
@@ -146,7 +176,7 @@ class Pixels(nn.Module):
         """The target for a backbone of this stride: patches of `stride` pixels unless given.
 
         Raises:
-            ValueError: The stride is not a multiple of the patch.
+            RequestError: The stride is not a multiple of the patch.
         """
         return Pixels(_divisor(self._given or stride, stride, "patch"), self.normalize)
 
@@ -203,6 +233,106 @@ class Pixels(nn.Module):
         return f"patch={self.cell}, normalize={self.normalize}"
 
 
+class RandomProjection(nn.Module):
+    """A frozen random linear map of each standardised patch: a target without a teacher (after arXiv 2511.13655).
+
+    Its width does not depend on the number of image channels. The map's entries are uniform with mean 0 and variance
+    1 / n for patches of n values, so that targets have about the variance of the patch, 1. They are a function of
+    `seed`, the same in every process and after every resume; none is stored.
+
+    Args:
+        patch: Pixels along a patch's side, the target's cell; None means the stride given to `for_stride`.
+        width: Target channels of one patch.
+        seed: Decides the map.
+
+    Raises:
+        ValueError: patch or width below 1.
+    """
+
+    name = "random-projection"
+
+    def __init__(self, patch: int | None = None, width: int = 256, seed: int = 0) -> None:
+        super().__init__()
+        if width < 1:
+            raise ValueError(f"width is {width}: expected at least 1 channel; 256 is usual")
+        self.width, self.seed = width, seed
+        self._pixels = Pixels(patch)
+        self.cell = self._pixels.cell
+
+    def for_stride(self, stride: int) -> RandomProjection:
+        """The target for a backbone of this stride: patches of `stride` pixels unless given.
+
+        Raises:
+            RequestError: The stride is not a multiple of the patch.
+        """
+        return RandomProjection(self._pixels.for_stride(stride).cell, self.width, self.seed)
+
+    def num_channels(self, in_chans: int) -> int:
+        """Target channels of one patch: `width`, for any number of image channels."""
+        return self.width
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) normalised -> (B, `width`, H / patch, W / patch) float32 without gradient.
+
+        Raises:
+            ValueError: H or W is not a multiple of the patch.
+        """
+        patches = self._pixels(images)  # (B, n, h, w)
+        with torch.autocast(images.device.type, enabled=False):
+            return torch.einsum("kn,bnhw->bkhw", self._matrix(patches.shape[1], images.device), patches)
+
+    def _matrix(self, num_values: int, device: torch.device) -> Tensor:
+        """(width, n): row k is a function of (seed, k)."""
+        # xor for the reason given in `randomness.uniform`.
+        rows = torch.arange(self.width, device=device, dtype=torch.int64) ^ step_seed(self.seed)
+        entries = uniform(rows, num_values, stream=_PROJECTION_STREAM)
+        return (entries - 0.5) * math.sqrt(12 / num_values)
+
+    def extra_repr(self) -> str:
+        """The settings, for `print`."""
+        return f"patch={self.cell}, width={self.width}, seed={self.seed}"
+
+
+class Joint(nn.Module):
+    """Several targets at once. The decoder's last layer has a head for each, and their losses are added, each with
+    weight 1.
+
+    The weights are fixed: with a teacher, small changes of a weight cost much (arXiv 2603.29009), and nobody should
+    have to tune them.
+
+    Args:
+        parts: The targets, in the order of the channels; pictures show the first.
+    """
+
+    def __init__(self, *parts: Target) -> None:
+        super().__init__()
+        self.parts = parts
+        for number, part in enumerate(parts):
+            if isinstance(part, nn.Module):
+                self.add_module(str(number), part)
+        self.cell = max(part.cell for part in parts)
+
+    @property
+    def name(self) -> str:
+        """The names of the parts, such as "hog+teacher"."""
+        return "+".join(getattr(part, "name", type(part).__name__) for part in self.parts)
+
+    def for_stride(self, stride: int) -> Joint:
+        """The parts for a backbone of this stride; its cell is the stride."""
+        fitted = Joint(*(part.for_stride(stride) for part in self.parts))
+        fitted.cell = stride
+        return fitted
+
+    def num_channels(self, in_chans: int) -> int:
+        """Target channels of one cell: those of all parts."""
+        return sum(part.num_channels(in_chans) * (self.cell // part.cell) ** 2 for part in self.parts)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) normalised -> (B, `num_channels(C)`, H / `cell`, W / `cell`) float32, part after part."""
+        return torch.cat([F.pixel_unshuffle(part.forward(images), self.cell // part.cell) for part in self.parts], 1)
+
+
 def sobel(images: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients (gx, gy) by [[1, 0, -1], [2, 0, -2], [1, 0, -1]] and its transpose, reflect padding.
 
@@ -241,7 +371,7 @@ def _checked_side(side: int | None, word: str) -> int | None:
 
 def _divisor(side: int, stride: int, word: str) -> int:
     if stride % side:
-        raise ValueError(
+        raise RequestError(
             f"{word} is {side}: expected a divisor of the backbone's stride, {stride}; leave it out for the default"
         )
     return side
@@ -256,5 +386,10 @@ def _check_divides(images: Tensor, side: int, word: str) -> None:
         )
 
 
-TARGETS: dict[str, Target] = {"hog": HOG(), "pixels": Pixels(), "rgb": Pixels(normalize=False)}
-"""The targets under their names in settings; `MIM` fits them to its backbone's stride."""
+TARGETS: dict[str, Target] = {
+    "hog": HOG(),
+    "pixels": Pixels(),
+    "rgb": Pixels(normalize=False),
+    "random-projection": RandomProjection(),
+}
+"""The targets under their names in settings, but for those of a teacher; `MIM` fits them to its backbone's stride."""

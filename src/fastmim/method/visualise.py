@@ -8,7 +8,7 @@ from fastmim.data import sources
 from fastmim.data.settings import ImageConfig
 from fastmim.errors import RequestError
 from fastmim.method import pictures
-from fastmim.method.build import load_checkpointed
+from fastmim.method.build import load_checkpointed, normalisation
 from fastmim.method.loss import explained_variance
 from fastmim.method.settings import PretrainConfig
 from fastmim.system.run_directory import RunDirectory
@@ -56,9 +56,10 @@ def visualise_run(
     model = load_checkpointed(config, found)
     decoded = ImageConfig(range=grey_range or "auto", max_pixels=config.max_pixels)
     found_images = sources.open_source(images or config.data, decoded, inherited=config.range)
-    crops, output = pictures.predict(model, found_images, num_images=num_images, seed=seed)
+    mean, std = normalisation(found)
+    crops, output = pictures.predict(model, found_images, num_images=num_images, seed=seed, mean=mean, std=std)
     caption = f"{run.resolve().name}, step {found.step}"
-    picture = pictures.picture(crops, output, model.target, caption=caption, max_rows=num_images)
+    picture = pictures.picture(crops, output, model.target, mean=mean, std=std, caption=caption, max_rows=num_images)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         pictures.save(picture, out)

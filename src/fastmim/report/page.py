@@ -50,6 +50,7 @@ _CHARTS: dict[str, dict[str, Any]] = {
 _UNDRAWN = {"images", "epoch", "seconds_per_step"}
 _KINDS = {
     "pretrain": "Pre-training",
+    "adapt": "Adaptation",
     "finetune": "Fine-tuning",
     "detect": "Detection",
     "segment": "Segmentation",

@@ -223,9 +223,9 @@ def commands(run: Run) -> list[tuple[str, str]]:
     path, data = str(run.path), shown(run.settings.get("data") or "labelled/")
     line = _command_line
     if run.state != "finished":
-        known = {"pretrain", "finetune", "detect", "segment"}
+        known = {"pretrain", "adapt", "finetune", "detect", "segment"}
         return [(line("fastmim", run.kind, "--out", path), "resume the run")] if run.kind in known else []
-    if run.kind == "pretrain":
+    if run.kind in ("pretrain", "adapt"):
         return [
             (line("fastmim", "finetune", "--weights", path, "--data", "labelled/"), "train a classifier from it"),
             (line("fastmim", "probe", "--weights", path, "--data", "labelled/"), "measure its frozen features"),

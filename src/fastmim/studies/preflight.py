@@ -11,6 +11,7 @@ import torch
 from fastmim import config as configs
 from fastmim.data import order, sources
 from fastmim.data.labelled import Labelled, limit_labels, open_labelled
+from fastmim.data.statistics import IMAGENET_MEAN, IMAGENET_STD
 from fastmim.errors import RequestError
 from fastmim.method import build
 from fastmim.method.settings import PretrainConfig
@@ -87,7 +88,7 @@ class Request:
 
     def steps(self, point: Point, images: int) -> int:
         """Pre-training steps on so many images; 0 from scratch."""
-        return max(1, images // point.config.batch_size) if point.config else 0
+        return max(1, images // point.config.images_per_step) if point.config else 0
 
     def batch(self, num_labels: int) -> int:
         """Images in a fine-tuning step."""
@@ -126,7 +127,7 @@ def check(config: StudyConfig) -> Request:
     for point in found:
         try:
             if point.config:
-                order.steps_per_epoch(source, point.config.batch_size, remedy="add --set batch_size={}")
+                order.steps_per_epoch(source, point.config.images_per_step, remedy="add --set batch_size={}")
                 _build_model(point.config)
             else:
                 _build_classifier(request, point, labelled)
@@ -157,9 +158,12 @@ def _finetune(config: StudyConfig, size: int) -> dict[str, Any]:
 
 
 def _build_model(config: PretrainConfig) -> None:
-    """Build the model on the meta device."""
+    """Build the model on the meta device, with its teacher."""
+    opened = build.open_teacher(config)
+    teacher = build.load_teacher(config, opened, mean=IMAGENET_MEAN, std=IMAGENET_STD) if opened else None
     with torch.device("meta"):
-        build.build_model(configs.build(PretrainConfig, configs.to_mapping(config), {"init": None}))
+        untrained = configs.build(PretrainConfig, configs.to_mapping(config), {"init": None})
+        build.build_model(untrained, teacher=teacher)
 
 
 def _build_classifier(request: Request, point: Point, labelled: Labelled) -> None:

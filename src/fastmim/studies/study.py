@@ -234,7 +234,7 @@ def _describe_plan(request: Request, slots: Slots, plan: dict[str, Any]) -> str:
     lines = [f"plan      fine-tunings of {request.finetune_steps} steps; for each seed:"]
     for point in request.points:
         steps = plan["steps"][point.folder]
-        epochs = steps * point.config.batch_size / request.num_images if point.config else 0
+        epochs = steps * point.config.images_per_step / request.num_images if point.config else 0
         what = f"{steps:,} steps ({epochs:.1f} epochs) of pre-training" if point.config else "no pre-training"
         if speeds:
             training = speeds.pretraining_seconds(request, point, images) if point.config else 0.0

@@ -105,6 +105,9 @@ def expand(config: StudyConfig, data: str) -> list[Point]:
         name = " ".join(f"{key}={'none' if value is None else value}" for key, value in shown.items()) or BASE
         try:
             resolved = _resolve(own | fixed | combination | {"data": data}, small=small)
+            if "teacher" not in resolved.targets():  # `set` names the teacher for those points of a sweep that have one
+                others = {key: value for key, value in fixed.items() if not key.startswith("teacher")}
+                resolved = _resolve(own | others | combination | {"data": data}, small=small)
         except RequestError as error:
             raise RequestError(f"{name}: {error}") from None
         if same := next((point.name for point in points if _same(point.config, resolved)), None):

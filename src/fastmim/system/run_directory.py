@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -26,6 +27,8 @@ class RunDirectory:
         "starts.jsonl",
         "weights.safetensors",
         "weights_best.safetensors",
+        "weights_before.safetensors",
+        "adaptation.json",
         "evaluation.json",
         "report.html",
         "blocks.json",
@@ -49,6 +52,8 @@ class RunDirectory:
         self.checkpoints = path / "checkpoints"
         self.weights = path / "weights.safetensors"  # once the run has finished
         self.best_weights = path / "weights_best.safetensors"  # of the best validation so far
+        self.weights_before = path / "weights_before.safetensors"  # of an adaptation: those before its first step
+        self.adaptation = path / "adaptation.json"  # its scores before and after
         self.evaluation = path / "evaluation.json"  # the scores of the last validation
         self.report = path / "report.html"  # see fastmim.report
         self.blocks = path / "blocks.json"  # numbers of each block, as of the last pictures
@@ -109,8 +114,11 @@ class RunDirectory:
             kept = [line for line in self.read_metrics() if line["step"] <= step]
             files.write_text(self.metrics, "".join(f"{json.dumps(line)}\n" for line in kept))
 
-    def prepare(self, config: configs.Settings, *, overwrite: bool) -> None:
+    def prepare(self, config: configs.Settings, *, overwrite: bool, about: Mapping[str, Any] | None = None) -> None:
         """Create the directory, or empty it if `overwrite`, and write config.yaml.
+
+        Args:
+            about: What config.yaml tells beside the settings and versions, under keys of `config.ABOUT`.
 
         Raises:
             RequestError: it cannot be written.
@@ -121,7 +129,8 @@ class RunDirectory:
                 files.remove_leftovers(self.path / name)
                 if overwrite:
                     files.remove(self.path / name)
-            files.write_text(self.config, configs.to_yaml(config) + yaml.safe_dump({"versions": versions()}))
+            told = {"versions": versions(), **(about or {})}
+            files.write_text(self.config, configs.to_yaml(config) + yaml.safe_dump(told, sort_keys=False))
         except OSError as error:
             raise RequestError(
                 f"out is {self.path}: {error.strerror or error}; expected a directory that can be written"

@@ -1,13 +1,15 @@
-"""Writing safetensors files: the same contents give the same bytes, and a disk's errors are OSErrors."""
+"""Writing safetensors files: the same contents give the same bytes, and a disk's errors are OSErrors. Checksums."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
@@ -30,6 +32,15 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
     share(path)
     if metadata:
         _sort_metadata(path)
+
+
+def checksum(tensors: Mapping[str, Tensor]) -> int:
+    """CRC-32 of the values of tensors on any device, in the order of their names."""
+    found = 0
+    for name in sorted(tensors):
+        values = tensors[name].detach().cpu().contiguous().view(-1).view(torch.uint8)
+        found = zlib.crc32(values.numpy().data, found)
+    return found
 
 
 def share(file: Path) -> None:

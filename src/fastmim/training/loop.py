@@ -103,7 +103,7 @@ def fit(
     meter = Meter(
         step,
         device=plan.device,
-        batch_size=plan.batch_size,
+        batch_size=plan.images_per_step,
         steps_per_epoch=plan.steps_per_epoch,
         faster_data=faster_data,
         **({"state": resume_from.manifest["meter"]} if resume_from and "meter" in resume_from.manifest else {}),

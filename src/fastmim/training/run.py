@@ -30,7 +30,7 @@ from fastmim.training.logs import Logs
 from fastmim.training.loop import Batch, Periodic, fit, make_forward
 from fastmim.training.micro_batch import largest_micro_batch
 from fastmim.training.opening import Recipes
-from fastmim.training.plan import make_plan
+from fastmim.training.plan import fitting, make_plan
 from fastmim.training.schedule import Stage
 from fastmim.training.settings import CropConfig, TrainConfig
 from fastmim.training.starts import describe_start
@@ -81,7 +81,7 @@ class Task(ABC, Generic[Config]):
         self.config, self.console = config, console
         self.directory = RunDirectory(config.out)
         self.source = self.open_data()
-        config = _fitting(config, len(self.source), world)
+        config = fitting(config, len(self.source), world)
         if config.range == "auto":  # resuming does not measure it again
             config = dataclasses.replace(config, range=self.source.decoding.range)
         self.config = config
@@ -125,7 +125,7 @@ class Task(ABC, Generic[Config]):
 
     @abstractmethod
     def facts(self) -> dict[str, Any]:
-        """Facts for the manifests of checkpoints, as JSON types."""
+        """Facts for the manifests of checkpoints, as JSON types; config.yaml tells those in `config.ABOUT` too."""
 
     def periodic(self, logs: Logs) -> list[Periodic]:
         """Return what happens at intervals during training: pictures and evaluations by `World.on_main`."""
@@ -194,7 +194,7 @@ class Task(ABC, Generic[Config]):
             self.source,
             size=stage.size,
             seed=self.config.seed,
-            global_batch=self.config.batch_size,
+            global_batch=self.config.images_per_step,
             first_step=first_step,
             last_step=stage.stop,
             accumulation=stage.accumulation,
@@ -262,7 +262,8 @@ def launch(
             return task.result(0)
         with world.together():
             if world.main:
-                task.directory.prepare(config, overwrite=overwrite)
+                about = {key: value for key, value in task.facts().items() if key in configs.ABOUT and value}
+                task.directory.prepare(config, overwrite=overwrite, about=about)
                 if found:  # a kill may have come before the last save did
                     checkpoint.clean(found.path, keep_every=config.keep_every)
                 start = describe_start(config, task.plan, step=found.step if found else 0)
@@ -281,13 +282,6 @@ def launch(
         except OSError as error:
             kept = checkpoint.remedy(task.directory.checkpoints)
             raise RunError(f"the run in {config.out} failed: {error}; {kept}") from error
-
-
-def _fitting(config: Config, num_images: int, world: World) -> Config:
-    """The config; with all images as a batch if there are fewer than the default, and nobody named another."""
-    if "batch_size" in config.given or not world.size <= num_images < config.batch_size:
-        return config
-    return dataclasses.replace(config, batch_size=num_images // world.size * world.size)
 
 
 def _opened(
@@ -327,9 +321,8 @@ def _prepared(
     with world.together():
         task = kind(config, console, world)
         found = None if overwrite else checkpoint.newest(task.directory.checkpoints)
-    settings = configs.to_mapping(task.config)
     for what, value in (
-        *((name, settings[name]) for name in settings),
+        *configs.to_mapping(task.config).items(),
         ("the number of images", len(task.source)),
         ("the checkpoint to resume", found.step if found else None),
         ("the versions", versions()),
@@ -344,7 +337,10 @@ def _prepared(
     if config.micro_batch == "auto":
         with world.together():
             largest = _largest_micro_batch(task)
-        task.plan = task.plan.with_stages(task.sizes(), micro_batch=min(world.exchange(largest)))
+        largest = min(world.exchange(largest)) * task.plan.copies
+        task.plan = task.plan.with_stages(task.sizes(), micro_batch=largest)
+    for what, value in task.facts().items():
+        world.check_same(what, value)
     return task, found
 
 
@@ -354,7 +350,7 @@ def _largest_micro_batch(task: Task[Any]) -> int:
         task.model,
         make_forward(task.model, task.prepare, plan.device, bf16=plan.bf16, compile=False),
         task.blank_batch,
-        batch_size=plan.world.share(plan.batch_size),
+        batch_size=plan.share,
         img_size=size,
         device=plan.device,
     )

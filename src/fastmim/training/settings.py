@@ -162,6 +162,11 @@ class TrainConfig(ImageConfig):
         if self.lr_drop is not None:
             check_duration("lr_drop", self.lr_drop)
 
+    @property
+    def images_per_step(self) -> int:
+        """Images that a step reads: the batch, unless it holds several copies of each."""
+        return self.batch_size
+
     def tracker_names(self) -> tuple[str, ...]:
         """Return the trackers that are named, none for `auto`."""
         if self.trackers in ("auto", "none"):

@@ -180,19 +180,21 @@ class World:
             return _without_sync(model)
         return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
 
-    def share(self, global_batch: int) -> int:
-        """Images of a step for one process.
+    def share(self, global_batch: int, *, copies: int = 1) -> int:
+        """Images of a step for one process, each of which is `copies` images of the batch.
 
         Raises:
             RequestError: the batch does not divide among the processes.
         """
-        if global_batch % self.size:
-            low = global_batch // self.size * self.size
-            near = " or ".join(str(n) for n in (low, low + self.size) if n)
+        unit = self.size * copies
+        if global_batch % unit:
+            low = global_batch // unit * unit
+            near = " or ".join(str(n) for n in (low, low + unit) if n)
+            each = f" times {copies} copies of an image" if copies > 1 else ""
             raise RequestError(
-                f"batch_size is {global_batch}; expected a multiple of the {self.size} processes: take {near}"
+                f"batch_size is {global_batch}; expected a multiple of the {self.size} processes{each}: take {near}"
             )
-        return global_batch // self.size
+        return global_batch // unit
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from torch import Tensor
 from fastmim.backbone.initial import sincos_table
 from fastmim.errors import RequestError, first_line
 from fastmim.system.files import exists, is_folder, replacing
-from fastmim.system.tensor_files import save_tensors
+from fastmim.system.tensor_files import checksum, save_tensors
 from fastmim.training import checkpoint
 from fastmim.weights import files
 from fastmim.weights.foreign import Layout, State
@@ -151,7 +151,7 @@ def write(path: Path, found: Found, backbone: State) -> None:
     Raises:
         OSError: the file cannot be written.
     """
-    facts = {"format": FORMAT, "targets": json.dumps(found.targets), "backbone": str(files.checksum(backbone))}
+    facts = {"format": FORMAT, "targets": json.dumps(found.targets), "backbone": str(checksum(backbone))}
     with replacing(path) as partial:
         save_tensors(partial, found.tensors, facts)
 
@@ -181,7 +181,7 @@ def read(source: str | Path) -> Found:
             f"init is {source}, and {path} beside it is damaged ({first_line(error)}); expected what `fastmim convert` "
             f"wrote: convert again, or remove it to start with the encoder alone"
         ) from None
-    if described.get("format") != FORMAT or described.get("backbone") != str(files.checksum(files.read(source)[0])):
+    if described.get("format") != FORMAT or described.get("backbone") != str(checksum(files.read(source)[0])):
         raise RequestError(
             f"init is {source}, and {path} beside it holds the decoder of other weights; expected that of the same "
             f"conversion: convert again, or remove it to start with the encoder alone"

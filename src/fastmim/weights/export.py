@@ -31,6 +31,7 @@ from fastmim.system.files import exists
 from fastmim.system.tensor_files import save_tensors, share
 from fastmim.weights import files
 from fastmim.weights.metadata import crop_pct
+from fastmim.weights.model_card import model_card
 
 NUM_PHOTOGRAPHS = 8
 TOLERANCE = 1e-4
@@ -283,6 +284,8 @@ def _to_hub_layout(subject: Subject, path: Path) -> tuple[Reloaded, str]:
     for key in ("tag", "license"):
         config["pretrained_cfg"].pop(key, None)
     (path / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    card = model_card(subject.facts, load=_call(f"local-dir:{path.name}", pretrained=True))
+    (path / "README.md").write_text(card, encoding="utf-8")
     model = timm.create_model(f"local-dir:{path}", pretrained=True).eval()
     return Features(model), _call(f"local-dir:{path}", pretrained=True)
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import warnings
-import zlib
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import timm
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from timm.models import get_model_input_config
@@ -23,7 +21,7 @@ from fastmim.errors import RequestError, first_line, listed, shown
 from fastmim.system.files import exists, is_folder, replacing
 from fastmim.system.tensor_files import save_tensors
 from fastmim.training import checkpoint
-from fastmim.weights import metadata
+from fastmim.weights import hub, metadata
 
 FORMAT = "fastmim-weights-1"
 FILE = "weights.safetensors"
@@ -71,12 +69,14 @@ def write(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -
 
 
 def read(source: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors and the metadata of a weights file, or of a run directory's.
+    """The tensors and the metadata of a weights file, of a run directory's, or of a repository of the Hub.
 
     Raises:
         RequestError: no such file, not safetensors, truncated, or not written by fastmim; or it holds other tensors
             than its metadata says.
     """
+    if hub.holds(source):
+        return hub.read(str(source))
     path = Path(source)
     path = path / FILE if is_folder(path) else path
     if not (exists(path) and path.is_file()):
@@ -248,6 +248,11 @@ def check(facts: Mapping[str, Any], *, backbone: str | None, backbone_args: Mapp
         raise RequestError(f"the weights hold {'; '.join(wrong)}: load them as what they are, or take other weights")
 
 
+def own_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of an architecture, without those that follow from the image size or the classifier."""
+    return {key: value for key, value in arguments.items() if key not in _SET | _DERIVED}
+
+
 def architecture_of(facts: Mapping[str, Any]) -> Architecture:
     """The architecture that a weights file's metadata describes."""
     arguments = facts["arguments"]
@@ -289,11 +294,3 @@ def differences(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], *
         for what, names in (("unknown keys", unknown), ("missing keys", missing), ("other shapes", shapes))
         if names
     )
-
-
-def checksum(tensors: Mapping[str, Tensor]) -> int:
-    """The CRC-32 of tensors' values, in the order of their names."""
-    crc = 0
-    for name in sorted(tensors):
-        crc = zlib.crc32(tensors[name].contiguous().view(-1).view(torch.uint8).numpy().data, crc)
-    return crc

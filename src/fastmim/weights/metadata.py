@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fastmim.data.settings import is_range
 from fastmim.errors import RequestError, first_line, shown
+from fastmim.weights import licences
 
 TEXTS = ("format", "fastmim", "architecture")
 """The metadata that is text; everything else is JSON."""
@@ -53,11 +54,25 @@ def decode(path: Path, metadata: Mapping[str, str], tensors: Mapping[str, Tensor
     """
     try:
         facts: dict[str, Any] = {k: v if k in TEXTS else json.loads(v) for k, v in metadata.items()}
+    except (ValueError, RecursionError) as error:
+        raise RequestError(
+            f"weights is {path}, whose metadata has no JSON ({first_line(error)[:200]}); expected that of a timm "
+            f"model, as written by fastmim: take a file that fastmim wrote"
+        ) from None
+    check(path, facts, tensors)
+    return facts
+
+
+def check(path: str | Path, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Refuse facts that do not describe a timm model, or not that of the tensors; see `decode`.
+
+    Raises:
+        RequestError: they do not.
+    """
+    try:
         wrong = _wrong_fact(facts) or _wrong_argument(facts["arguments"], len(tensors))
     except KeyError as error:
         wrong = f"no {error}"
-    except (ValueError, RecursionError) as error:
-        wrong = f"no JSON ({first_line(error)})"
     if wrong:
         raise RequestError(
             f"weights is {path}, whose metadata has {wrong[:200]}; expected that of a timm model, as written by "
@@ -68,7 +83,6 @@ def decode(path: Path, metadata: Mapping[str, str], tensors: Mapping[str, Tensor
             f"weights is {path}, which does not hold the {facts['architecture']} that it says ({differing[:200]}); "
             f"expected a file written by fastmim"
         )
-    return facts
 
 
 def _wrong_fact(facts: Mapping[str, Any]) -> str:
@@ -81,6 +95,8 @@ def _wrong_fact(facts: Mapping[str, Any]) -> str:
     bad += [name for name in ("mean", "std") if not _numbers(facts.get(name) or [], above=name == "std")]
     if not is_range(facts.get("range", "8bit")):
         bad.append("range")
+    if licences.wrong(facts.get("learned_from", [])):
+        bad.append("learned_from")
     crop = facts.get("eval_crop", 1)
     if type(crop) not in (int, float) or not 0 < crop <= 1:
         bad.append("eval_crop")

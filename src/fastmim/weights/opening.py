@@ -7,16 +7,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from fastmim.backbone import Backbone, published_input, resolve
+from fastmim.backbone import Backbone, published, published_input, resolve
 from fastmim.backbone.architecture import Architecture
 from fastmim.data.statistics import IMAGENET_MEAN, IMAGENET_STD
 from fastmim.errors import RequestError
 from fastmim.system.files import exists, is_folder
+from fastmim.system.tensor_files import checksum
 from fastmim.training import checkpoint, schedule
-from fastmim.weights import files
+from fastmim.weights import files, hub, licences
+from fastmim.weights.licences import Origin
 from fastmim.weights.metadata import crop_pct
 
-_EXPECTED = "a run directory, a weights file, a timm model name, or none (an untrained --backbone)"
+TIMM = "timm:"
+_EXPECTED = "a run directory, a weights file, a timm model name, hf-hub:OWNER/NAME, or none (an untrained --backbone)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +45,8 @@ class Opened:
     """Names of the blocks that pre-training skipped."""
     origin: str
     """A description for the user."""
+    origins: tuple[Origin, ...] = ()
+    """The weights' own name, tag and licence, then those of what they learned from; see `weights.licences`."""
     _make: Callable[[int | None], Backbone] = field(repr=False)
     _identify: Callable[[], dict[str, Any]] = field(repr=False)
 
@@ -74,8 +79,9 @@ def open_weights(
     """Find weights by name and check that they are the expected ones.
 
     Args:
-        name: A run directory, a weights file, a timm model's name (its published weights), or "none".
-        backbone: The architecture: required with "none", otherwise the expected one, if any.
+        name: A run directory, a weights file, a timm model's name (its published weights; with or without "timm:"
+            before it), "timm" (those of `backbone`), a repository of the Hub (hf-hub:OWNER/NAME), or "none".
+        backbone: The architecture: required with "timm" and "none", otherwise the expected one, if any.
         backbone_args: Its arguments likewise.
         from_checkpoint: Open a pre-training run, finished or not, at its newest checkpoint, which holds the weights
             as they were trained; its weights file may hold them resampled.
@@ -87,6 +93,10 @@ def open_weights(
         raise RequestError(f"weights are not given; expected {_EXPECTED}: --weights runs/pretrain")
     if name == "none":
         return _untrained(backbone, dict(backbone_args or {}))
+    if name == "timm" and backbone:
+        return _published(resolve(backbone), dict(backbone_args or {}))
+    if name.startswith(TIMM):
+        return _published(resolve(name.removeprefix(TIMM)), dict(backbone_args or {}))
     opened = _find(name, from_checkpoint)
     found = {"architecture": opened.architecture, "arguments": opened.arguments}
     files.check(found, backbone=backbone, backbone_args=backbone_args or None)
@@ -102,8 +112,10 @@ def _find(name: str, from_checkpoint: bool) -> Opened:
     if exists(path):
         return _of_file(name)
     try:
-        return _published(resolve(name))
+        return _published(resolve(name), {})
     except RequestError as error:
+        if hub.holds(name):
+            return _of_file(name)
         raise RequestError(f"weights is {name!r}; expected {_EXPECTED} ({error})") from None
 
 
@@ -121,17 +133,19 @@ def _untrained(backbone: str | None, arguments: dict[str, Any]) -> Opened:
     )
 
 
-def _published(name: str) -> Opened:
+def _published(name: str, arguments: dict[str, Any]) -> Opened:
     size, mean, std, crop_pct = published_input(name)
     return Opened(
         kind="timm",
         architecture=name,
+        arguments=arguments,
         img_size=size,
         mean=mean,
         std=std,
         crop_pct=crop_pct,
         origin=f"timm's weights of {name}",
-        _make=lambda _: Backbone(name, img_size=size, pretrained=True),
+        origins=licences.published(*published.origin(name)),
+        _make=lambda wanted: Backbone(name, img_size=wanted or size, pretrained=True, args=arguments),
         _identify=lambda: {"published": True},
     )
 
@@ -158,7 +172,10 @@ def _of_run(source: str, saved: checkpoint.Checkpoint) -> Opened:
         img_size=size,
         range=config.get("range"),
         untrained=skipped,
+        mean=tuple(saved.manifest.get("mean", IMAGENET_MEAN)),
+        std=tuple(saved.manifest.get("std", IMAGENET_STD)),
         origin=f"{source} at step {saved.step}: {name} trained at {size} px",
+        origins=_own(source, saved.manifest),
         _make=make,
         _identify=lambda: {"step": saved.step, "crc32": saved.manifest["files"]["model.safetensors"]["crc32"]},
     )
@@ -194,6 +211,13 @@ def _of_file(source: str) -> Opened:
         range=facts.get("range"),
         untrained=tuple(facts["untrained"]),
         origin=f"{source}: {name} trained at {size} px{trained}",
+        origins=_own(source, facts),
         _make=make,
-        _identify=lambda: {"step": facts.get("steps"), "crc32": files.checksum(tensors)},
+        _identify=lambda: {"step": facts.get("steps"), "crc32": checksum(tensors)},
     )
+
+
+def _own(source: str, facts: Mapping[str, Any]) -> tuple[Origin, ...]:
+    """The origins of weights of one's own, or of somebody's on the Hub."""
+    licence = facts["licence"] if hub.holds(source) else None
+    return ({"name": source, "tag": None, "licence": licence}, *facts.get("learned_from", ()))

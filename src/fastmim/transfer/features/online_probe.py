@@ -7,12 +7,14 @@ image modeling, but should rise. A falling effective rank indicates collapse.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
 from fastmim import randomness
 from fastmim.data.augment import normalise
-from fastmim.data.center_crops import Indices, load_centers
+from fastmim.data.center_crops import load_centers
 from fastmim.data.labelled import Labelled
 from fastmim.data.sources import Source
 from fastmim.data.statistics import IMAGENET_MEAN, IMAGENET_STD
@@ -29,7 +31,15 @@ NEIGHBOURS = 20
 
 
 def measure(
-    model: MIM, labelled: Labelled, *, seed: int, batch_size: int, num_workers: int = 0, bf16: bool = False
+    model: MIM,
+    labelled: Labelled,
+    *,
+    seed: int,
+    batch_size: int,
+    num_workers: int = 0,
+    bf16: bool = False,
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
 ) -> dict[str, float]:
     """Probe a model without changing it.
 
@@ -40,6 +50,8 @@ def measure(
         batch_size: Images at once.
         num_workers: Worker processes that read and crop; 0 uses the main process.
         bf16: Autocast to bfloat16.
+        mean: Normalisation of the images, per channel, for pixels in [0, 1].
+        std: Likewise.
 
     Returns:
         "probe_mim_loss", the mean over the validation images; "probe_knn", the top-1 accuracy of cosine kNN (k = 20)
@@ -48,42 +60,62 @@ def measure(
     Raises:
         RunError: no image can be read, or a worker process died.
     """
-    encoder = Encoder(model.backbone)
-    features = {}
-    for part, source, most in (("train", labelled.train, MAX_TRAIN), ("val", labelled.val, MAX_VAL)):
+    train, val = features_of(
+        model, labelled, batch_size=batch_size, num_workers=num_workers, bf16=bf16, mean=mean, std=std
+    )
+    [top1] = scores.knn(train, val, ks=(NEIGHBOURS,)).values()
+    loss = held_out_loss(
+        model,
+        labelled.val,
+        seed=seed,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        bf16=bf16,
+        mean=mean,
+        std=std,
+    )
+    return {"probe_mim_loss": loss, "probe_knn": top1, "probe_effective_rank": scores.effective_rank(val.features)}
+
+
+def features_of(
+    model: MIM,
+    labelled: Labelled,
+    *,
+    batch_size: int,
+    num_workers: int,
+    bf16: bool,
+    mean: Sequence[float],
+    std: Sequence[float],
+) -> tuple[LabelledFeatures, LabelledFeatures]:
+    """Average-pooled features of the last block, of training and validation images; arguments as in `measure`."""
+    encoder = Encoder(model.backbone, mean=mean, std=std)
+    features = []
+    for source, most in ((labelled.train, MAX_TRAIN), (labelled.val, MAX_VAL)):
         indices = _spread(source, most)
         batches = extract(encoder, source, indices=indices, batch_size=batch_size, num_workers=num_workers, bf16=bf16)
         found = gather(batches, source.origin)
         device = encoder.mean.device
         labels = torch.as_tensor(source.labels)[found.indices]
-        features[part] = LabelledFeatures(found.features.to(device), labels.to(device))
-    [top1] = scores.knn(features["train"], features["val"], ks=(NEIGHBOURS,)).values()
-    loss = _held_out_loss(
-        model,
-        labelled.val,
-        indices=_spread(labelled.val, MAX_VAL),
-        seed=seed,
-        batch_size=batch_size,
-        num_workers=num_workers,
-        bf16=bf16,
-    )
-    rank = scores.effective_rank(features["val"].features)
-    return {"probe_mim_loss": loss, "probe_knn": top1, "probe_effective_rank": rank}
+        features.append(LabelledFeatures(found.features.to(device), labels.to(device)))
+    train, val = features
+    return train, val
 
 
-def _held_out_loss(
+def held_out_loss(
     model: MIM,
     source: Source,
     *,
-    indices: Indices,
     seed: int,
     batch_size: int,
-    num_workers: int = 0,
-    bf16: bool = False,
+    num_workers: int,
+    bf16: bool,
+    mean: Sequence[float],
+    std: Sequence[float],
 ) -> float:
     """Mean MIM loss over the images' central crops, with masks that depend on (seed, index) only."""
     device = next(model.parameters()).device
-    mean, std = (torch.tensor(values, device=device) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    means, deviations = (torch.tensor(values, device=device) for values in (mean, std))
+    indices = _spread(source, MAX_VAL)
     batches = load_centers(
         source, size=model.backbone.img_size, batch_size=batch_size, indices=indices, num_workers=num_workers
     )
@@ -93,7 +125,7 @@ def _held_out_loss(
             continue
         keys = randomness.image_keys(seed, 0, batch["indices"]).to(device)
         with evaluating(model), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            images = normalise(batch["images"].to(device), mean, std)
+            images = normalise(batch["images"].to(device), means, deviations)
             total += model(images, keys)["loss"] * len(images)  # every image hides equally many cells
         count += len(images)
     return total.item() / count

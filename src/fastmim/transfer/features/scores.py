@@ -34,7 +34,15 @@ class LabelledFeatures:
 def knn(
     train: LabelledFeatures, val: LabelledFeatures, *, ks: Sequence[int] = NEIGHBOURS, temperature: float = TEMPERATURE
 ) -> dict[int, float]:
-    """Top-1 accuracy of the k nearest training images.
+    """Top-1 accuracy of the k nearest training images, for each k; see `knn_correct`."""
+    correct = knn_correct(train, val, ks=ks, temperature=temperature)
+    return {k: flags.sum().item() / len(val) for k, flags in correct.items()}
+
+
+def knn_correct(
+    train: LabelledFeatures, val: LabelledFeatures, *, ks: Sequence[int] = NEIGHBOURS, temperature: float = TEMPERATURE
+) -> dict[int, Tensor]:
+    """Classify by the k nearest training images.
 
     Each of the k images with the highest cosine similarity s votes with weight exp(s / temperature) (Wu et al.,
     arXiv 1805.01978, section 3.4). A tie goes to the lower class.
@@ -43,12 +51,12 @@ def knn(
         ks: Numbers of neighbours, capped at the number of training images.
 
     Returns:
-        The share of the validation images that are classified correctly, for each k.
+        For each k, (N,) bool: whether a validation image is classified correctly.
     """
     ks = sorted({min(k, len(train)) for k in ks})
     num_classes = int(max(train.labels.max(), val.labels.max())) + 1
     gallery = F.normalize(train.features, dim=1).T  # (D, N)
-    correct = dict.fromkeys(ks, 0)
+    correct: dict[int, list[Tensor]] = {k: [] for k in ks}
     rows = max(1, _SIMILARITIES // len(train))
     for features, labels in zip(val.features.split(rows), val.labels.split(rows), strict=True):
         similarity, nearest = (F.normalize(features, dim=1) @ gallery).topk(ks[-1], dim=1)  # (rows, k), descending
@@ -57,8 +65,8 @@ def knn(
         for k in ks:
             votes = torch.zeros(len(labels), num_classes, device=labels.device)
             votes.scatter_add_(1, train.labels[nearest[:, :k]], weight[:, :k])
-            correct[k] += int((votes.argmax(dim=1) == labels).sum())
-    return {k: number / len(val) for k, number in correct.items()}
+            correct[k].append(votes.argmax(dim=1) == labels)
+    return {k: torch.cat(flags) for k, flags in correct.items()}
 
 
 def linear(
@@ -72,7 +80,32 @@ def linear(
     seed: int = 0,
     bf16: bool = False,
 ) -> dict[tuple[float, float], float]:
-    """Top-1 accuracy of linear heads, one per learning rate and weight decay, all trained in one pass.
+    """Top-1 accuracy of linear heads, for each learning rate and weight decay; see `linear_correct`."""
+    correct = linear_correct(
+        train,
+        val,
+        learning_rates=learning_rates,
+        weight_decays=weight_decays,
+        batch_size=batch_size,
+        num_steps=num_steps,
+        seed=seed,
+        bf16=bf16,
+    )
+    return {head: flags.sum().item() / len(val) for head, flags in correct.items()}
+
+
+def linear_correct(
+    train: LabelledFeatures,
+    val: LabelledFeatures,
+    *,
+    learning_rates: Sequence[float] = LEARNING_RATES,
+    weight_decays: Sequence[float] = WEIGHT_DECAYS,
+    batch_size: int = 1024,
+    num_steps: int | None = None,
+    seed: int = 0,
+    bf16: bool = False,
+) -> dict[tuple[float, float], Tensor]:
+    """Classify by linear heads, one per learning rate and weight decay, all trained in one pass.
 
     Features are standardised with the training images' mean and standard deviation. Heads start at zero and are
     trained by SGD with momentum 0.9 and a cosine schedule. With SGD, scaling a head's loss scales its learning rate
@@ -85,8 +118,8 @@ def linear(
         bf16: Multiply in bfloat16 while training. The heads themselves and the evaluation are in float32.
 
     Returns:
-        The share of the validation images that are classified correctly, for each (learning rate, weight decay);
-        0 for a head that diverged.
+        For each (learning rate, weight decay), (N,) bool: whether a validation image is classified correctly; no image
+        by a head that diverged.
     """
     device, num_classes = train.features.device, int(max(train.labels.max(), val.labels.max())) + 1
     mean, std = train.features.mean(dim=0), train.features.std(dim=0).clamp(min=1e-6)
@@ -105,11 +138,11 @@ def linear(
             heads.train(
                 inputs(train.features[batch]), train.labels[batch], rate=(1 + math.cos(math.pi * step / num_steps)) / 2
             )
-        correct = torch.zeros(len(grid), device=device)
+        correct = []
         for features, labels in zip(val.features.split(batch_size), val.labels.split(batch_size), strict=True):
             scores = heads.weight @ inputs(features).T  # (H, classes, B)
-            correct += (scores.argmax(dim=1) == labels).logical_and(scores.isfinite().all(dim=1)).sum(dim=1)
-    return dict(zip(grid, (correct / len(val)).tolist(), strict=True))
+            correct.append((scores.argmax(dim=1) == labels) & scores.isfinite().all(dim=1))  # (H, B)
+    return dict(zip(grid, torch.cat(correct, 1).unbind(), strict=True))
 
 
 class _Heads:

@@ -1,0 +1,1 @@
+"""A public model adapted to one's own images, with a verdict: `fastmim adapt`."""
