@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from fastmim.transfer.classify.predict import predict
     from fastmim.transfer.features.embed import embed
     from fastmim.transfer.features.probe import probe
+    from fastmim.transfer.segment.segment import segment
     from fastmim.weights import load_backbone
     from fastmim.weights.convert import convert
     from fastmim.weights.export import export
@@ -54,6 +55,7 @@ _HOMES = {
     "predict": "fastmim.transfer.classify.predict",
     "pretrain": "fastmim.pretraining",
     "probe": "fastmim.transfer.features.probe",
+    "segment": "fastmim.transfer.segment.segment",
     "study": "fastmim.studies.study",
 }
 
@@ -78,6 +80,7 @@ __all__ = [
     "predict",
     "pretrain",
     "probe",
+    "segment",
     "study",
 ]
 

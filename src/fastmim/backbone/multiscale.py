@@ -19,7 +19,7 @@ from fastmim.backbone.maps import resample
 from fastmim.backbone.names import resolve
 from fastmim.backbone.patches import multiply_patches
 from fastmim.backbone.position_tables import list_tables, resample_embedding
-from fastmim.backbone.surgery import checkpoint_activations, disable_drop_path, replace_strides
+from fastmim.backbone.surgery import checkpoint_activations, disable_drop_path, list_blocks, replace_strides
 from fastmim.backbone.windows import Windows
 from fastmim.errors import RequestError
 
@@ -116,6 +116,15 @@ class MultiScale(nn.Module):
     def name(self) -> str:
         """timm's name of the model."""
         return self._making.architecture.name
+
+    @property
+    def num_blocks(self) -> int:
+        """Number of blocks over all stages; 0 if the model does not list them."""
+        return len(list_blocks(self.model))
+
+    def arguments(self) -> dict[str, Any]:
+        """The arguments with which `timm.create_model(name, **arguments)` makes this model again."""
+        return self._making.architecture.arguments(self.model)
 
     @property
     def takes_any_size(self) -> bool:

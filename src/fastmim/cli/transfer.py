@@ -1,8 +1,11 @@
-"""The commands `finetune`, `predict`, `probe` and `embed`."""
+"""The commands `finetune`, `predict`, `segment`, `probe` and `embed`."""
 
 from __future__ import annotations
 
+import functools
 from typing import Annotated
+
+from cyclopts import Parameter
 
 import fastmim
 from fastmim.cli.app import OPTIONS, AsFlags, ConfigFile, DryRun, Options, Overwrite, app, given
@@ -10,6 +13,7 @@ from fastmim.errors import DONE
 from fastmim.transfer.classify.predict_settings import PredictConfig
 from fastmim.transfer.classify.settings import FinetuneConfig
 from fastmim.transfer.features.settings import EmbedConfig, ProbeConfig
+from fastmim.transfer.segment.settings import SegmentConfig
 
 
 @app.command
@@ -29,6 +33,24 @@ def predict(
     """Classify images with a fine-tuned classifier: the most probable classes of each image, in a file."""
     fastmim.predict(overwrite=overwrite, dry_run=dry_run, **given(settings, config))
     return DONE
+
+
+@app.command
+def segment(
+    settings: Annotated[SegmentConfig, AsFlags] | None = None,
+    *,
+    predict: Annotated[
+        str | None,
+        Parameter(
+            help="Do not train, but segment these images with the segmenter in --weights: label images and pictures "
+            "in the new folder --out."
+        ),
+    ] = None,
+    options: Options = OPTIONS,
+) -> int:
+    """Train a network that gives a class to each pixel, or segment images with it. The same command again resumes."""
+    function = functools.partial(fastmim.segment, predict_images=predict)
+    return options.call(function, settings, "at step {step} of {total_steps}", on_devices=predict is None)
 
 
 @app.command

@@ -166,6 +166,11 @@ class Task(ABC, Generic[Config]):
         """Of the images of each setting that names some, for manifests."""
         return {"data": sources.fingerprint(self.source)}
 
+    @property
+    def faster_data(self) -> str:
+        """Advice for a run whose device waits for images."""
+        return sources.faster(self.packable)
+
     def transform(self) -> Callable[[Tensor, int], Tensor] | None:
         """More augmentation in the data workers; see `loader.load`."""
         return None
@@ -374,7 +379,7 @@ def _train(task: Task[Any], found: Checkpoint | None) -> int:
             task.plan,
             logs=logs,
             resume_from=found,
-            faster_data=sources.faster(task.packable),
+            faster_data=task.faster_data,
         )
         if task.bad_images:
             logs.say(task.bad_images.describe())
