@@ -292,12 +292,13 @@ def _choose_depths(name: str, num_maps: int, depths: int | Sequence[int]) -> lis
 
 
 def _maps(model: nn.Module, images: Tensor, indices: list[int] | None) -> list[Tensor]:
-    """Maps (B, D, h, w), before the final norm; all of them if `indices` is None."""
+    """Maps (B, D, h, w), before the final norm; all of them if `indices` is None. A small model may repeat some."""
     intermediates: Any = model.forward_intermediates
+    different = None if indices is None else sorted(set(indices))
     found: list[Tensor] = intermediates(
-        images, indices=indices, norm=False, stop_early=True, output_fmt="NCHW", intermediates_only=True
+        images, indices=different, norm=False, stop_early=True, output_fmt="NCHW", intermediates_only=True
     )
-    return found
+    return found if indices is None or different is None else [found[different.index(index)] for index in indices]
 
 
 @contextmanager

@@ -111,7 +111,8 @@ def _design(stored: Any) -> Design:
     design = Design(**stored)
     depths = design.depths if isinstance(design.depths, list) else [design.depths]
     numbers = [design.first, design.channels, design.img_size, design.test_stride, *depths, design.window or 1]
-    if any(type(number) is not int or not 0 <= number <= 8192 for number in numbers) or len(depths) > 8:
+    wrong = any(type(number) is not int or not 0 <= number <= 8192 for number in numbers) or len(depths) > 8
+    if wrong or not isinstance(design.aux_weight, int | float):
         raise ValueError("a number is out of range")
     if not design.classes or not all(isinstance(name, str) for name in design.classes):
         raise ValueError("its classes are no names")

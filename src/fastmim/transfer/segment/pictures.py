@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 _OPACITY = 0.6
 _GOLDEN = 0.6180339887
-_MARGIN, _HEAD, _MOST_NAMED = 12, 44, 12
+_MARGIN, _HEAD, _MOST_NAMED, _LEAST = 12, 44, 12, 640
 _INK = (20, 24, 31)
 _IGNORED = (0, 0, 0)
 
@@ -64,7 +64,9 @@ def comparison(
     small, large = ImageFont.load_default(13), ImageFont.load_default(16)
     names = np.bincount(np.concatenate([labels[labels >= 0], predicted.ravel()]), minlength=len(classes))
     named = [n for n in np.argsort(-names)[:_MOST_NAMED].tolist() if names[n]]
-    sheet = Image.new("RGB", (3 * width + 4 * _MARGIN, height + _HEAD + 2 * _MARGIN + 18 * len(named)), "white")
+    sheet = Image.new(
+        "RGB", (max(_LEAST, 3 * width + 4 * _MARGIN), height + _HEAD + 2 * _MARGIN + 18 * len(named)), "white"
+    )
     draw = ImageDraw.Draw(sheet)
     draw.text((_MARGIN, 6), caption, _INK, large)
     for number, (title, panel) in enumerate(zip(("image", "labels", "prediction"), panels, strict=True)):
