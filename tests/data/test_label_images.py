@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -97,8 +98,6 @@ def test_an_image_whose_labels_are_wrong_is_skipped_and_named(root: Path, spoil:
     [batch] = crops(found, global_batch=8, last_step=1)
     [(name, reason)] = batch["bad"]
     assert name == found.train.name(0) and batch["images"].shape == (8, 3, 32, 32)
-    import re
-
     assert re.match(message, reason)
     seen = [batch for batch in load_whole(found.val, short_side=32) if not batch["bad"]]
     assert [batch["index"] for batch in seen] == [1, 2, 3]
@@ -210,4 +209,4 @@ def test_colour_jitter_is_what_its_parts_say() -> None:
     luma = red @ torch.tensor([0.299, 0.587, 0.114])
     plain = (luma - luma.median()).abs() < 0.1  # neither brightness nor contrast
     spread = (red[plain, 0] - red[plain, 1]) / 50
-    assert plain.float().mean() == pytest.approx(0.25, abs=0.05) and spread.min() > 0.3 and spread.max() < 1.8
+    assert plain.float().mean() == pytest.approx(0.25, abs=0.05) and spread.min() > 0.2 and spread.max() < 1.8
