@@ -30,7 +30,9 @@ SEGMENT: dict[str, Any] = {
     "num_pictures": 1,
     "num_workers": 0,
     "device": "cpu",
+    "precision": "float32",
     "trackers": "none",
+    "report": "never",
 }
 
 

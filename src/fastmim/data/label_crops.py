@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from fastmim.data.decode import decode_whole
+from fastmim.data.greys import PLAIN, Decoding
 from fastmim.data.label_images import IGNORED, LabelledPixels
-from fastmim.data.limits import MAX_PIXELS
 from fastmim.data.loader import read_ahead
 from fastmim.data.order import Shuffle, StepSampler
 from fastmim.data.sources import Source
@@ -62,7 +62,9 @@ def random_crop(
     return crop, numbers
 
 
-def decode_resized(data: bytes | np.ndarray, short_side: int) -> tuple[Tensor, tuple[int, int]]:
+def decode_resized(
+    data: bytes | np.ndarray, short_side: int, decoding: Decoding = PLAIN
+) -> tuple[Tensor, tuple[int, int]]:
     """Decode an image, resized so that its shorter side has this many pixels (antialiased bicubic).
 
     Returns:
@@ -71,10 +73,10 @@ def decode_resized(data: bytes | np.ndarray, short_side: int) -> tuple[Tensor, t
     Raises:
         BadImage: it cannot be decoded, or would be enlarged beyond the limit.
     """
-    whole = decode_whole(data)
+    whole = decode_whole(data, decoding)
     height, width = whole.shape[:2]
     sides = resized(height, width, short_side)
-    if sides[0] * sides[1] > MAX_PIXELS:
+    if sides[0] * sides[1] > decoding.max_pixels:
         raise BadImage(f"it has {width} x {height} pixels, and would be enlarged to {sides[1]} x {sides[0]}")
     pixels = torch.from_numpy(whole).permute(2, 0, 1)
     if sides != (height, width):
@@ -135,7 +137,7 @@ class _Crops(Dataset[dict[str, Any]]):
     def _crop(self, index: int, randoms: list[float]) -> tuple[Tensor, Tensor]:
         low, high = self.scale
         short_side = max(1, round(self.size * (low + randoms[-1] * (high - low))))
-        pixels, original = decode_resized(self.scenes.read(index), short_side)
+        pixels, original = decode_resized(self.scenes.read(index), short_side, self.scenes.decoding)
         labels = _check_size(self.scenes.read_label(index), original)
         return random_crop(
             pixels, resize_labels(labels, (pixels.shape[1], pixels.shape[2])), self.size, randoms, fill=self.fill
@@ -202,7 +204,7 @@ class _Whole(Dataset[dict[str, Any]]):
     def __getitems__(self, indices: Sequence[int]) -> dict[str, Any]:
         [index] = indices
         try:
-            pixels, size = decode_resized(self.source.read(index), self.short_side)
+            pixels, size = decode_resized(self.source.read(index), self.short_side, self.source.decoding)
             found: dict[str, Any] = {"index": index, "image": pixels, "size": size, "bad": []}
             if isinstance(self.source, LabelledPixels):
                 found["labels"] = torch.from_numpy(_check_size(self.source.read_label(index), size))

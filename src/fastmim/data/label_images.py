@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from fastmim.data.limits import MAX_PIXELS
+from fastmim.data.greys import Decoding
 from fastmim.data.pillow import opened
+from fastmim.data.settings import ImageConfig
 from fastmim.data.sources import Source, open_source
 from fastmim.data.unreadable import UNREADABLE, BadImage
 from fastmim.errors import RequestError, RunError
@@ -20,6 +21,7 @@ IGNORED = -1
 
 _TRAIN, _VAL = ("training", "train"), ("validation", "val")
 _IMAGES, _LABELS = "images", ("annotations", "labels")
+_USUAL = ImageConfig()
 _NAMES = "classes.txt"
 _ADE_NAMES = "objectInfo150.txt"
 _EXPECTED = (
@@ -43,6 +45,14 @@ class LabelledPixels:
     @property
     def root(self) -> str | None:
         return self.images.root
+
+    @property
+    def decoding(self) -> Decoding:
+        return self.images.decoding
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        return self.images.remarks
 
     def __len__(self) -> int:
         return len(self.images)
@@ -90,7 +100,7 @@ class LabelledPixels:
         except OSError as error:
             raise BadImage(f"its label image {path}: {error.strerror or error}") from None
         try:
-            with opened(data, MAX_PIXELS) as (image, _):
+            with opened(data, self.decoding.max_pixels) as (image, _):
                 if image.mode not in ("1", "L", "P", "I", "I;16", "I;16B"):
                     raise BadImage(f"colours ({image.mode}) in place of numbers")
                 return np.array(image).astype(np.int32)
@@ -114,7 +124,9 @@ class Scenes:
 def open_scenes(
     data: str,
     labels: str | None,
+    config: ImageConfig = _USUAL,
     *,
+    inherited: str | None = None,
     val_data: str | None = None,
     val_labels: str | None = None,
     classes: Path | None = None,
@@ -126,6 +138,8 @@ def open_scenes(
     Args:
         data: A folder in ADE20K's layout, or a folder of images.
         labels: A folder of label images, unless `data` has its own.
+        config: How images are decoded; a range that is measured is measured over the training images.
+        inherited: The range of the weights that the images are for; see `sampling.decoded_as`.
         val_data: As `data`, for validation.
         val_labels: As `labels`.
         classes: File of the classes' names; if None, a `classes.txt` in `data` or ADE20K's list, else the classes are
@@ -152,9 +166,10 @@ def open_scenes(
         raise RequestError(f"{missing} is not given; expected {_EXPECTED}")
     else:
         val_images, val_folder = val_data, expanded(val_labels)
-    train = _pair(train_images, train_labels, ignore)
+    train = _pair(train_images, train_labels, ignore, config, inherited)
+    config = ImageConfig(range=train.decoding.range, max_pixels=config.max_pixels)
     names = _read_names(classes, root) or _count_classes(train, say)
-    return Scenes(replace(train, classes=names), replace(_pair(val_images, val_folder, ignore), classes=names))
+    return Scenes(replace(train, classes=names), replace(_pair(val_images, val_folder, ignore, config), classes=names))
 
 
 def _parts(data: str, names: tuple[str, ...], what: str) -> tuple[str, Path]:
@@ -170,10 +185,12 @@ def _parts(data: str, names: tuple[str, ...], what: str) -> tuple[str, Path]:
     )
 
 
-def _pair(images: str, folder: Path, ignore_index: int) -> LabelledPixels:
+def _pair(
+    images: str, folder: Path, ignore_index: int, config: ImageConfig, inherited: str | None = None
+) -> LabelledPixels:
     if not is_folder(folder):
         raise RequestError(f"labels is {folder}, which is no folder; expected a folder of PNGs: {_EXPECTED}")
-    source = open_source(images)
+    source = open_source(images, config, inherited=inherited)
     if source.root is None or not is_folder(expanded(images)):
         raise RequestError(f"data is {images}, which is no folder of images; expected {_EXPECTED}")
     found = LabelledPixels(images, source, folder, ignore_index, [])

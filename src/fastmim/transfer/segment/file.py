@@ -44,6 +44,8 @@ class Opened:
     design: Design
     mean: list[float]
     std: list[float]
+    range: str | None
+    """That of the greys of the training images, as the setting `range` has it."""
 
 
 def save(path: Path, segmenter: Segmenter, design: Design, *, about: Mapping[str, Any]) -> None:
@@ -100,7 +102,7 @@ def load(source: str) -> Opened:
             f"a file that `fastmim segment` wrote"
         ) from None
     found = normalisation(facts)
-    return Opened(segmenter.eval(), design, found["mean"], found["std"])
+    return Opened(segmenter.eval(), design, found["mean"], found["std"], facts.get("range"))
 
 
 def _design(stored: Any) -> Design:

@@ -54,13 +54,14 @@ def predict(config: SegmentConfig, images: str, *, overwrite: bool, dry_run: boo
             f"out is {config.out}, which exists; expected a new folder for the predictions: take another, or add "
             f"--overwrite"
         )
-    opened, source = file.load(config.weights), open_source(images)
+    opened = file.load(config.weights)
+    source = open_source(images, config, inherited=opened.range)
     console, design = Console(highlight=False), opened.design
     say(
         console,
         f"weights   {config.weights}: {opened.segmenter.trunk.name}, {len(design.classes)} classes "
         f"({listed(design.classes, 5)})\n"
-        f"images    {images}: {len(source):,}, at {design.img_size} px",
+        + "\n".join([f"images    {images}: {len(source):,}, at {design.img_size} px", *source.remarks]),
     )
     if dry_run:
         return Predicted(config.out, 0)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from fastmim import config as configs
+from fastmim.backbone.surgery import check_lists_blocks
 from fastmim.data.label_crops import load_crops
 from fastmim.data.label_images import LabelledPixels, open_scenes
 from fastmim.errors import RequestError, listed
@@ -77,9 +78,12 @@ class Segmenting(Task[SegmentConfig]):
 
     def open_data(self) -> LabelledPixels:
         config = self.config
+        self.fresh_start = self._find_start() if config.range == "auto" else None
         self.scenes = open_scenes(
             config.data,
             config.labels,
+            config,
+            inherited=self.fresh_start.range if self.fresh_start else None,
             val_data=config.val_data,
             val_labels=config.val_labels,
             classes=config.classes,
@@ -87,6 +91,10 @@ class Segmenting(Task[SegmentConfig]):
             say=functools.partial(say, self.console),
         )
         return self.scenes.train
+
+    def _find_start(self) -> Start:
+        config = self.config
+        return find_start(config.weights, backbone=config.backbone, backbone_args=config.backbone_args)
 
     @property
     def num_images(self) -> int:
@@ -110,14 +118,12 @@ class Segmenting(Task[SegmentConfig]):
     def build(self, found: Checkpoint | None) -> None:
         config, device, classes = self.config, self.plan.device, self.scenes.classes
         self._check_batch()
-        self.start = (
-            Start(**found.manifest["start"])
-            if found
-            else find_start(config.weights, backbone=config.backbone, backbone_args=config.backbone_args)
-        )
+        self.start = Start(**found.manifest["start"]) if found else self.fresh_start or self._find_start()
         trunk = build_trunk(
             config, self.start, img_size=config.img_size, depths=config.depths or _NUM_MAPS, resuming=bool(found)
         )
+        if config.shard:
+            check_lists_blocks(trunk.model, trunk.name, "shard")
         self.model = Segmenter(
             trunk, len(classes), head=config.head, channels=config.channels, aux_weight=config.aux_weight
         ).to(device)
@@ -209,12 +215,19 @@ class Segmenting(Task[SegmentConfig]):
             model=self.model,
             design=self.design,
             inference=self.inference,
-            about={"recipe": config.recipe, "data": config.data, "mean": self.mean, "std": self.std},
+            about={
+                "recipe": config.recipe,
+                "data": config.data,
+                "range": config.range,
+                "mean": self.mean,
+                "std": self.std,
+            },
             bad_images=self.bad_images,
             say=logs.say,
         )
-        every = self.plan.steps(config.eval_every)
-        return [*super().periodic(logs), (every, self.world.on_main(self.validator))]
+        every = config.eval_every
+        validating = (self.plan.steps(every), self.world.on_main(self.validator))
+        return [*super().periodic(logs), validating, *self.reporting(every, logs)]
 
     def result(self, step: int) -> Result:
         return Result(self.config.out, step, self.plan.total_steps)
@@ -238,6 +251,7 @@ class Segmenting(Task[SegmentConfig]):
             f"data      {scenes.train.origin}: {len(scenes.train):,} images, {len(scenes.classes)} classes "
             f"({listed(scenes.classes, 5)}); {plan.steps_per_epoch} steps an epoch",
             f"validate  {scenes.val.origin}: {len(scenes.val):,} images of {config.img_size} px, {how}",
+            *scenes.train.remarks,
             f"weights   {self.start.origin}",
             f"network   {trunk.name} with a head {config.head}: {millions:.1f} M parameters, {trained:.1f} M trained; "
             f"drop path {trunk.drop_path:g}, layer decay {config.layer_decay:g}",
@@ -245,5 +259,6 @@ class Segmenting(Task[SegmentConfig]):
             f"out       {config.out}; validated every {plan.steps(config.eval_every)} steps",
         ]
         if self.start.fresh:
-            lines.insert(3, f"fresh     {listed(self.start.fresh)}: left out of pre-training, so they start untrained")
+            fresh = f"fresh     {listed(self.start.fresh)}: left out of pre-training, so they start untrained"
+            lines.insert(lines.index(f"weights   {self.start.origin}") + 1, fresh)
         return lines

@@ -13,7 +13,7 @@ from fastmim.data.label_crops import resize_labels
 from fastmim.data.label_images import Scenes
 from fastmim.errors import RunError
 from fastmim.system import files
-from fastmim.training.run_directory import RunDirectory
+from fastmim.system.run_directory import RunDirectory
 from fastmim.transfer.segment import file
 from fastmim.transfer.segment.evaluation import Inference, evaluate
 from fastmim.transfer.segment.file import Design
