@@ -4,7 +4,7 @@ No `from __future__ import annotations` here, as in `training.settings`.
 """
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from fastmim.config import check_positive
 from fastmim.errors import RequestError
@@ -14,6 +14,8 @@ from fastmim.training.settings import TrainConfig, check_duration
 @dataclass(frozen=True, kw_only=True)
 class DenseConfig(TrainConfig):
     """The backbone of a network that predicts boxes, masks or a class for each pixel, and how it is trained."""
+
+    PLACES: ClassVar[frozenset[str]] = TrainConfig.PLACES | {"weights"}
 
     weights: str = "none"
     """Weights to start from: a run directory, a weights file, a timm model's name (timm's weights), or `none`."""

@@ -14,6 +14,7 @@ from torch.optim import AdamW
 
 from fastmim import config as configs
 from fastmim.backbone.surgery import check_lists_blocks
+from fastmim.data import sources
 from fastmim.data.label_crops import load_crops
 from fastmim.data.label_images import LabelledPixels, open_scenes
 from fastmim.errors import RequestError, listed
@@ -95,6 +96,10 @@ class Segmenting(Task[SegmentConfig]):
     def _find_start(self) -> Start:
         config = self.config
         return find_start(config.weights, backbone=config.backbone, backbone_args=config.backbone_args)
+
+    @functools.cached_property
+    def fingerprints(self) -> dict[str, str]:
+        return {"data": sources.fingerprint(self.source), "val_data": sources.fingerprint(self.scenes.val)}
 
     @property
     def num_images(self) -> int:
@@ -201,6 +206,7 @@ class Segmenting(Task[SegmentConfig]):
     def facts(self) -> dict[str, Any]:
         return {
             "num_images": self.plan.num_images,
+            "fingerprints": self.fingerprints,
             "classes": self.scenes.classes,
             "start": dataclasses.asdict(self.start),
             "stages": [dataclasses.asdict(stage) for stage in self.plan.stages],

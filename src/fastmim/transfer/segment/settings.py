@@ -17,7 +17,14 @@ from fastmim.transfer.dense_settings import DenseConfig
 class SegmentConfig(DenseConfig):
     """Semantic segmentation: initial weights, images with label images, augmentation and test."""
 
-    RESUMABLE: ClassVar[frozenset[str]] = DenseConfig.RESUMABLE | {"num_pictures"}
+    RESUMABLE: ClassVar[frozenset[str]] = DenseConfig.RESUMABLE | {
+        "labels",
+        "val_data",
+        "val_labels",
+        "classes",
+        "num_pictures",
+    }
+    PLACES: ClassVar[frozenset[str]] = DenseConfig.PLACES | {"labels", "val_data", "val_labels", "classes"}
 
     recipe: str | None = None
     """Published settings to start from (`vit-b`, `mae-vit-b`, `swin-b`); flags override them."""
