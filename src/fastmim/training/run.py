@@ -156,11 +156,6 @@ class Task(ABC, Generic[Config]):
         """Images that the run reads, for the share of unreadable ones."""
         return len(self.source)
 
-    @property
-    def packable(self) -> Source:
-        """The images that a pack would make faster to read, as `fastmim pack` takes them."""
-        return self.source
-
     @functools.cached_property
     def fingerprints(self) -> dict[str, str]:
         """Of the images of each setting that names some, for manifests."""
@@ -169,7 +164,7 @@ class Task(ABC, Generic[Config]):
     @property
     def faster_data(self) -> str:
         """Advice for a run whose device waits for images."""
-        return sources.faster(self.packable)
+        return sources.faster(self.source)
 
     def transform(self) -> Callable[[Tensor, int], Tensor] | None:
         """More augmentation in the data workers; see `loader.load`."""

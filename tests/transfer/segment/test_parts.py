@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from fastmim.transfer.segment.segmenter import Preparation, Segmenter, best_clas
 from fastmim.transfer.segment.settings import SegmentConfig
 from scenes import NETWORK, draw_scenes, segment
 
+PAGE = Path(__file__).parents[3] / "docs/downstream.md"
 WIDTHS = (8, 16, 24, 32)
 VIT = {"embed_dim": 32, "depth": 2, "num_heads": 2}
 
@@ -244,6 +246,25 @@ def test_other_weights_and_other_classes_are_refused(tmp_path: Path, pretrained:
         RequestError, match="with classes a, b, c, d; expected those that the run in .* began with, gro"
     ):
         segment(tmp_path / "run", data, steps=1)
+
+
+def test_the_python_of_the_page_runs() -> None:
+    [block] = re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
+    small = block.replace("img_size=512)", 'args={"embed_dim": 24, "num_heads": (1, 2, 3, 4), "depths": (1, 1, 1, 1)})')
+    names: dict[str, Any] = {"torch": torch}
+    exec(small, names)
+    assert [tuple(found.shape[-2:]) for found in names["maps"]] == [(100, 152), (50, 76), (25, 38), (13, 19)]
+
+
+def test_the_page_states_the_recipes() -> None:
+    table = PAGE.read_text().partition("| network |")[2]
+    rows = [row.split("|")[1:] for row in table.splitlines() if row.startswith("| `")]
+    assert [row[0].strip(" `") for row in rows] == list(SEGMENT_RECIPES)
+    for row, recipe in zip(rows, SEGMENT_RECIPES.values(), strict=True):
+        settings = recipe()
+        rate, decay, layers = (text.strip() for text in row[2].split(","))
+        assert (float(rate), float(decay)) == (pytest.approx(settings["lr"] / 16), settings["weight_decay"])
+        assert settings.get("layer_decay") == (None if layers == "none" else float(layers))
 
 
 def test_recipes_are_settings() -> None:

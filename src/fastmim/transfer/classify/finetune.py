@@ -93,9 +93,9 @@ class Finetuning(Task[FinetuneConfig]):
         return len(self.source) + len(self.labelled.val)
 
     @property
-    def packable(self) -> Source:
+    def faster_data(self) -> str:
         train = self.labelled.train
-        return train.source if isinstance(train, Subset) else train
+        return sources.faster(train.source if isinstance(train, Subset) else train)
 
     @cached_property
     def fingerprints(self) -> dict[str, str]:
