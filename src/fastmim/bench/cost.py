@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from fastmim.bench import records, tables
+from fastmim.bench import records, scaling, tables
 from fastmim.bench.markdown import Table, number
 from fastmim.bench.settings import CostConfig
 from fastmim.data import augment
@@ -56,11 +56,27 @@ def estimate(config: CostConfig) -> list[Table]:
         paths = [path for name in names if (path := records.newest(config.records, name))]
     else:
         paths = []
-    return [_table(read(path), config) for path in paths] or [_trial(config)]
+    read_records = [read(path) for path in paths]
+    if config.devices > 1:
+        read_records = [record for record in read_records if scaling.cases(record)]
+        return [_scaled(record, config) for record in read_records] or [_scaled_trial(config)]
+    return [_table(record, config) for record in read_records] or [_trial(config)]
 
 
 def _trial(config: CostConfig) -> Table:
     """The hours by a trial of pre-training's step with its default settings."""
+    name, seconds, note = _try_step(config)[1:]
+    hours = config.images * config.epochs * seconds / 3600
+    return Table(
+        f"{config.images:,} images x {config.epochs:g} epochs, by a trial on this machine",
+        ("step", "images/s", "hours"),
+        [(name, number(1 / seconds), number(hours))],
+        note=f"{note} Data, optimiser and evaluations come on top.",
+    )
+
+
+def _try_step(config: CostConfig) -> tuple[MIM, str, float, str]:
+    """The model, its name with the image size, seconds per image, and a note on how they were measured."""
     device, name = devices.resolve_device(config.device), config.backbone or PretrainConfig.backbone
     bf16 = devices.resolve_bf16("auto", device)
     model = MIM(name, img_size=config.img_size).to(device)
@@ -72,27 +88,56 @@ def _trial(config: CostConfig) -> Table:
 
     forward = make_forward(model, lambda batch: augment.prepare(batch, mean, std), device, bf16=bf16, compile=False)
     seconds, num_images = seconds_per_image(model, forward, blank_batch, most=256, device=device)
-    hours = config.images * config.epochs * seconds / 3600
-    about = hardware(str(device))
+    machine = records.machine({"hardware": hardware(str(device))})
+    note = (
+        f"{machine}, {device}, {'bf16' if bf16 else 'float32'}, not compiled: forward and backward pass on "
+        f"{num_images} images."
+    )
+    return model, f"{name}, {config.img_size} px", seconds, note
+
+
+def _scaled(record: dict[str, Any], config: CostConfig) -> Table:
+    """The hours of every network in a record of steps, on several devices."""
+    steps = scaling.steps(record)
+    return _predicted(steps, f"{record['name']}-{record['date']}", tables.where(record), config)
+
+
+def _scaled_trial(config: CostConfig) -> Table:
+    model, name, seconds, note = _try_step(config)
+    step = scaling.fit({1: 1 / seconds}, scaling.gradient_bytes(model))
+    return _predicted({name: step}, "a trial on this machine", note.removesuffix("."), config)
+
+
+def _predicted(steps: dict[str, scaling.Step], source: str, where: str, config: CostConfig) -> Table:
+    cluster = scaling.Cluster(
+        config.devices, config.devices_per_node, config.inside, config.between, loader=config.loader
+    )
+    found = {name: scaling.predict(step, cluster, config.batch_size) for name, step in steps.items()}
+    alone = {name: scaling.predict(step, scaling.Cluster(1), config.batch_size) for name, step in steps.items()}
+    total = config.images * config.epochs
     return Table(
-        f"{config.images:,} images x {config.epochs:g} epochs, by a trial on this machine",
-        ("step", "images/s", "hours"),
-        [(f"{name}, {config.img_size} px", number(1 / seconds), number(hours))],
-        note=(
-            f"{records.machine({'hardware': about})}, {device}, {'bf16' if bf16 else 'float32'}, not compiled: forward "
-            f"and backward pass on {num_images} images. Data, optimiser and evaluations come on top."
-        ),
+        f"{config.images:,} images x {config.epochs:g} epochs on {config.devices} devices, predicted from {source}",
+        ("step", "images/s", "of linear", "bound by", "hours"),
+        [
+            (
+                name,
+                number(step.images_per_s),
+                f"{step.images_per_s / (config.devices * alone[name].images_per_s):.0%}",
+                step.bound,
+                number(total / step.images_per_s / 3600),
+            )
+            for name, step in found.items()
+        ],
+        note=f"{where}; {config.batch_size} images a step. A model on paper, not a measurement: docs/scaling.md.",
     )
 
 
 def rows(record: dict[str, Any], images: int, epochs: float) -> list[Cost]:
     """Images per second and device-hours of every step in a record, by CPU time on a CPU."""
     summary = record["summary"]
-    if "cases" in summary:
+    if cases := scaling.cases(record):
         steps = {
-            f"{case}: {form}": numbers
-            for case, found in summary["cases"].items()
-            for form, numbers in found["forms"].items()
+            f"{case}: {form}": numbers for case, found in cases.items() for form, numbers in found["forms"].items()
         }
     else:
         steps = {f"{summary['backbone']}: {method}": numbers for method, numbers in summary["methods"].items()}
@@ -108,10 +153,10 @@ def read(path: Path) -> dict[str, Any]:
     """
     try:
         record = files.read_json(path)
-        known = "cases" in record["summary"] or "methods" in record["summary"]
+        known = bool(scaling.cases(record)) or "methods" in record["summary"]
     except OSError as error:
         raise RequestError(f"record is {path}: {error.strerror}; expected a record of fastmim bench") from None
-    except (RunError, KeyError, TypeError):  # no JSON, or other JSON
+    except (RunError, KeyError, TypeError, AttributeError):  # no JSON, or other JSON
         known = False
     if not known:
         raise RequestError(f"record is {path}; expected a bench-step or bench-methods record of fastmim bench")

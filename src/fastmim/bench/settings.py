@@ -85,5 +85,29 @@ class CostConfig(Settings):
     device: str = "auto"
     """Device of a trial: `cpu`, `cuda`, `cuda:1`, `mps`; `auto` takes the accelerator, if any."""
 
+    devices: int = 1
+    """Predict the training on so many devices (docs/scaling.md has the model); what follows belongs to it."""
+
+    batch_size: int = 4096
+    """Images of a step, over all devices."""
+
+    devices_per_node: int = 8
+    """Devices of a machine."""
+
+    inside: float = 300.0
+    """GB/s between two devices of a machine, as NCCL's tests report it."""
+
+    between: float = 50.0
+    """GB/s from a machine to the others, all its network cards together: 12.5 for one of 100 Gb/s."""
+
+    loader: float | None = None
+    """Images/s that a machine reads and decodes. [default: as many as its devices take]"""
+
     def __post_init__(self) -> None:
-        check_positive(self, "images", "epochs", "img_size")
+        check_positive(self, "images", "epochs", "img_size", "devices", "batch_size", "devices_per_node")
+        check_positive(self, "inside", "between", "loader")
+        if self.batch_size % self.devices:
+            raise RequestError(
+                f"batch_size is {self.batch_size}, which does not divide among {self.devices} devices; expected a "
+                f"multiple, such as {max(1, self.batch_size // self.devices) * self.devices}"
+            )
