@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -16,8 +18,10 @@ from safetensors.torch import load_file
 import fastmim
 from conftest import SMALL, losses
 from fastmim import cli
+from fastmim.data.sources import Source, open_source
 from fastmim.errors import RequestError
 from fastmim.system.processes import Place, find_place, first_host
+from fastmim.training import loop
 from fastmim.training.world import joined
 from processes import start, together, wait_for
 
@@ -77,6 +81,96 @@ def test_processes_with_other_settings_are_refused(photos: Path, tmp_path: Path)
     assert statuses == [2, 2]
     assert said.count("seed is 1 in process 1; expected 0, as in process 0: start every process with the same") == 2
     assert not (tmp_path / "run").exists()
+
+
+def at_rank(rank: int, place: str, other: Any, patch: pytest.MonkeyPatch) -> None:
+    """Replace a function in one of the processes that are forked from this one."""
+    module, _, name = place.rpartition(".")
+    plain = getattr(importlib.import_module(module), name)
+
+    def function(*args: Any, **options: Any) -> Any:
+        return (other if os.environ.get("RANK") == str(rank) else plain)(*args, **options)
+
+    patch.setattr(place, function)
+
+
+def test_a_process_with_other_versions_is_named_before_anything_is_written(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_rank(1, "fastmim.training.run.versions", lambda: {"torch": "1.0"}, monkeypatch)
+    statuses, said = together("pretrain", photos, tmp_path / "run", SMALL, SMALL)
+    assert statuses == [2, 2] and not (tmp_path / "run").exists()
+    assert said.count("the versions is {'torch': '1.0'} in process 1; expected {'fastmim'") == 2
+
+
+def test_a_process_with_other_images_is_named_before_anything_is_written(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fewer = tmp_path / "fewer"
+    shutil.copytree(photos, fewer)
+    next(fewer.glob("*.jpg")).unlink()
+
+    def other_source(data: str, *more: Any, **options: Any) -> Source:
+        return open_source(str(fewer), *more, **options)
+
+    at_rank(1, "fastmim.pretraining.open_source", other_source, monkeypatch)
+    statuses, said = together("pretrain", photos, tmp_path / "run", SMALL, SMALL)
+    assert statuses == [2, 2] and not (tmp_path / "run").exists(), said
+    assert said.count("the number of images is 23 in process 1; expected 24, as in process 0: start every") == 2
+
+
+def test_a_process_that_does_not_see_the_run_directory(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a machine that has another disk there."""
+    monkeypatch.setattr("fastmim.training.world._APPEAR_SECONDS", 0.2)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(tmp_path)
+    at_rank(1, "fastmim.training.world._end_with_parent", lambda: os.chdir(elsewhere), monkeypatch)
+    statuses, said = together("pretrain", photos, Path("run"), SMALL, SMALL)
+    assert statuses == [1, 2]
+    assert said.count("fastmim:") == 1 and "out is run, where process 1 on " in said
+    assert "does not see what process 0 writes; expected a directory on a disk that all machines share" in said
+    assert not (tmp_path / "run").exists() and not list(elsewhere.iterdir())
+
+
+@pytest.mark.parametrize("error", [MemoryError, torch.OutOfMemoryError])
+def test_a_process_out_of_memory_says_so_and_ends_the_others(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise error("tried to allocate 2.00 GiB")
+
+    at_rank(1, "fastmim.training.loop.train_step", refuse, monkeypatch)
+    statuses, said = together("pretrain", photos, tmp_path / "run", SMALL, SMALL)
+    assert statuses == [1, 1] and "Traceback" not in said
+    assert "process 1 is out of memory (tried to allocate 2.00 GiB); lower --micro-batch or set" in said
+    assert said.count("process 0 has lost another process of the run") == 1
+
+
+def test_three_processes_resume_to_the_bit(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their sums are rounded in an order, which must not depend on where a run was interrupted."""
+    settings = SMALL | {"batch_size": 6, "save_every": 5}
+    statuses, said = together("pretrain", photos, tmp_path / "whole", *(3 * [settings]))
+    assert statuses == [0, 0, 0], said
+    with monkeypatch.context() as patch:
+        at_rank(1, "fastmim.training.loop.train_step", _stopped_at_step_7, patch)
+        statuses, said = together("pretrain", photos, tmp_path / "stopped", *(3 * [settings]))
+    assert statuses == [75, 75, 75], said
+    statuses, said = together("pretrain", photos, tmp_path / "stopped", *(3 * [settings]))
+    assert statuses == [0, 0, 0], said
+    whole, stopped = (load_file(tmp_path / name / "weights.safetensors") for name in ("whole", "stopped"))
+    assert all(torch.equal(whole[name], stopped[name]) for name in whole)
+
+
+TRAIN_STEP = loop.train_step
+
+
+def _stopped_at_step_7(*args: Any, **options: Any) -> Any:
+    if options["seeds"][1] == 6:
+        os.kill(os.getpid(), signal.SIGTERM)
+    return TRAIN_STEP(*args, **options)
 
 
 def refused(*words: str, capsys: pytest.CaptureFixture[str]) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastmim.errors import RequestError
+from fastmim.errors import RequestError, first_line
 
 _SPARE = 0.05  # share of the device's memory left free, for fragmentation and what a compiled step plans ahead
 
@@ -62,6 +62,14 @@ def largest_micro_batch(
     raise RequestError(
         f"micro_batch is 'auto', and not even {sizes[-1]} image of {img_size} px fits in the memory of {device}; "
         f"expected a smaller backbone or image: lower img_size, or set checkpoint_activations"
+    )
+
+
+def out_of_memory(error: Exception, *, rank: int) -> str:
+    """The message of a process whose memory is full."""
+    return (
+        f"process {rank} is out of memory ({first_line(error)[:200]}); lower --micro-batch or set "
+        f"--checkpoint-activations, and run the same command to resume"
     )
 
 

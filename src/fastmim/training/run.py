@@ -28,7 +28,7 @@ from fastmim.training import checkpoint, duration, opening, resuming
 from fastmim.training.checkpoint import Checkpoint
 from fastmim.training.logs import Logs
 from fastmim.training.loop import Batch, Periodic, fit, make_forward
-from fastmim.training.micro_batch import largest_micro_batch
+from fastmim.training.micro_batch import largest_micro_batch, out_of_memory
 from fastmim.training.opening import Recipes
 from fastmim.training.plan import fitting, make_plan
 from fastmim.training.schedule import Stage
@@ -279,6 +279,8 @@ def launch(
                 if config.report != "never":
                     keep_current(config.out, functools.partial(say, console), ended=True)
                 return result
+        except (MemoryError, torch.OutOfMemoryError) as error:
+            raise RunError(out_of_memory(error, rank=world.rank)) from error
         except OSError as error:
             kept = checkpoint.remedy(task.directory.checkpoints)
             raise RunError(f"the run in {config.out} failed: {error}; {kept}") from error
@@ -311,6 +313,8 @@ def _opened(
     with world.together():
         if not world.main:
             config = opening.resolve(kind.config_class, settings, recipes=kind.recipes, overwrite=overwrite)
+    if not dry_run:
+        world.check_sees(config.out)
     return config
 
 

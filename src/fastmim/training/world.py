@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import platform
+import secrets
 import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -30,7 +33,7 @@ T = TypeVar("T")
 _FIND_SECONDS = 60
 _PATIENCE = timedelta(hours=6)
 """How long processes wait for one that validates or draws; one that dies is noticed at once."""
-_WATCH_SECONDS = 1.0
+_WATCH_SECONDS, _APPEAR_SECONDS = 1.0, 5.0
 _LOST = ("gloo", "NCCL", "Connection closed", "Connection reset", "Broken pipe", "TCPStore")
 
 
@@ -130,6 +133,29 @@ class World:
                     f"with the same command, files and packages"
                 )
 
+    def check_sees(self, folder: Path) -> None:
+        """Let every process look for a file that the main one makes in a folder for the moment.
+
+        Raises:
+            RequestError: one does not find it; its machine has another disk there.
+        """
+        if self.size == 1:
+            return
+        probe = folder / f".seen-{self.exchange(secrets.token_hex(8))[0]}"
+        try:
+            with self.together():
+                if self.main:
+                    probe.touch()
+            with self.together():
+                if not self.main and not _appears(probe):
+                    raise RequestError(
+                        f"out is {folder}, where process {self.rank} on {platform.node()} does not see what process 0 "
+                        f"writes; expected a directory on a disk that all machines share: take another --out"
+                    )
+        finally:
+            if self.main:
+                probe.unlink(missing_ok=True)
+
     def slowest(self, metrics: dict[str, float]) -> dict[str, float]:
         """Metrics of a log line, with the longest wait for data and the most memory of all processes."""
         found = self.exchange(metrics)
@@ -154,12 +180,14 @@ class World:
         warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "`broadcast_buffers`")  # its successor is not in torch 2.11
-            return DistributedDataParallel(
+            wrapped = DistributedDataParallel(
                 model,
                 device_ids=[device.index] if device.type == "cuda" else None,
                 broadcast_buffers=False,  # they are equal already
                 gradient_as_bucket_view=True,
             )
+        _settle_buckets(wrapped)
+        return wrapped
 
     def check_norms(self, model: nn.Module) -> None:
         """Refuse batch norms on a CPU.
@@ -197,11 +225,35 @@ class World:
         return global_batch // unit
 
 
+def _appears(path: Path) -> bool:
+    """Whether there is such a file, or will be soon: file systems of several machines may take a moment."""
+    until = time.monotonic() + _APPEAR_SECONDS
+    while not path.exists() and time.monotonic() < until:
+        time.sleep(_APPEAR_SECONDS / 20)
+    return path.exists()
+
+
 @contextmanager
 def _without_sync(model: FSDPModule) -> Iterator[None]:
     model.set_requires_gradient_sync(False)
     yield
     model.set_requires_gradient_sync(True)
+
+
+def _settle_buckets(wrapped: DistributedDataParallel) -> None:
+    """Let DDP put the gradients in the order in which it will keep them, by a pass that changes nothing.
+
+    It does so after its first pass, and the rounding of a sum over three or more processes depends on the order: a run
+    that was interrupted would have a step like no other.
+    """
+    model, trained = wrapped.module, [p for p in wrapped.module.parameters() if p.requires_grad]
+    before = vars(model).get("forward")
+    model.forward = lambda: torch.stack([0 * p.sum() for p in trained]).sum()
+    wrapped().backward()
+    del model.forward
+    if before is not None:
+        model.forward = before
+    model.zero_grad(set_to_none=True)
 
 
 ALONE = World()
