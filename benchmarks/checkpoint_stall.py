@@ -11,6 +11,7 @@ written.
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import statistics
 import tempfile
@@ -55,7 +56,8 @@ def main() -> None:
         "checkpoint-stall",
         show=True,
         claim="Training waits for the copy of its state to host memory, not for the disk.",
-        config=vars(options) | {"threads": torch.get_num_threads(), "state_gb": state.num_bytes / 1e9},
+        config=vars(options)
+        | {"threads": torch.get_num_threads(), "state_gb": state.num_bytes / 1e9, "load_average": os.getloadavg()[0]},
         raw=saves | steps,
         summary={
             "seconds_that_training_waits": {name: spread(found["waits"]) for name, found in saves.items()},

@@ -22,7 +22,20 @@ from attack import forks, table, world
 from attack.outcome import Outcome
 from attack.world import World
 
-NAMES = ("kills", "signals", "disks", "images", "bombs", "pickles", "texts", "archives", "packs", "runs", "weights")
+NAMES = (
+    "kills",
+    "signals",
+    "worlds",
+    "disks",
+    "images",
+    "bombs",
+    "pickles",
+    "texts",
+    "archives",
+    "packs",
+    "runs",
+    "weights",
+)
 """The modules, in the order in which they are run."""
 
 
