@@ -7,6 +7,8 @@ import json
 import os
 import re
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -179,3 +181,57 @@ def test_a_tracker_that_is_not_installed_is_refused(tmp_path: Path, monkeypatch:
     ):
         open_trackers(("mlflow",), auto=False, out=tmp_path, settings={}, step=0)
     assert open_trackers((), auto=True, out=tmp_path, settings={}, step=0) == []
+
+
+RESIZED = """
+import sys, time
+from pathlib import Path
+from fastmim.system.run_directory import RunDirectory
+from fastmim.training.logs import Logs
+
+with Logs(RunDirectory(Path(sys.argv[1])), total_steps=2200) as logs:
+    for step in range(1, 9):
+        logs.advance(step)
+    sys.stdin.readline()  # the terminal has been resized
+    for step in range(9, 17):
+        logs.advance(step)
+        time.sleep(0.05)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="this platform has no terminals of that kind")
+def test_the_bar_follows_a_terminal_that_is_resized(tmp_path: Path) -> None:
+    import termios  # which Windows lacks
+
+    ours, terminal = os.openpty()
+    termios.tcsetwinsize(terminal, (24, 100))
+    environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")} | {
+        "TERM": "xterm"
+    }
+    with subprocess.Popen(
+        [sys.executable, "-c", RESIZED, str(tmp_path)], stdin=subprocess.PIPE, stdout=terminal, env=environment
+    ) as process:
+        before = read_until(ours, "step 8/2200")
+        termios.tcsetwinsize(terminal, (24, 40))
+        process.communicate(b"\n")
+    os.close(terminal)
+    after = read_until(ours, "")
+    assert process.returncode == 0
+    assert "━" in before and widest(before) <= 100
+    assert "step 16/2200" in after and 30 < widest(after) <= 40
+
+
+def read_until(descriptor: int, wanted: str) -> str:
+    """What a terminal shows, up to some text or its end."""
+    text = ""
+    while not wanted or wanted not in text:
+        try:
+            text += os.read(descriptor, 1 << 16).decode()
+        except OSError:  # Linux's way of telling that the other side is closed
+            break
+    return text
+
+
+def widest(text: str) -> int:
+    plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text)
+    return max(map(len, re.split(r"[\r\n]+", plain)))

@@ -59,9 +59,8 @@ def test_a_run_learns_and_its_directory_holds_what_is_promised(
 def test_validation_comes_twenty_times_but_at_most_once_an_epoch(
     tmp_path: Path, labelled: Path, capsys: pytest.CaptureFixture[str], steps: int, every: int
 ) -> None:
-    fastmim.finetune(
-        **TINY | NETWORK | {"data": str(labelled), "out": tmp_path, "eval_every": None}, steps=steps, dry_run=True
-    )
+    changed = {"data": str(labelled), "out": tmp_path, "eval_every": None, "steps": steps}
+    fastmim.finetune(**TINY | NETWORK | changed, dry_run=True)
     assert f"validated every {every} steps" in capsys.readouterr().out  # an epoch is 8 steps
 
 
