@@ -1,0 +1,1 @@
+"""Object detection: boxes, and masks where there are any, by Mask R-CNN."""
