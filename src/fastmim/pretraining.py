@@ -182,7 +182,7 @@ class Pretraining(Task[PretrainConfig]):
     def draw_features(self, images: Tensor, step: int) -> None:
         """Draw `features_N.png` and, of a plain ViT, `attention_N.png` of the same images; measure the blocks."""
         backbone, place = self.model.backbone, f"{step:09d}.png"
-        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (self.mean, self.std))
         shown, images = (images * std + mean).clamp(0, 1), images.to(self.plan.device)
         caption = f"step {step}"
         blocks = features.measure_blocks(backbone, images)
