@@ -85,6 +85,22 @@ def test_a_teacher_is_no_part_of_the_model() -> None:
     assert next(model.to("meta").target.network.parameters()).device.type == "meta"
 
 
+def test_a_teacher_follows_the_images_to_their_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where weights are divided among processes, the model, and its teacher with it, is moved to host memory."""
+    target = Teacher(network()).for_stride(8)
+    expected, scale, moves = target.forward(images()), target.scale, []
+
+    def to(self: Teacher, device: torch.device) -> None:
+        moves.append(device)
+        self.scale = scale
+
+    monkeypatch.setattr(Teacher, "to", to)
+    target.scale = scale.to("meta")
+    for _ in range(2):
+        torch.testing.assert_close(target.forward(images()), expected)
+    assert moves == [torch.device("cpu")]
+
+
 def test_the_teacher_runs_in_the_precision_of_the_forward_pass() -> None:
     target = Teacher(network()).for_stride(8)
     seen = []

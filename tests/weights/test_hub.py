@@ -18,6 +18,8 @@ from conftest import SMALL
 from fastmim import cli, weights
 from fastmim.backbone import Backbone
 from fastmim.errors import RequestError, RunError
+from fastmim.method.build import from_timm, with_backbone
+from fastmim.method.settings import PretrainConfig
 from fastmim.weights import hub
 
 NAME = "test_vit.r160_in1k"
@@ -178,6 +180,14 @@ def test_other_weights_than_the_backbone_are_refused(tmp_path: Path, photos: Pat
         run(tmp_path, photos, init=f"timm:{NAME}", backbone="test_resnet")
     with pytest.raises(RequestError, match="unknown backbone 'test_vti'"):
         run(tmp_path, photos, init="timm:test_vti")
+
+
+@pytest.mark.parametrize("init", ["timm:resnet50.a1_in1k", "hf-hub:timm/resnet50.a1_in1k"])
+def test_timms_own_repositories_are_timms_weights(init: str) -> None:
+    config = with_backbone(fastmim.config.build(PretrainConfig, {"init": init}))
+    assert config.backbone == "resnet50.a1_in1k" and from_timm(config.init)
+    opened = weights.open_weights(init)
+    assert (opened.kind, opened.origins[0]["licence"]) == ("timm", "apache-2.0")
 
 
 def test_a_run_decides_the_backbone_of_the_next(tmp_path: Path, photos: Path, pretrained: Path) -> None:

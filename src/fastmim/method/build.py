@@ -81,7 +81,7 @@ def with_backbone(config: Config) -> Config:
     if init in (None, "timm"):
         return config
     if init.startswith(TIMM):
-        name = resolve(init.removeprefix(TIMM))
+        name = resolve(init.removeprefix("timm:"))
         if "backbone" in given and untagged(resolve(config.backbone)) != untagged(name):
             raise RequestError(
                 f"init is {init} with backbone {config.backbone}; expected weights of that architecture: leave out "

@@ -107,6 +107,10 @@ class Teacher(nn.Module):
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, S, S) normalised -> (B, D, S / `cell`, S / `cell`) float32 without gradient, D the network's width."""
+        if (
+            self.scale.device != images.device
+        ):  # where weights are divided among processes, the model waits in host memory
+            self.to(images.device)
         network = self.network
         features, _ = network.inner_map(images * self.scale + self.shift, network.num_maps - 1)  # (B, D, h', h')
         normed = F.layer_norm(features.float().movedim(1, -1), features.shape[1:2]).movedim(-1, 1)

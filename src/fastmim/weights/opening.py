@@ -18,7 +18,8 @@ from fastmim.weights import files, hub, licences
 from fastmim.weights.licences import Origin
 from fastmim.weights.metadata import crop_pct
 
-TIMM = "timm:"
+TIMM = ("timm:", "hf-hub:timm/")
+"""What may stand before the name of a timm model whose published weights are meant."""
 _EXPECTED = "a run directory, a weights file, a timm model name, hf-hub:OWNER/NAME, or none (an untrained --backbone)"
 
 
@@ -96,7 +97,7 @@ def open_weights(
     if name == "timm" and backbone:
         return _published(resolve(backbone), dict(backbone_args or {}))
     if name.startswith(TIMM):
-        return _published(resolve(name.removeprefix(TIMM)), dict(backbone_args or {}))
+        return _published(resolve(name.removeprefix("timm:")), dict(backbone_args or {}))
     opened = _find(name, from_checkpoint)
     found = {"architecture": opened.architecture, "arguments": opened.arguments}
     files.check(found, backbone=backbone, backbone_args=backbone_args or None)
