@@ -63,13 +63,14 @@ def test_long_sequences_are_trained_with_the_fused_form(fused: list[int]) -> Non
     assert fused == [1025, 1025]
 
 
-def test_a_bias_always_takes_the_plain_form(fused: list[int]) -> None:
-    swin = Backbone("swin_tiny_patch4_window7_224", img_size=64, args=SWIN)
-    cmt = Backbone("cmt_s", img_size=64, args=CMT)
-    with torch.no_grad():
-        swin(torch.rand(1, 3, 64, 64))
-        cmt(torch.rand(1, 3, 64, 64))
+@pytest.mark.parametrize(("name", "args"), [("swin_tiny_patch4_window7_224", SWIN), ("cmt_s", CMT)])
+def test_a_bias_is_trained_with_the_plain_form(name: str, args: dict[str, Any], fused: list[int]) -> None:
+    backbone, images = Backbone(name, img_size=128, args=args).eval(), torch.rand(1, 3, 128, 128)
+    plain = backbone(images)
     assert not fused
+    with torch.no_grad():
+        torch.testing.assert_close(backbone(images), plain, rtol=1e-4, atol=1e-5)
+    assert len(fused) == 4
 
 
 def test_keys_that_a_model_reduces_count_as_fewer(fused: list[int]) -> None:

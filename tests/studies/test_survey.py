@@ -14,18 +14,6 @@ from fastmim.studies import survey
 from fastmim.studies.survey_process import Row, heap_checks, in_process
 
 
-def test_table_lists_matching_models(capsys):
-    assert survey.table("resnet1[08]*", max_parameters=10e6) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == ["name", "stride", "width", "parameters", "(M)"]
-    assert [line.split() for line in lines[1:]] == [["resnet10t", "32", "512", "4.9"]]  # resnet18 has 11 million
-
-
-def test_table_refuses_a_pattern_without_models():
-    with pytest.raises(RequestError, match="unknown backbone 'resnat\\*'"):
-        survey.table("resnat*")
-
-
 def test_check_trains_each_model_and_remembers_it(tmp_path, capsys):
     out, journal = tmp_path / "docs" / "backbones.md", tmp_path / "journal.jsonl"
     earlier = [Row("resnet10t", "resnet", 4_922_016, 32, 512, resizes=True, steps=1), Row("vit", "vit", problem="none")]

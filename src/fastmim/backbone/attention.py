@@ -10,7 +10,8 @@ from timm.layers import use_fused_attn
 from torch import Tensor, nn
 
 # Measured on a Xeon with AMX (benchmarks/operations.py, benchmarks/records/operations-2026-11-26.json): on a CPU, the
-# fused form's backward pass is slow for short sequences, and a bias that is learned sends it to a slow general form.
+# fused form's backward pass is slow for short sequences, and a bias that needs a gradient sends it to a slow general
+# form. Forward passes alone are faster fused.
 _PLAIN_UP_TO = {torch.bfloat16: 784 * 784, torch.float32: 128 * 128}
 """Pairs of a query and a key, per image and head, up to which training is faster without the fused form."""
 
@@ -24,11 +25,11 @@ def takes_plain(pairs: int, *, device: str, dtype: torch.dtype, biased: bool) ->
         pairs: Queries times keys of an image.
         device: Type of the device.
         dtype: Of the queries.
-        biased: Whether a bias is added to the attention's logits.
+        biased: Whether a learned bias is added to the attention's logits.
     """
     if device != "cpu":
         return False
-    return biased or (torch.is_grad_enabled() and pairs <= _PLAIN_UP_TO.get(dtype, 0))
+    return torch.is_grad_enabled() and (biased or pairs <= _PLAIN_UP_TO.get(dtype, 0))
 
 
 def choose_attention(model: nn.Module) -> None:

@@ -59,6 +59,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
     """Attention with a bias, in the faster of its forms; (B, N, queries or keys, D / N) each."""
     pairs = q.shape[2] * k.shape[2]
     if torch.compiler.is_compiling() or not takes_plain(pairs, device=q.device.type, dtype=q.dtype, biased=True):
+        bias = bias if torch.is_grad_enabled() else bias.detach()  # what needs a gradient sends it to a slow form
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
     return (q * q.shape[-1] ** -0.5 @ k.mT + bias).softmax(-1).to(v.dtype) @ v
 

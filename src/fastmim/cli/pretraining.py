@@ -65,14 +65,16 @@ def backbones(
     out
         Table that --check writes; a .jsonl beside it keeps every outcome, so that a later call skips the successes.
     """
-    from fastmim.studies import survey
-
     if img_size < 1:
         raise RequestError(f"img_size is {img_size}; expected at least 1 pixel, such as 128")
     if check:
+        from fastmim.studies import survey
+
         journal = out.with_suffix(".jsonl")
         return survey.check(pattern, max_parameters=max_parameters * 1e6, img_size=img_size, out=out, journal=journal)
-    return survey.table(pattern, max_parameters=max_parameters * 1e6, img_size=img_size)
+    from fastmim.studies import listing
+
+    return listing.print_list(pattern, max_parameters=max_parameters * 1e6, img_size=img_size)
 
 
 @app.command

@@ -1,4 +1,4 @@
-"""The survey of timm's models: a table of those that match a pattern, and a check that trains each for a few steps."""
+"""The survey of timm's models: a check that trains each for a few steps, and its report."""
 
 from __future__ import annotations
 
@@ -12,30 +12,11 @@ from importlib.metadata import version
 from itertools import chain, zip_longest
 from pathlib import Path
 
-from fastmim.backbone import describe, family, find
+from fastmim.backbone import family, find
 from fastmim.bench.markdown import markdown
 from fastmim.errors import RequestError
 from fastmim.studies.survey_process import STEPS, Row, heap_checks, try_model
 from fastmim.system.files import write_text
-
-
-def table(pattern: str, *, max_parameters: float = 150e6, img_size: int = 128) -> int:
-    """Print stride, width and parameters of the models whose names match a shell pattern.
-
-    Returns:
-        0, the exit status.
-
-    Raises:
-        RequestError: no name matches.
-    """
-    names = find(pattern)
-    wide = max(map(len, names))
-    print(f"{'name':<{wide}}  stride  width  parameters (M)")
-    for name in names:
-        stride, width, parameters = describe(name, img_size)
-        if parameters <= max_parameters:
-            print(f"{name:<{wide}}  {stride:>6}  {width:>5}  {parameters / 1e6:>14.1f}", flush=True)
-    return 0
 
 
 def check(
