@@ -87,7 +87,7 @@ def hogs(options: Namespace) -> Cases:
 def methods_(options: Namespace) -> Cases:
     """MAE, SimMIM and FastMIM on a ViT, and those that do not drop tokens on a Swin."""
     batch = 4 if options.toy else 256
-    form = steps.forms(options.device, peaks(options))[-1]
+    form = steps.forms(options.device)[-1]
 
     def measure(backbone: str) -> dict[str, Any]:
         summary, _ = methods.measure(backbone, form, device=options.device, batch_size=batch, rounds=options.rounds)
@@ -118,7 +118,7 @@ def runs(options: Namespace) -> Cases:
                 batch_size=8 if toy else 512,
                 steps=4 if toy else 60,
                 rounds=1,
-                bf16=steps.forms(options.device, peaks(options))[-1].precision == "bf16",
+                bf16=steps.forms(options.device)[-1].precision == "bf16",
             )
         return summary
 
@@ -139,7 +139,7 @@ def profiles(options: Namespace) -> Cases:
 def profile(case: steps.Case, batch_size: int, options: Namespace) -> dict[str, Any]:
     """Milliseconds of a step's largest kernels, and the share of the time in which the device had nothing to do."""
     mim = case.build().to(options.device).train()
-    form = steps.forms(options.device, peaks(options))[-1]
+    form = steps.forms(options.device)[-1]
     run = steps.fastmim_step(mim, steps.synthetic_batch(batch_size, case.img_size, options.device), form)
     repeats, start = 5, 0.0
     for _ in range(3):

@@ -20,7 +20,7 @@ import torch
 
 from fastmim import config as configs
 from fastmim.bench import flops, records
-from fastmim.bench.steps import Form, fastmim_step, synthetic_batch
+from fastmim.bench.steps import Form, fastmim_step, forms, synthetic_batch
 from fastmim.bench.timing import Times, ratios, take_turns
 from fastmim.method import build
 from fastmim.method.settings import PretrainConfig
@@ -85,10 +85,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
-    peaks = {name: flops.matmul_tflops(options.device, name) for name in ("float32", "bf16")}
-    form = Form(
-        precision="bf16" if flops.has_fast_bf16(peaks) else "float32", compile=options.device.startswith("cuda")
-    )
+    form = forms(options.device)[-1]
     summary, seconds = measure(list(RECIPES), form, options)
     records.write(
         Path(__file__).parent / "records",

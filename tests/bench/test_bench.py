@@ -75,7 +75,10 @@ def test_the_training_step_against_its_reference(folder: Path) -> None:
         "96 px, hog, in-place",
     ]
     for case in summary["cases"].values():
-        assert list(case["forms"])[:2] == ["plain reference", "fastmim float32"]
+        assert list(case["forms"])[:2] == ["plain float32", "fastmim float32"]
+        assert case["fastmim"] == ("fastmim bf16" if "plain bf16" in case["forms"] else "fastmim float32")
+        for name, numbers in case["forms"].items():
+            assert (numbers["times_faster"]["median"] == 1) == name.startswith("plain")
         assert case["times_faster"] == case["forms"][case["fastmim"]]["times_faster"]
         for numbers in case["forms"].values():
             assert numbers["memory_mib"] > 1 and 0 < numbers["share_of_peak"] < 1

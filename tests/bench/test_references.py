@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from fastmim.bench import flops, memory, methods
 from fastmim.bench.references import PlainHOG, plain, reference_step
-from fastmim.bench.steps import Case, Form, fastmim_step, synthetic_batch
+from fastmim.bench.steps import Case, Form, fastmim_step, reference, synthetic_batch
 from fastmim.method.targets import HOG
 
 VIT: dict[str, Any] = {
@@ -39,29 +40,53 @@ CASES = [
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_the_reference_has_the_same_loss_and_makes_the_same_step(case: Case) -> None:
     model = case.build().train()
-    reference = plain(model)
+    plainly = plain(model)
     batch = synthetic_batch(4, case.img_size, "cpu")
     images = torch.randn(4, 3, case.img_size, case.img_size, generator=torch.Generator().manual_seed(0))
-    ours, theirs = (m(images, batch["keys"])["loss"].item() for m in (model, reference))
+    ours, theirs = (m(images, batch["keys"])["loss"].item() for m in (model, plainly))
     assert ours == pytest.approx(theirs, abs=1e-4)
 
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     fastmim_step(model, batch, Form(precision="float32"))()
-    loss = reference_step(reference, batch)()
+    loss = reference_step(plainly, batch, "float32")()
     assert loss > 0
     moved = 0.0
-    for (name, p), q in zip(model.named_parameters(), reference.parameters(), strict=True):
+    for (name, p), q in zip(model.named_parameters(), plainly.parameters(), strict=True):
         moved = max(moved, (p - before[name]).abs().max().item())
         # AdamW's first step is the gradient's sign, which is arbitrary where the gradient is rounding error.
         assert ((p - q).abs() < 2e-5).float().mean() > 0.95, name
     assert moved > 5e-5
 
 
-def test_the_reference_is_plain() -> None:
-    model = Case(**VIT).build()
-    fused = [m.fused_attn for m in plain(model).modules() if hasattr(m, "fused_attn")]
-    assert fused and not any(fused)
-    assert all(m.fused_attn for m in model.modules() if hasattr(m, "fused_attn"))
+def test_the_reference_is_plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = torch.randn(2, 3, 32, 32)
+    calls: list[str] = []
+    for name in ("scaled_dot_product_attention", "conv2d"):
+        called = getattr(F, name)
+        monkeypatch.setattr(F, name, lambda *a, name=name, called=called, **k: calls.append(name) or called(*a, **k))
+    for masking in ("in-place", "drop"):
+        model = Case(**VIT, masking=masking, target="pixels").build()
+        plainly = plain(model)
+        calls.clear()  # those of the model's dry runs
+        with torch.no_grad():  # where fastmim's own form is fused
+            model(images, torch.arange(2))
+            assert set(calls) == {"scaled_dot_product_attention"}
+            calls.clear()
+            plainly(images, torch.arange(2))
+        assert calls == ["conv2d"]
+        calls.clear()
+
+
+def test_the_plain_step_takes_every_precision() -> None:
+    batch = synthetic_batch(2, 32, "cpu")
+    step = {
+        precision: reference_step(plain(Case(**VIT).build()), batch, precision) for precision in ("float32", "bf16")
+    }
+    assert step["float32"]() == pytest.approx(step["bf16"](), rel=0.02)
+    assert [reference(Form(precision="bf16"), device) for device in ("cpu", "cuda:0")] == ["bf16", "fp16"]
+
+
+def test_the_plain_hog_is_hog() -> None:
     images = torch.randn(2, 3, 32, 32)
     torch.testing.assert_close(PlainHOG()(images), HOG()(images), atol=1e-5, rtol=0)
 

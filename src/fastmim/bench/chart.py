@@ -69,7 +69,7 @@ def _step_bars(cases: dict[str, Any]) -> list[Bar]:
     bars = []
     for case, found in cases.items():
         for place, (form, numbers) in enumerate(found["forms"].items()):
-            color = BLUE if form == found["fastmim"] else GREY if place == 0 else LIGHT
+            color = BLUE if form == found["fastmim"] else GREY if form.startswith("plain") else LIGHT
             bars.append(_compared(form, numbers, color, group=case if place == 0 else ""))
     return bars
 

@@ -14,8 +14,6 @@ STEP = 3
 """Operations of a training step over those of its forward pass: the backward pass of a product is two products of its
 size. (Torch's counter ignores the groups in the backward pass of a grouped convolution.)"""
 
-_MIN_BF16_SPEEDUP = 1.2
-
 
 def matmul_tflops(device: str, precision: str, *, rounds: int = 7) -> float:
     """The peak throughput of a large matrix product, in 10^12 operations a second (a multiply-add is two).
@@ -26,11 +24,6 @@ def matmul_tflops(device: str, precision: str, *, rounds: int = 7) -> float:
     a, b = (torch.randn(side, side, device=device, dtype=DTYPES[precision]) for _ in range(2))
     times = take_turns({"product": lambda: a @ b}, rounds=rounds, device=device, warm_up=2)
     return 2 * side**3 / min(times.seconds["product"]) / 1e12
-
-
-def has_fast_bf16(peaks: dict[str, float]) -> bool:
-    """Whether a device with these peaks (from `matmul_tflops`, by precision) gains from bfloat16."""
-    return peaks["bf16"] > _MIN_BF16_SPEEDUP * peaks["float32"]
 
 
 def count_flops(model: MIM, img_size: int, device: str) -> float:

@@ -1,8 +1,8 @@
 """Plain reference forms, which compute the same as fastmim the way published implementations do.
 
-HOG by one-hot vectors at the image's resolution, attention as two matrix products and a softmax, unfused AdamW, the
-loss read at every step; float32 on a CPU, float16 with a gradient scaler on CUDA. All else is the same: model, masks
-and, to rounding, the loss.
+HOG by one-hot vectors at the image's resolution, attention as two matrix products and a softmax, patches by a
+convolution over all of the image, unfused AdamW, the loss read at every step. All else is the same: model, masks,
+precision (on CUDA, float16 with a gradient scaler instead of bfloat16) and, to rounding, the loss.
 """
 
 from __future__ import annotations
@@ -10,11 +10,14 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastmim.bench.flops import DTYPES
 from fastmim.data import augment
 from fastmim.data.statistics import IMAGENET_MEAN, IMAGENET_STD
 from fastmim.method import targets
@@ -54,34 +57,46 @@ def plain(model: MIM) -> MIM:
     model = copy.deepcopy(model)
     for module in model.modules():
         if hasattr(module, "fused_attn"):
+            module._forward_pre_hooks.clear()  # which choose the form
             module.fused_attn = False  # type: ignore[assignment]
+        if isinstance(module, nn.Conv2d):
+            vars(module).pop("forward", None)  # the matrix product
+    model.backbone.encode_visible = partial(_encode_visible, model.backbone.model)  # type: ignore[method-assign]
     if isinstance(model.target, targets.HOG):
         device = next(model.parameters()).device
         model.target = PlainHOG(model.target.cell, model.target.num_bins).to(device)  # type: ignore[assignment]
     return model
 
 
-def reference_step(model: MIM, batch: dict[str, Tensor]) -> Callable[[], float]:
+def _encode_visible(vit: Any, images: Tensor, visible: Tensor) -> tuple[Tensor, Tensor]:
+    """Encode the visible patches of all that were embedded; see `Backbone.encode_visible`."""
+    prefix, patches = vit._pos_embed(vit.patch_embed(images)).tensor_split([vit.num_prefix_tokens], dim=1)
+    patches = patches.gather(1, visible[..., None].expand(-1, -1, patches.shape[-1]))
+    tokens = vit.norm(vit.blocks(vit.norm_pre(torch.cat([prefix, patches], dim=1))))
+    return tokens[:, vit.num_prefix_tokens :], tokens[:, : vit.num_prefix_tokens]
+
+
+def reference_step(model: MIM, batch: dict[str, Tensor], precision: str) -> Callable[[], float]:
     """A conventional training step, on the model's device.
 
     Args:
         model: From `plain`.
         batch: "images" uint8 (B, 3, S, S) and "keys" (B,), on the device.
+        precision: "float32", or "bf16" or "fp16" for autocast, the latter with a gradient scaler.
 
     Returns:
         A function that makes one step and returns the loss.
     """
     device = batch["images"].device
-    half = device.type == "cuda"
     decayed = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
     undecayed = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": 0.05}, {"params": undecayed, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=(0.9, 0.95))
-    scaler = torch.amp.GradScaler(device.type, enabled=half)
+    scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
     mean, std = (torch.tensor(values, device=device) for values in (IMAGENET_MEAN, IMAGENET_STD))
 
     def step() -> float:
-        with torch.autocast(device.type, torch.float16, enabled=half):
+        with torch.autocast(device.type, DTYPES[precision], enabled=precision != "float32"):
             loss = model(**augment.prepare(batch, mean, std))["loss"]
         value = float(loss.item())
         if not math.isfinite(value):

@@ -20,11 +20,10 @@ from fastmim.data import augment
 from fastmim.data.statistics import IMAGENET_MEAN, IMAGENET_STD
 from fastmim.method.mim import MIM
 from fastmim.method.targets import TARGETS
+from fastmim.system import devices
 from fastmim.training import optim
 from fastmim.training.loop import make_forward, train_step
 from fastmim.training.meter import Meter
-
-REFERENCE = "plain reference"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,11 +71,17 @@ def cases(backbones: Sequence[str]) -> list[Case]:
     return [*(Case(backbone=name) for name in backbones), *variants]
 
 
-def forms(device: str, peaks: dict[str, float]) -> list[Form]:
+def forms(device: str) -> list[Form]:
     """The variants of fastmim's step to time on the device; the last is the one recommended there."""
     if device.startswith("cuda"):
         return [Form(precision="bf16"), Form(precision="bf16", compile=True)]
-    return [Form(precision="float32")] + ([Form(precision="bf16")] if flops.has_fast_bf16(peaks) else [])
+    fast = devices.has_fast_bf16(torch.device(device))
+    return [Form(precision="float32")] + ([Form(precision="bf16")] if fast else [])
+
+
+def reference(form: Form, device: str) -> str:
+    """The precision of the plain form that a form is compared with: the same, or on CUDA float16 for bfloat16."""
+    return "fp16" if device.startswith("cuda") and form.precision == "bf16" else form.precision
 
 
 def synthetic_batch(num_images: int, img_size: int, device: str) -> dict[str, Tensor]:
@@ -111,7 +116,7 @@ def fastmim_step(model: MIM, batch: dict[str, Tensor], form: Form) -> Callable[[
 def measure(
     case: Case, *, device: str, batch_size: int, rounds: int, peaks: dict[str, float]
 ) -> tuple[dict[str, Any], Times]:
-    """Time the forms of a case in turns.
+    """Time the forms of a case in turns, each against the plain form of its precision.
 
     Args:
         case: The model.
@@ -127,11 +132,17 @@ def measure(
     model = case.build().to(device).train()
     gflop = flops.STEP * flops.count_flops(model, case.img_size, device) / 1e9
     batch = synthetic_batch(batch_size, case.img_size, device)
-    sides: dict[str, Callable[[], Any]] = {REFERENCE: reference_step(plain(model), batch)}
-    ours = forms(device, peaks)
-    precisions = {REFERENCE: "fp16" if device.startswith("cuda") else "float32"}
+    sides: dict[str, Callable[[], Any]] = {}
+    precisions: dict[str, str] = {}
+    baselines: dict[str, str] = {}
+    ours = forms(device)
     for form in ours:
+        precision = reference(form, device)
+        baseline = f"plain {precision}"
+        if baseline not in sides:
+            sides[baseline], precisions[baseline] = reference_step(plain(model), batch, precision), precision
         sides[form.name], precisions[form.name] = fastmim_step(model, batch, form), form.precision
+        baselines |= {baseline: baseline, form.name: baseline}
     times = take_turns(sides, rounds=rounds, device=device, warm_up=1 if device == "cpu" else 3)
     rates = times.rates(batch_size)
     summary: dict[str, dict[str, Any]] = {}
@@ -140,7 +151,7 @@ def measure(
         summary[name] = rates[name] | {
             "memory_mib": memory.peak_mib(run, device),
             "share_of_peak": per_s * gflop / 1000 / peaks[precisions[name]],
-            "times_faster": ratios(times.seconds, baseline=REFERENCE, side=name),
+            "times_faster": ratios(times.seconds, baseline=baselines[name], side=name),
         }
     best = ours[-1].name
     return {
