@@ -113,7 +113,7 @@ def test_jpeg_keeps_colour_at_full_resolution_and_raw_keeps_everything() -> None
     turned = np.asarray(photograph())[::-1, ::-1]  # neither writable nor contiguous
     assert make_small(turned, codec="raw", short_side=64)[1] == (64, 96, 3)
     for short_side in (64, 1000):  # shrunk, and at its own size
-        content, shape = make_small(turned, codec="jpeg", short_side=short_side)
+        content, shape = make_small(turned, codec="jpeg", short_side=short_side, quality=95)
         encoded, pixels = decode_whole(content), decode_whole(turned, short_side=short_side)
         assert encoded.shape == shape and psnr(Image.fromarray(encoded), Image.fromarray(pixels)) > 35
 
@@ -121,6 +121,23 @@ def test_jpeg_keeps_colour_at_full_resolution_and_raw_keeps_everything() -> None
 def test_an_image_too_long_for_a_jpeg_is_a_bad_image() -> None:
     with pytest.raises(BadImage, match="70000 x 4 cannot be a JPEG"):
         make_small(np.zeros((4, 70_000), np.uint8), codec="jpeg", short_side=64)
+
+
+def test_the_quality_of_jpegs_is_chosen(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = {}
+    for quality in (None, 95):
+        out = tmp_path / f"packed-{quality}"
+        pack(folder, out, codec="jpeg", dry_run=True, **({"quality": quality} if quality else {}))
+        assert f"pack      jpeg of quality {quality or 90}, shorter side 48 px" in capsys.readouterr().out
+        pack(folder, out, codec="jpeg", **({"quality": quality} if quality else {}))
+        assert json.loads((out / "manifest.json").read_text())["quality"] == (quality or 90)
+        sizes[quality] = (out / "images.bin").stat().st_size
+    assert sizes[95] > 1.2 * sizes[None]
+    with pytest.raises(RequestError, match="packed-95, which exists"):  # it has another quality
+        pack(folder, tmp_path / "packed-95", codec="jpeg")
+    for quality in (0, 101):
+        with pytest.raises(RequestError, match=f"quality is {quality}; expected 1 to 100, such as 90"):
+            pack(folder, tmp_path / "packed", quality=quality)
 
 
 # The whole pass

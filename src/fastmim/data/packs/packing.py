@@ -16,7 +16,7 @@ from rich.console import Console
 from fastmim import config as configs
 from fastmim.data.bad_images import BadImages
 from fastmim.data.packs.settings import PackConfig
-from fastmim.data.packs.shrinking import QUALITY, SUBSAMPLING, load_small
+from fastmim.data.packs.shrinking import SUBSAMPLING, load_small
 from fastmim.data.packs.writer import PackWriter, clean
 from fastmim.data.sources import Source, open_source
 from fastmim.data.sources.pack import IMAGES, find_damage, is_packed, open_packed, read_manifest
@@ -85,7 +85,7 @@ def pack(
         if not overwrite and (finished := _finished(config, source)):
             say(f"{config.out} is finished already: {finished.num_images:,} images; nothing to do")
             return finished
-        request = {key: getattr(config, key) for key in ("codec", "short_side")}
+        request = {key: getattr(config, key) for key in ("codec", "short_side", "quality")}
         request |= {"range": source.decoding.range, "data": source.origin, "num_images": len(source)}
         writer = PackWriter(config.out, request=request, overwrite=overwrite)
         for line in source.remarks:
@@ -159,6 +159,7 @@ def _append(config: PackConfig, source: Source, writer: PackWriter) -> Iterator[
         source,
         codec=config.codec,
         short_side=config.short_side,
+        quality=config.quality,
         first=writer.files.num_saved,
         num_workers=_num_workers(config),
     )
@@ -176,10 +177,11 @@ def _num_workers(config: PackConfig) -> int:
 
 
 def _describe(config: PackConfig, source: Source) -> str:
+    codec = f"jpeg of quality {config.quality}" if config.codec == "jpeg" else config.codec
     lines = [
         f"data      {source.origin}: {len(source):,} images",
         *source.remarks,
-        f"pack      {config.codec}, shorter side {config.short_side} px at most; {_num_workers(config)} processes",
+        f"pack      {codec}, shorter side {config.short_side} px at most; {_num_workers(config)} processes",
         f"out       {config.out}",
     ]
     return "\n".join(lines)
@@ -208,7 +210,7 @@ def _about(config: PackConfig, source: Source) -> dict[str, Any]:
     """The manifest's fields other than counts and checksums."""
     return {
         "codec": config.codec,
-        "quality": QUALITY if config.codec == "jpeg" else None,
+        "quality": config.quality if config.codec == "jpeg" else None,
         "subsampling": SUBSAMPLING if config.codec == "jpeg" else None,
         "short_side": config.short_side,
         "range": source.decoding.range,

@@ -18,13 +18,13 @@ from fastmim.data.loader import read_ahead
 from fastmim.data.sources import Source
 from fastmim.data.unreadable import UNREADABLE, BadImage, one_line, reason
 
-QUALITY, SUBSAMPLING = 95, "444"
+SUBSAMPLING = "444"
 """Full colour resolution: the original JPEG has halved it already, and halving it again would cost 5 dB."""
 _BATCH_SIZE = 16
 
 
 def make_small(
-    data: bytes | np.ndarray, decoding: Decoding = PLAIN, *, codec: str, short_side: int
+    data: bytes | np.ndarray, decoding: Decoding = PLAIN, *, codec: str, short_side: int, quality: int = 90
 ) -> tuple[bytes, tuple[int, int, int]]:
     """Return an image as a pack stores it.
 
@@ -36,6 +36,7 @@ def make_small(
         decoding: How it is decoded.
         codec: "jpeg" or "raw".
         short_side: Upper bound on the shorter side, in pixels.
+        quality: Of the JPEGs, 1 to 100.
 
     Returns:
         The bytes, and (height, width, channels).
@@ -51,7 +52,7 @@ def make_small(
         return data, (height, width, channels)
     try:
         encoded = simplejpeg.encode_jpeg(
-            pixels, QUALITY, "GRAY" if channels == 1 else "RGB", "Gray" if channels == 1 else SUBSAMPLING
+            pixels, quality, "GRAY" if channels == 1 else "RGB", "Gray" if channels == 1 else SUBSAMPLING
         )
     except ValueError as error:  # more than 65,500 pixels along a side
         raise BadImage(f"{width} x {height} cannot be a JPEG: {one_line(error)}") from None
@@ -65,6 +66,7 @@ class _ShrunkImages(Dataset[dict[str, Any]]):
     source: Source
     codec: str
     short_side: int
+    quality: int
 
     def __getitems__(self, positions: range) -> dict[str, Any]:
         contents: list[bytes] = []
@@ -72,8 +74,13 @@ class _ShrunkImages(Dataset[dict[str, Any]]):
         bad: list[tuple[str, str]] = []
         for position in positions:
             try:
-                data = self.source.read(position)
-                content, shape = make_small(data, self.source.decoding, codec=self.codec, short_side=self.short_side)
+                content, shape = make_small(
+                    self.source.read(position),
+                    self.source.decoding,
+                    codec=self.codec,
+                    short_side=self.short_side,
+                    quality=self.quality,
+                )
             except UNREADABLE as error:
                 bad.append((self.source.name(position), reason(error)))
             else:
@@ -98,7 +105,7 @@ class _Ranges:
 
 
 def load_small(
-    source: Source, *, codec: str, short_side: int, first: int = 0, num_workers: int = 0
+    source: Source, *, codec: str, short_side: int, quality: int, first: int = 0, num_workers: int = 0
 ) -> Generator[dict[str, Any], None, None]:
     """Read a source in order, starting at position `first`, in batches of sixteen images.
 
@@ -111,5 +118,8 @@ def load_small(
         RunError: A worker process died.
     """
     return read_ahead(
-        _ShrunkImages(source, codec, short_side), _Ranges(first, len(source)), source.origin, num_workers=num_workers
+        _ShrunkImages(source, codec, short_side, quality),
+        _Ranges(first, len(source)),
+        source.origin,
+        num_workers=num_workers,
     )
