@@ -1,7 +1,11 @@
-"""Write the tables of README and docs/as-published.md from the newest records: `python benchmarks/tables.py`."""
+"""Write the tables of README, docs/performance.md and docs/as-published.md from the newest records.
+
+python benchmarks/tables.py
+"""
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from fastmim.bench import records
@@ -12,60 +16,68 @@ ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "benchmarks/records"
 BEGIN, END = "<!-- figures: python benchmarks/tables.py -->", "<!-- end of figures -->"
 
-# Rows: the claim, the name of the record, and the keys of its median in the summary.
-ROWS = (
-    ("HOG target: times less CPU time than its one-hot form", "bench-hog", ("forms", "fastmim", "times_faster")),
-    *(
-        (claim, "bench-data", ("pipelines", pipeline, "times_faster"))
-        for claim, pipeline in (
-            ("Folder of JPEGs: times less CPU time per image than Pillow + torchvision", "folder"),
-            ("Its JPEG pack: likewise", "jpeg pack"),
-            ("Its raw pack: likewise", "raw pack"),
-        )
-    ),
-    *(
-        (f"Training step, {what}: times the images per second of the plain float32 form", "bench-step", path)
-        for name, case in (
-            ("ViT-S", "vit_small_patch16_224, 128 px, hog, in-place"),
-            ("Swin-T", "swin_tiny_patch4_window7_224, 128 px, hog, in-place"),
-            ("ConvNeXt-T", "convnext_tiny, 128 px, hog, in-place"),
-        )
-        for what, path in (
-            (f"{name} at 128 px, bf16", ("cases", case, "forms", "fastmim bf16", "times_faster")),
-            (f"{name} at 128 px, float32 too", ("cases", case, "forms", "fastmim float32", "times_faster")),
-        )
-    ),
-    (
-        "MAE at 224 px: time of an image over FastMIM's at 128 px (ViT-S)",
-        "bench-methods",
-        ("methods", "MAE 224", "times_slower"),
-    ),
-    ("SimMIM at 192 px: likewise", "bench-methods", ("methods", "SimMIM 192", "times_slower")),
+Row = tuple[str, str, tuple[str, ...]]
+"""The claim, the name of the record, and the keys of its median in the summary."""
+
+
+def data(claim: str, pipeline: str) -> Row:
+    """A row on reading images."""
+    return claim, "bench-data", ("pipelines", pipeline, "times_faster")
+
+
+def step(name: str, case: str, precision: str) -> Row:
+    """A row on a CPU's training step, against the plain form of the same precision."""
+    claim = f"Training step on a CPU, {name}: times the images per second of the plain form, both {precision}"
+    return claim, "bench-step", ("cases", case, "forms", f"fastmim {precision}", "times_faster")
+
+
+def gpu_step(name: str, case: str) -> Row:
+    """A row on a GPU's training step, against the plain form, which published codes run in float16."""
+    claim = f"Training step on a GPU, {name}: times the images per second of the plain form (bf16 and fp16)"
+    return claim, "gpu-step-cuda", (case, "times_faster")
+
+
+def gpu_method(method: str) -> Row:
+    """A row on a method's cost against FastMIM's."""
+    claim = f"{method} on a GPU: time of an image over FastMIM's at 128 px (ViT-B, both compiled)"
+    return claim, "gpu-methods-cuda", ("vit_base_patch16_224", "methods", method, "times_slower")
+
+
+VIT_S, SWIN_T, CONVNEXT_T = (
+    f"{name}, 128 px, hog, in-place"
+    for name in ("vit_small_patch16_224", "swin_tiny_patch4_window7_224", "convnext_tiny")
+)
+
+# README's, at most eight: those by which a user decides.
+FIGURES: tuple[Row, ...] = (
+    gpu_step("ViT-B at 128 px, 1024 images", "vit_base_patch16_224, in-place, batch 1024"),
+    gpu_step("Swin-B at 128 px, 256 images", "swin_base_patch4_window7_224, in-place, batch 256"),
+    gpu_method("MAE 224"),
+    data("Folder of JPEGs: times less CPU time per image than Pillow + torchvision", "folder"),
+    data("Its JPEG pack: likewise", "jpeg pack"),
+    data("Its raw pack: likewise", "raw pack"),
     (
         "Fashion-MNIST, 600 labels: points of top-1 that HOG pre-training adds to the same network from scratch",
         "fashion-mnist",
         ("600 labels", "hog", "gain"),
     ),
-    *(
-        (
-            f"On a GPU, {what}, bf16 and compiled: times the images per second of the plain fp16 form",
-            "gpu-step-cuda",
-            (case, "times_faster"),
-        )
-        for what, case in (
-            ("ViT-B at 128 px, 1024 images a step", "vit_base_patch16_224, in-place, batch 1024"),
-            ("Swin-B, 256 images", "swin_base_patch4_window7_224, in-place, batch 256"),
-            ("ConvNeXt-B, 256 images", "convnext_base, in-place, batch 256"),
-        )
+)
+
+MORE: tuple[Row, ...] = (
+    gpu_step("ConvNeXt-B at 128 px, 256 images", "convnext_base, in-place, batch 256"),
+    gpu_step("PVTv2-B2 at 128 px, 256 images", "pvt_v2_b2, in-place, batch 256"),
+    step("ViT-S at 128 px", VIT_S, "float32"),
+    step("Swin-T at 128 px", SWIN_T, "float32"),
+    step("ConvNeXt-T at 128 px", CONVNEXT_T, "float32"),
+    gpu_method("SimMIM 192"),
+    gpu_method("SimMIM 224"),
+    (
+        "MAE 224 on a CPU: time of an image over FastMIM's at 128 px (ViT-S)",
+        "bench-methods",
+        ("methods", "MAE 224", "times_slower"),
     ),
-    *(
-        (
-            f"On a GPU, {method}: time of an image over FastMIM's at 128 px (ViT-B, both compiled)",
-            "gpu-methods-cuda",
-            ("vit_base_patch16_224", "methods", method, "times_slower"),
-        )
-        for method in ("MAE 224", "SimMIM 192", "SimMIM 224")
-    ),
+    ("SimMIM 192 on a CPU: likewise", "bench-methods", ("methods", "SimMIM 192", "times_slower")),
+    ("HOG target: times less CPU time than its one-hot form", "bench-hog", ("forms", "fastmim", "times_faster")),
     ("Training loop: CPU time of a step over a bare loop's", "loop-overhead", ("fastmim_over_bare",)),
     ("Fine-tuning loop: likewise", "finetune-overhead", ("fastmim_over_bare",)),
     (
@@ -74,13 +86,19 @@ ROWS = (
         ("extract over bare forward, CPU of the main process",),
     ),
     ("`fastmim --help`: seconds of CPU", "help", ("seconds",)),
+    (
+        "Linear probe, 45,000 features of 384 numbers, 100 classes, 24 heads: seconds of CPU",
+        "linear-probe",
+        ("seconds",),
+    ),
+    ("`fastmim backbones 'swin*'`: seconds of CPU", "backbones", ("seconds",)),
 )
 
 
-def table() -> str:
-    """The table in Markdown; a benchmark without a record has no row."""
-    rows = []
-    for claim, name, keys in ROWS:
+def table(rows: tuple[Row, ...], folder: str) -> str:
+    """The rows in Markdown, with links to the records in `folder`; a benchmark without a record has no row."""
+    cells = []
+    for claim, name, keys in rows:
         path = records.newest(FOLDER, name)
         if path is None:
             continue
@@ -88,10 +106,29 @@ def table() -> str:
         value = record["summary"]
         for key in keys:
             value = value[key]
-        link = f"[{path.name}](benchmarks/records/{path.name})"
+        link = f"[{path.name}]({folder}/{path.name})"
         spread = f"{value['min']:.2f} to {value['max']:.2f}"
-        rows.append((claim, f"{value['median']:.2f}", spread, records.machine(record), link))
-    return markdown(("figure", "median", "range", "measured on", "record"), rows, num_text=5)
+        cells.append((claim, f"{value['median']:.2f}", spread, records.machine(record), link))
+    return markdown(("figure", "median", "range", "measured on", "record"), cells, num_text=5)
+
+
+def operations() -> str:
+    """The table of the two forms of each operation, in Markdown."""
+    path = records.newest(FOLDER, "operations")
+    assert path is not None
+    record = files.read_json(path)
+    cells = []
+    for kind, rows in record["summary"].items():
+        for what, found in rows.items():
+            faster = found["times_faster"]["median"]
+            cells.append((f"{kind}: {what}", f"{1 / faster if found['chosen'] == 'fused' else faster:.2f}"))
+    made = markdown(("operation", "times faster than the fused form or the convolution"), cells)
+    words = (
+        "Attention as two products and a softmax against the fused form, by queries and keys; patches as "
+        "a matrix product against a convolution. Above 1 the former is faster. In training, fastmim takes it with a "
+        "learned bias, and up to 784 x 784 in bf16 and 128 x 128 in float32; forward passes alone take the fused form."
+    )
+    return f"{words}\n\n{made}\n\n({records.machine(record)}; [{path.name}](../benchmarks/records/{path.name}).)"
 
 
 def parity() -> str:
@@ -127,14 +164,23 @@ def choices() -> str:
     )
 
 
+def performance() -> str:
+    """All figures, and the operations by whose times forms are chosen."""
+    return f"{table(FIGURES + MORE, '../benchmarks/records')}\n\n## Forms of an operation\n\n{operations()}"
+
+
+CONTENTS = {"# Performance": performance, "# As published": lambda: parity() + choices()}
+
+
 def updated(document: str) -> str:
-    """README's or docs/as-published.md's text with the current table."""
+    """A document's text with the current tables; README's unless its title says otherwise."""
     before, rest = document.split(BEGIN)
     _, after = rest.split(END)
-    current = parity() + choices() if document.startswith("# As published") else table()
+    readme = partial(table, FIGURES, "benchmarks/records")
+    current = next((make for title, make in CONTENTS.items() if document.startswith(title)), readme)()
     return f"{before}{BEGIN}\n{current}\n{END}{after}"
 
 
 if __name__ == "__main__":
-    for path in (ROOT / "README.md", ROOT / "docs/as-published.md"):
-        path.write_text(updated(path.read_text()))
+    for name in ("README.md", "docs/performance.md", "docs/as-published.md"):
+        (ROOT / name).write_text(updated((ROOT / name).read_text()))

@@ -75,8 +75,9 @@ def test_figures_match_the_records() -> None:
     assert spec and spec.loader
     tables = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tables)
-    for document in (README, (ROOT / "docs/as-published.md").read_text()):
+    for document in (README, *((ROOT / "docs" / f"{name}.md").read_text() for name in ("performance", "as-published"))):
         assert tables.updated(document) == document
+    assert len(tables.FIGURES) <= 8
 
 
 def test_as_published_names_recipes_that_exist() -> None:
