@@ -20,7 +20,7 @@ from fastmim.data.labelled import open_labelled
 from tuning import PLAIN, finetune
 
 NAMES = {"blue": "żółć, [b]x", "green": '绿 "色"', "red": "=أحمر"}
-LOCAL: dict[str, Any] = {"device": "cpu", "num_workers": 0, "batch_size": 10}
+LOCAL: dict[str, Any] = {"device": "cpu", "precision": "float32", "num_workers": 0, "batch_size": 10}
 
 
 @pytest.fixture(scope="module")
