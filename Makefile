@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: demo test test-browser attack test-cluster check format clean
+.PHONY: demo test test-browser docs attack test-cluster check format clean
 
 demo: $(INSTALLED)  ## pre-train a small ViT on the built-in photographs
 	$(BIN)/fastmim pretrain --config examples/demo.yaml --out runs/demo
@@ -13,6 +13,11 @@ test: $(INSTALLED)  ## run the test suite
 
 test-browser: $(INSTALLED)  ## the report in a browser; needs: apt-get install chromium chromium-driver
 	$(BIN)/python -m pytest -m browser tests
+
+docs: $(INSTALLED)  ## build the documentation site in build/docs, with warnings as errors
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs
+	@echo build/docs/index.html
 
 SCALE ?= 1
 SEED ?= 0

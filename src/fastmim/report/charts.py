@@ -99,7 +99,7 @@ class Chart:
             *(_gridline(value, axis, self) for value in axis.ticks),
             *(_mark(mark, self) for mark in self.marks),
             plot,
-            *(_step_label(step, self) for step in curves.ticks(0, self.last_step, most=6)),
+            *(_step_label(step, self) for step in curves.ticks(0, self.last_step, most=6) if step.is_integer()),
         ]
         title = f"{self.title} in {self.unit}" if self.unit else self.title
         label = printable(f"{title} over {self.over}" + (f"; last value {self.last}" if self.last else ""))
