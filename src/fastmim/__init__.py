@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from fastmim.studies.study import study
     from fastmim.transfer.classify.finetune import finetune
     from fastmim.transfer.classify.predict import predict
+    from fastmim.transfer.detect.detect import detect
     from fastmim.transfer.features.embed import embed
     from fastmim.transfer.features.probe import probe
     from fastmim.transfer.segment.segment import segment
@@ -47,6 +48,7 @@ _HOMES = {
     "Teacher": "fastmim.method.teacher",
     "adapt": "fastmim.adaptation.adapt",
     "convert": "fastmim.weights.convert",
+    "detect": "fastmim.transfer.detect.detect",
     "embed": "fastmim.transfer.features.embed",
     "export": "fastmim.weights.export",
     "finetune": "fastmim.transfer.classify.finetune",
@@ -72,6 +74,7 @@ __all__ = [
     "__version__",
     "adapt",
     "convert",
+    "detect",
     "embed",
     "export",
     "finetune",

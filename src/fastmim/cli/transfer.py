@@ -1,4 +1,4 @@
-"""The commands `finetune`, `predict`, `segment`, `probe` and `embed`."""
+"""The commands `finetune`, `predict`, `segment`, `detect`, `probe` and `embed`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from fastmim.cli.app import OPTIONS, AsFlags, ConfigFile, DryRun, Options, Overw
 from fastmim.errors import DONE
 from fastmim.transfer.classify.predict_settings import PredictConfig
 from fastmim.transfer.classify.settings import FinetuneConfig
+from fastmim.transfer.detect.settings import DetectConfig
 from fastmim.transfer.features.settings import EmbedConfig, ProbeConfig
 from fastmim.transfer.segment.settings import SegmentConfig
 
@@ -50,6 +51,24 @@ def segment(
 ) -> int:
     """Train a network that gives a class to each pixel, or segment images with it. The same command again resumes."""
     function = functools.partial(fastmim.segment, predict_images=predict)
+    return options.call(function, settings, "at step {step} of {total_steps}", on_devices=predict is None)
+
+
+@app.command
+def detect(
+    settings: Annotated[DetectConfig, AsFlags] | None = None,
+    *,
+    predict: Annotated[
+        str | None,
+        Parameter(
+            help="Do not train, but find the objects of these images with the detector in --weights: a file in COCO's "
+            "format and pictures in the new folder --out."
+        ),
+    ] = None,
+    options: Options = OPTIONS,
+) -> int:
+    """Train a network that finds objects, or find those of images with it. The same command again resumes."""
+    function = functools.partial(fastmim.detect, predict_images=predict)
     return options.call(function, settings, "at step {step} of {total_steps}", on_devices=predict is None)
 
 
