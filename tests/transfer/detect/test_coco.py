@@ -234,9 +234,14 @@ def test_files_that_cannot_be_read(data: Path, tmp_path: Path) -> None:
         RequestError, match="data is .*, without a training part .*; expected a folder in COCO's layout"
     ):
         open_scenes(str(data))
-    own = {"val_data": str(tmp_path / "none.json"), "val_images": str(data / "val2017")}
-    with pytest.raises(RequestError, match=r"none.json: No such file or directory; expected an annotation file"):
-        open_scenes(str(tmp_path / "none.json"), str(data / "train2017"), **own)
+    with pytest.raises(RequestError, match="data is .*none.json, which does not exist; expected a folder in COCO's"):
+        open_scenes(str(tmp_path / "none.json"), str(data / "train2017"))
+    with pytest.raises(
+        RequestError, match="val_data is .*none.json, which does not exist; expected a folder in COCO's"
+    ):
+        open_scenes(str(data), val_data=str(tmp_path / "none.json"))
+    with pytest.raises(RequestError, match="data is .*: not a regular file; expected an annotation file"):
+        open_scenes("/dev/null", str(data / "train2017"), val_data=str(data))
 
 
 def test_parts_that_are_not_given(data: Path) -> None:

@@ -17,7 +17,7 @@ from fastmim.data.sources.files import Files
 from fastmim.data.sources.index import NameTable
 from fastmim.data.sources.sampling import decoded_as
 from fastmim.errors import RequestError, listed
-from fastmim.system.files import expanded, is_folder
+from fastmim.system.files import exists, expanded, is_folder
 from fastmim.system.text import printable
 from fastmim.transfer.detect.annotations import (
     Entry,
@@ -146,6 +146,9 @@ def open_scenes(
     """
     if not data:
         raise RequestError(f"data is not given; expected {_EXPECTED}")
+    for name, given in (("data", data), ("val_data", val_data)):
+        if given is not None and not exists(expanded(given)):
+            raise RequestError(f"{name} is {given}, which does not exist; expected {_EXPECTED}")
     if val_data is None and not is_folder(expanded(data)):
         raise RequestError(f"val_data is not given; expected {_EXPECTED}")
     train_file, train_folder = _locate(data, images, "training")
