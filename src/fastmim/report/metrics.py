@@ -5,10 +5,11 @@ from __future__ import annotations
 import gc
 import json
 import os
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from operator import itemgetter
+from operator import itemgetter, methodcaller
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ import numpy as np
 from fastmim.system import files
 
 _CHUNK = 1 << 16  # bytes of lines that are decoded together: small enough for a processor's cache
+_LARGEST = 1 << 53  # step that a float64 holds exactly
+_STEP = methodcaller("get", "step")
 _MAX_NAMES = 200  # of metrics; a run has about twenty
 
 
@@ -60,7 +63,7 @@ def read(path: Path) -> Metrics:
     parts: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
     with os.fdopen(files.open_regular(path), "rb") as file, _without_garbage_collection():
         while lines := file.readlines(_CHUNK):
-            rows = list(_rows(lines))
+            rows = _rows(lines)
             found.num_lines += len(lines)
             found.num_unreadable += len(lines) - len(rows)
             found.first_time = found.first_time or _first_time(rows)
@@ -76,17 +79,19 @@ def read(path: Path) -> Metrics:
     return found
 
 
-def _rows(lines: list[bytes]) -> Iterator[dict[str, Any]]:
+def _rows(lines: list[bytes]) -> list[dict[str, Any]]:
     """The lines that hold an object with a step."""
     try:
         rows = json.loads(b"[" + b",".join(lines) + b"]")  # faster than line by line
         if len(rows) != len(lines):
             raise ValueError
     except (ValueError, RecursionError):
-        rows = map(_decoded, lines)
-    for row in rows:
-        if type(row) is dict and type(row.get("step")) is int and abs(row["step"]) < 1 << 53:
-            yield row
+        rows = list(map(_decoded, lines))
+    if set(map(type, rows)) == {dict} and set(map(type, map(_STEP, rows))) == {int}:
+        steps = list(map(_STEP, rows))
+        if min(steps) > -_LARGEST and max(steps) < _LARGEST:
+            return rows
+    return [row for row in rows if type(row) is dict and type(row.get("step")) is int and abs(row["step"]) < _LARGEST]
 
 
 def _decoded(line: bytes) -> Any:
@@ -98,10 +103,24 @@ def _decoded(line: bytes) -> Any:
 
 def _by_names(rows: list[dict[str, Any]]) -> Iterator[tuple[tuple[str, ...], list[dict[str, Any]]]]:
     """The rows in groups that have the same names, which are few."""
+    if rows and _are_alike(rows):
+        yield tuple(rows[0]), rows
+        return
     groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for row in rows:
         groups.setdefault(tuple(row), []).append(row)
     yield from groups.items()
+
+
+def _are_alike(rows: list[dict[str, Any]]) -> bool:
+    """Whether all have the names of the first; without a loop of Python's, as there may be millions."""
+    if set(map(len, rows)) != {len(rows[0])}:
+        return False
+    try:
+        deque(map(itemgetter(*rows[0]), rows), maxlen=0)
+    except KeyError:
+        return False
+    return True
 
 
 def _add_columns(
