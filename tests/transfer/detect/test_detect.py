@@ -88,7 +88,7 @@ def test_a_run_leaves_weights_scores_and_pictures(run: Path) -> None:
     [picture] = (run / "samples").iterdir()
     assert picture.name == "detection_000000004_000000.png"
     with Image.open(picture) as image:
-        assert image.width >= 2 * 64
+        assert image.width >= 2 * 320
     [logged] = [line for line in lines(run) if "val_box_ap" in line]
     stored = json.loads((run / "evaluation.json").read_text())
     assert logged["step"] == stored["step"] == 4 and logged["val_mask_ap"] == stored["val_mask_ap"]
@@ -138,7 +138,7 @@ def test_predictions_are_those_of_the_validation(tmp_path: Path, run: Path, data
     assert score(truth, results, masks=True).overall["box"] == pytest.approx(stored["box"])
     for image in content["images"]:
         with Image.open(out / "pictures" / image["picture"]) as picture:
-            assert max(picture.size) == 64
+            assert max(picture.size) == 320  # five times the size of the network's
 
 
 def test_a_folder_of_predictions_that_exists_is_refused(

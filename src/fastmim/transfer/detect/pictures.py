@@ -17,7 +17,8 @@ SURE = 0.5
 """Objects of a lower score are not drawn."""
 
 _OPACITY = 0.45
-_MARGIN, _HEAD, _LEAST = 12, 44, 480
+_MARGIN, _HEAD, _LEAST = 12, 44, 640
+_SIDE = 320  # of smaller images, enlarged by whole numbers so that names can be read
 _INK = (20, 24, 31)
 
 
@@ -30,6 +31,8 @@ def draw(pixels: np.ndarray, size: tuple[int, int], objects: Sequence[Found], cl
         objects: Those to draw.
         classes: Names.
     """
+    factor = max(1, _SIDE // max(pixels.shape[:2]))
+    pixels = pixels.repeat(factor, axis=0).repeat(factor, axis=1)
     height, width = pixels.shape[:2]
     palette, mixed = colours(len(classes)), pixels.astype(np.float32)
     for item in reversed(objects):
