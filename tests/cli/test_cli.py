@@ -131,8 +131,11 @@ def test_help_shows_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
         (["export", "run", "--to", "timm"], "out is not given; expected a directory or file to write, as in --to timm"),
         (["pretrain", "--lrr", "3"], "Unknown option: --lrr. Did you mean --lr?"),
         (["pretrain", "--lr", "fast"], 'Invalid value for --lr: unable to convert "fast" into float.'),
-        (["pretrain", "--target", "hoG2"], 'Invalid value "hoG2" for --target. Choose from: "hog", "pixels", "rgb".'),
-        (["pretrain", "--mask-ratio", "2"], "mask_ratio is 2.0; expected between 0 and 1"),
+        (
+            ["pretrain", "--target", "hoG2"],
+            'Invalid value "hoG2" for --target. Choose from: "hog", "pixels", "rgb", "random',
+        ),
+        (["pretrain", "--mask-ratio", "2"], "mask_ratio is 2.0; expected at least 0 and less than 1, such as 0.75"),
         (["pretrain", "--config", "none.yaml"], "config is none.yaml: No such file or directory"),
         (["pretrain", "--data", "no/such/dir"], "no/such/dir"),
         (["visualise", "no/such/run"], "run is no/such/run; expected a run directory with a config.yaml"),
@@ -162,7 +165,7 @@ def test_a_misspelt_key_in_yaml_is_named(tmp_path: Path, capsys: pytest.CaptureF
     path = tmp_path / "run.yaml"
     path.write_text("bachsize: 3\n")
     assert run("pretrain", "--config", str(path)) == 2
-    assert "unknown setting 'bachsize'; did you mean batch_size?" in capsys.readouterr().err
+    assert "unknown setting 'bachsize'; did you mean batch_size or teacher_size?" in capsys.readouterr().err
 
 
 def test_flags_override_the_file_and_dry_run_does_nothing(

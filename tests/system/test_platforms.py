@@ -58,7 +58,7 @@ packed = fastmim.pack(photos, folder / "packed", num_workers=0)
 assert packed.finished
 assert fastmim.embed(weights=run.out, data=str(folder / "packed"), out=folder / "features.npy", num_workers=0).finished
 fastmim.export(run.out, to="state-dict", out=folder / "backbone.safetensors")
-memory = [line["memory_gb"] for line in __import__("fastmim.training.run_directory", fromlist=["x"])
+memory = [line["memory_gb"] for line in __import__("fastmim.system.run_directory", fromlist=["x"])
     .RunDirectory(run.out).read_metrics()]
 assert memory == [3.0] * len(memory) and memory, memory
 """

@@ -67,7 +67,7 @@ def test_timms_hub_layout(tmp_path: Path, vit: Path, img_size: int | None) -> No
     fed = config["pretrained_cfg"]
     assert fed["mean"] == [0.4, 0.5, 0.6] and fed["std"] == [0.2, 0.3, 0.4]
     assert not {"tag", "license", "hf_hub_id"} & fed.keys()
-    assert sorted(p.name for p in result.path.iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(p.name for p in result.path.iterdir()) == ["README.md", "config.json", "model.safetensors"]
     assert (result.max_difference, result.img_size) == (0, img_size or 32)
 
 
@@ -264,7 +264,12 @@ def test_overwriting_keeps_other_files(tmp_path: Path, vit: Path) -> None:
     (tmp_path / "d" / "photo.jpg").touch()
     (tmp_path / "d" / "config.json").write_text("old")
     result = fastmim.export(vit, to="timm", out=tmp_path / "d", overwrite=True)
-    assert sorted(p.name for p in result.path.iterdir()) == ["config.json", "model.safetensors", "photo.jpg"]
+    assert sorted(p.name for p in result.path.iterdir()) == [
+        "README.md",
+        "config.json",
+        "model.safetensors",
+        "photo.jpg",
+    ]
     assert json.loads((result.path / "config.json").read_text())["architecture"] == VIT
 
 

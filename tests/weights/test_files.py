@@ -146,7 +146,9 @@ def test_files_that_are_not_weights_are_refused(tmp_path: Path) -> None:
     save_file({"a": torch.zeros(1)}, file)
     with pytest.raises(RequestError, match=r"of format None; expected 'fastmim-weights-1'.*fastmim convert"):
         fastmim.load_backbone(file)
-    with pytest.raises(RequestError, match=r"weights is .*nothing; expected a fastmim weights file or a finished run"):
+    with pytest.raises(
+        RequestError, match=r"weights is '.*nothing'; expected a fastmim weights file or a finished run"
+    ):
         fastmim.load_backbone(tmp_path / "nothing")
     with pytest.raises(RequestError, match="a finished run directory"):
         fastmim.load_backbone(tmp_path)

@@ -39,7 +39,7 @@ def write(
     for number in labels:
         say(differences.order(summary, number, request.num_val))
     if any(differences.ties(summary, number, request.num_val) for number in labels):
-        more = _command_line(StudyConfig(seeds=max(differences.MIN_SEEDS, 2 * config.seeds), out=config.out))
+        more = _more_seeds(config, max(differences.MIN_SEEDS, 2 * config.seeds))
         images = count(request.num_val, "validation image")
         say(f"{TABLE} lists the others; more seeds or more than {images} may tell them apart: {more}")
     title = (
@@ -206,7 +206,11 @@ def command(config: StudyConfig, plan: dict[str, Any]) -> str:
     first = _command_line(dataclasses.replace(config, seeds=plan["seeds"]))
     if plan["seeds"] == config.seeds:
         return first
-    return f"{first} && {_command_line(StudyConfig(seeds=config.seeds, out=config.out))}"
+    return f"{first} && {_more_seeds(config, config.seeds)}"
+
+
+def _more_seeds(config: StudyConfig, seeds: int) -> str:
+    return shlex.join(["fastmim", "study", "--seeds", str(seeds), "--out", str(config.out)])
 
 
 def _command_line(config: StudyConfig) -> str:

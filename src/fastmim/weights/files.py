@@ -81,7 +81,7 @@ def read(source: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     path = path / FILE if is_folder(path) else path
     if not (exists(path) and path.is_file()):
         raise RequestError(
-            f"weights is {source}; expected a fastmim weights file or a finished run directory with {FILE}"
+            f"weights is {shown(str(source))}; expected a fastmim weights file or a finished run directory with {FILE}"
         )
     try:
         with safe_open(path, framework="pt") as file:

@@ -257,7 +257,7 @@ def test_the_python_of_the_page_runs() -> None:
 
 
 def test_the_page_states_the_recipes() -> None:
-    table = PAGE.read_text().partition("| network |")[2]
+    table = PAGE.read_text().partition("| network |")[2].partition("\n\n")[0]
     rows = [row.split("|")[1:] for row in table.splitlines() if row.startswith("| `")]
     assert [row[0].strip(" `") for row in rows] == list(SEGMENT_RECIPES)
     for row, recipe in zip(rows, SEGMENT_RECIPES.values(), strict=True):
