@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,19 +13,20 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from fastmim.data import whole_images
 from fastmim.data.decode import decode_whole
 from fastmim.data.greys import PLAIN, Decoding
 from fastmim.data.label_images import IGNORED, LabelledPixels
 from fastmim.data.loader import read_ahead
 from fastmim.data.order import Shuffle, StepSampler
+from fastmim.data.replacement import Replacement
 from fastmim.data.sources import Source
-from fastmim.data.unreadable import UNREADABLE, BadImage, reason
+from fastmim.data.unreadable import BadImage
 from fastmim.randomness import image_keys, uniform
 
 _STREAM = 11
 _NUM_TRIES = 10
 _MAX_SHARE = 0.75  # of a crop's pixels with a class that one class may have, if another place can be found
-_MAX_UNREADABLE = 100
 
 
 def random_crop(
@@ -109,32 +111,21 @@ class _Crops(Dataset[dict[str, Any]]):
     fill: tuple[int, ...]
 
     def __getitems__(self, batch: tuple[int, np.ndarray]) -> dict[str, Any]:
-        """Crop one micro-batch; see `loader._Crops` for keys and unreadable images."""
+        """Crop one micro-batch; see `loader.load` for keys and unreadable images."""
         epoch, indices = batch
         keys = image_keys(self.seed, epoch, torch.from_numpy(indices))
         randoms = uniform(keys, 2 * _NUM_TRIES + 1, stream=_STREAM).tolist()
         images = torch.empty(len(indices), 3, self.size, self.size, dtype=torch.uint8)
         labels = torch.empty(len(indices), self.size, self.size, dtype=torch.int16)
-        bad: dict[int, str] = {}
+        replacement = Replacement(self.scenes)
         for position, index in enumerate(indices.tolist()):
-            found = self._next_readable(index, randoms[position], bad)
+            found = replacement.first(index, functools.partial(self._crop, randoms[position]))
             if found is None:
-                return {"unreadable": self._named(bad)}
-            images[position], labels[position] = found
-        return {"images": images, "labels": labels, "keys": keys, "bad": self._named(bad)}
+                return {"unreadable": replacement.bad()}
+            images[position], labels[position] = found[1]
+        return {"images": images, "labels": labels, "keys": keys, "bad": replacement.bad()}
 
-    def _next_readable(self, index: int, randoms: list[float], bad: dict[int, str]) -> tuple[Tensor, Tensor] | None:
-        """A crop of the first usable image at or after `index`; None after 100 tries."""
-        for _ in range(min(_MAX_UNREADABLE, len(self.scenes))):
-            if index not in bad:
-                try:
-                    return self._crop(index, randoms)
-                except UNREADABLE as error:
-                    bad[index] = reason(error)
-            index = (index + 1) % len(self.scenes)
-        return None
-
-    def _crop(self, index: int, randoms: list[float]) -> tuple[Tensor, Tensor]:
+    def _crop(self, randoms: list[float], index: int) -> tuple[Tensor, Tensor]:
         low, high = self.scale
         short_side = max(1, round(self.size * (low + randoms[-1] * (high - low))))
         pixels, original = decode_resized(self.scenes.read(index), short_side, self.scenes.decoding)
@@ -142,9 +133,6 @@ class _Crops(Dataset[dict[str, Any]]):
         return random_crop(
             pixels, resize_labels(labels, (pixels.shape[1], pixels.shape[2])), self.size, randoms, fill=self.fill
         )
-
-    def _named(self, bad: dict[int, str]) -> list[tuple[str, str]]:
-        return [(self.scenes.name(index), why) for index, why in bad.items()]
 
 
 def load_crops(
@@ -194,29 +182,10 @@ def load_crops(
     return read_ahead(crops, order, scenes.origin, num_workers=num_workers, pin_memory=pin_memory)
 
 
-@dataclass(frozen=True, eq=False)
-class _Whole(Dataset[dict[str, Any]]):
-    """The map-style dataset in the workers: one image a batch, as images differ in size."""
-
-    source: Source
-    short_side: int
-
-    def __getitems__(self, indices: Sequence[int]) -> dict[str, Any]:
-        [index] = indices
-        try:
-            pixels, size = decode_resized(self.source.read(index), self.short_side, self.source.decoding)
-            found: dict[str, Any] = {"index": index, "image": pixels, "size": size, "bad": []}
-            if isinstance(self.source, LabelledPixels):
-                found["labels"] = torch.from_numpy(_check_size(self.source.read_label(index), size))
-        except UNREADABLE as error:
-            return {"index": index, "bad": [(self.source.name(index), reason(error))]}
-        return found
-
-
 def load_whole(
     source: Source, *, short_side: int, num_workers: int = 0, indices: Sequence[int] | None = None
 ) -> Generator[dict[str, Any]]:
-    """Read whole images in order, one at a time.
+    """Read whole images in order, one at a time; see `whole_images.load_whole`.
 
     Args:
         source: The images; with label images if it is a `LabelledPixels`.
@@ -225,15 +194,22 @@ def load_whole(
         indices: The images to read; all if None.
 
     Yields:
-        "index", "image" uint8 (3, h, w), "size" (H, W) of the image before it was resized, "labels" int16 (H, W) if
-        there are any, and "bad" as from `load_crops`; an unusable image has "index" and "bad" only.
+        "image" uint8 (3, h, w), "size" (H, W) of the image before it was resized, "labels" int16 (H, W) if there are
+        any, "index" and "bad".
 
     Raises:
         RunError: a worker died.
     """
-    chosen = range(len(source)) if indices is None else indices
-    requests = [[index] for index in chosen]
-    return read_ahead(_Whole(source, short_side), requests, source.origin, num_workers=num_workers)
+    read = functools.partial(_read_whole, source, short_side)
+    return whole_images.load_whole(source, read, num_workers=num_workers, indices=indices)
+
+
+def _read_whole(source: Source, short_side: int, index: int) -> dict[str, Any]:
+    pixels, size = decode_resized(source.read(index), short_side, source.decoding)
+    found: dict[str, Any] = {"image": pixels, "size": size}
+    if isinstance(source, LabelledPixels):
+        found["labels"] = torch.from_numpy(_check_size(source.read_label(index), size))
+    return found
 
 
 def _check_size(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:

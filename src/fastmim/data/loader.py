@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
@@ -14,15 +15,14 @@ from torch.utils.data import DataLoader, Dataset
 
 from fastmim.data.augment import CROP_STREAM, NUM_RANDOMS, decode_crop
 from fastmim.data.order import Shuffle, StepSampler, steps_per_epoch
+from fastmim.data.replacement import Replacement
 from fastmim.data.sources import Source
-from fastmim.data.unreadable import UNREADABLE, reason
 from fastmim.data.workers import dismiss, obey_parent_only, signals_blocked
 from fastmim.errors import RequestError, RunError, first_line
 from fastmim.randomness import image_keys, uniform
 from fastmim.system.processes import NO_MAIN_GUARD, check_main_guard
 from fastmim.system.signals import Stopped, stop_requested
 
-_MAX_TRIES = 100
 _POLL_SECONDS = 1.0
 _NO_GUARD = (
     'the script has no `if __name__ == "__main__":`, and data workers, which import the script, would start it all '
@@ -42,47 +42,29 @@ class _Crops(Dataset[dict[str, Any]]):
     transform: Callable[[torch.Tensor, int], torch.Tensor] | None = None
 
     def __getitems__(self, batch: tuple[int, np.ndarray]) -> dict[str, Any]:
-        """Crop one micro-batch.
-
-        A replacement for an unreadable image is cropped with the key of the image that it replaces. So the keys
-        of a batch are known before it is read, and an image that appears twice is cropped in two ways.
-        """
+        """Crop one micro-batch. An image that appears twice, once as a replacement, is cropped in two ways."""
         epoch, indices = batch
         keys = image_keys(self.seed, epoch, torch.from_numpy(indices))
         randoms = uniform(keys, NUM_RANDOMS, stream=CROP_STREAM).tolist()
         images = torch.empty(len(indices), 3, self.size, self.size, dtype=torch.uint8)
-        bad: dict[int, str] = {}
-        used = []
+        replacement, used = Replacement(self.source), []
         for index, key, numbers, image in zip(indices.tolist(), keys.tolist(), randoms, images, strict=True):
-            readable = self._crop_next_readable(index, numbers, image, bad)
-            if readable is None:  # reported, not raised: an exception would carry the worker's traceback
-                return {"unreadable": self._named(bad)}
+            found = replacement.first(index, functools.partial(self._crop, numbers))
+            if found is None:  # reported, not raised: an exception would carry the worker's traceback
+                return {"unreadable": replacement.bad()}
+            readable, crop = found
+            image.copy_(crop)
             if self.transform is not None:
                 image.copy_(self.transform(image, key))
             used.append(readable)
-        result = {"images": images, "keys": keys, "bad": self._named(bad)}
+        result = {"images": images, "keys": keys, "bad": replacement.bad()}
         if self.source.labels is not None:
             result["labels"] = torch.from_numpy(self.source.labels[used])
         return result
 
-    def _named(self, bad: dict[int, str]) -> list[tuple[str, str]]:
-        return [(self.source.name(index), reason) for index, reason in bad.items()]
-
-    def _crop_next_readable(
-        self, index: int, randoms: list[float], out: torch.Tensor, bad: dict[int, str]
-    ) -> int | None:
-        """Fill `out` from the first readable image at or after `index`; return its index, or None after 100 tries."""
-        for _ in range(min(_MAX_TRIES, len(self.source))):
-            if index not in bad:
-                try:
-                    data, decoding = self.source.read(index), self.source.decoding
-                    crop = decode_crop(data, self.size, randoms, decoding, scale=self.scale, ratio=self.ratio)
-                    out.copy_(crop)
-                    return index
-                except UNREADABLE as error:
-                    bad[index] = reason(error)
-            index = (index + 1) % len(self.source)
-        return None
+    def _crop(self, randoms: list[float], index: int) -> torch.Tensor:
+        data, decoding = self.source.read(index), self.source.decoding
+        return decode_crop(data, self.size, randoms, decoding, scale=self.scale, ratio=self.ratio)
 
 
 def load(

@@ -193,19 +193,25 @@ class Task(ABC, Generic[Config]):
         return loader.load(
             self.source,
             size=stage.size,
-            seed=self.config.seed,
-            global_batch=self.config.images_per_step,
-            first_step=first_step,
-            last_step=stage.stop,
-            accumulation=stage.accumulation,
-            rank=self.world.rank,
-            world_size=self.world.size,
-            num_workers=self.plan.num_workers,
             crop_scale=self.config.crop_scale,
-            pin_memory=self.plan.device.type == "cuda",
             transform=self.transform(),
-            shuffle=self.config.shuffle,
+            **self.loading(stage, first_step),
         )
+
+    def loading(self, stage: Stage, first_step: int) -> dict[str, Any]:
+        """The arguments of `loader.load` that do not depend on what is done with an image."""
+        return {
+            "seed": self.config.seed,
+            "global_batch": self.config.images_per_step,
+            "first_step": first_step,
+            "last_step": stage.stop,
+            "accumulation": stage.accumulation,
+            "rank": self.world.rank,
+            "world_size": self.world.size,
+            "num_workers": self.plan.num_workers,
+            "pin_memory": self.plan.device.type == "cuda",
+            "shuffle": self.config.shuffle,
+        }
 
     def batches(self, stage: Stage, first_step: int) -> Generator[Batch]:
         """Yield the micro-batches of a stage from a step on, and report unreadable images."""
@@ -372,14 +378,7 @@ def _train(task: Task[Any], found: Checkpoint | None) -> int:
         writes=task.world.main,
     )
     with logs:
-        step = fit(
-            task,
-            config,
-            task.plan,
-            logs=logs,
-            resume_from=found,
-            faster_data=task.faster_data,
-        )
+        step = fit(task, config, task.plan, logs=logs, resume_from=found, faster_data=task.faster_data)
         if task.bad_images:
             logs.say(task.bad_images.describe())
     return step

@@ -3,58 +3,50 @@
 No `from __future__ import annotations` here, as in `training.settings`.
 """
 
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+import math
+from dataclasses import dataclass
+from typing import ClassVar
 
 from fastmim.config import check_positive
 from fastmim.errors import RequestError
-from fastmim.training.settings import TrainConfig, check_duration
+from fastmim.training.settings import check_duration
+from fastmim.transfer.supervised_settings import SupervisedConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class DenseConfig(TrainConfig):
+class DenseConfig(SupervisedConfig):
     """The backbone of a network that predicts boxes, masks or a class for each pixel, and how it is trained."""
 
-    PLACES: ClassVar[frozenset[str]] = TrainConfig.PLACES | {"weights"}
-
-    weights: str = "none"
-    """Weights to start from: a run directory, a weights file, a timm model's name (timm's weights), or `none`."""
-
-    backbone: str | None = None
-    """Architecture: required with --weights none; other weights must match it. [default: that of the weights]"""
-
-    backbone_args: dict[str, Any] = field(default_factory=dict)
-    """Arguments for timm.create_model; weights must match them. [default: those of the weights]"""
+    RESUMABLE: ClassVar[frozenset[str]] = SupervisedConfig.RESUMABLE | {"num_pictures"}
 
     window: int | None = None
     """Side of the windows in a plain ViT's attention, such as 14: faster on large images. Four blocks still see the
     whole map. [default: every block does]"""
 
-    layer_decay: float = 1.0
-    """Factor between the learning rates of a block and of the block after it; 1 for one rate."""
+    channels: int = 256
+    """Channels of the layers on the backbone."""
 
-    drop_path: float | None = None
-    """Stochastic depth: how often the last block is skipped. [default: 0.1 where the backbone supports it]"""
+    scale: tuple[float, float] = (0.5, 2.0)
+    """Smallest and largest size of the image from which a crop is cut, as a multiple of --img-size."""
 
-    flip: bool = True
-    """Flip half of the training images left to right; --no-flip where left and right matter, as in text."""
+    batch_size: int = 16
+    """Images per optimiser step, over all devices; --micro-batch limits how many a device takes at once.
+    The default is lowered to the number of images if there are fewer."""
+
+    lr: float = 1.6e-3
+    """Learning rate per 256 images: the peak is lr * batch_size / 256, which is 1e-4 by default."""
 
     eval_every: str = "10%"
     """How often to validate: `5 epochs`, `500 steps`, `5%`."""
 
-    mean: tuple[float, float, float] | None = None
-    """RGB mean for normalising pixels in [0, 1]. [default: that of the weights, else ImageNet's]"""
-
-    std: tuple[float, float, float] | None = None
-    """RGB standard deviation, likewise."""
+    num_pictures: int = 4
+    """Validation images that are drawn with their prediction in samples/."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_positive(self, "window")
-        if not 0 < self.layer_decay <= 1:
-            raise RequestError(f"layer_decay is {self.layer_decay:g}; expected more than 0 and at most 1, such as 0.75")
-        if self.drop_path is not None and not 0 <= self.drop_path < 1:
-            raise RequestError(f"drop_path is {self.drop_path:g}; expected 0 (none) or more, and less than 1")
-        if self.std is not None and not all(value > 0 for value in self.std):
-            raise RequestError(f"std is {self.std}; expected three numbers above 0, such as 0.229 0.224 0.225")
+        check_positive(self, "window", "channels")
         check_duration("eval_every", self.eval_every)
+        if not 0 < self.scale[0] <= self.scale[1] < math.inf:
+            raise RequestError(f"scale is {self.scale}; expected 0 < smallest <= largest, such as 0.5 2.0")
+        if self.num_pictures < 0:
+            raise RequestError(f"num_pictures is {self.num_pictures}; expected 0 (none) or more")

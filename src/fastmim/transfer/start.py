@@ -8,6 +8,7 @@ from typing import Any
 
 from fastmim import weights
 from fastmim.data.statistics import IMAGENET_MEAN, IMAGENET_STD
+from fastmim.errors import listed
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,11 @@ class Start:
     """That of the greys that the weights were trained on, as the setting `range` has it."""
     origin: str = "nothing: an untrained network"
     """A description for the user."""
+
+    def describe(self) -> list[str]:
+        """The start as lines of a plan."""
+        fresh = f"fresh     {listed(self.fresh)}: left out of pre-training, so they start untrained"
+        return [f"weights   {self.origin}", *([fresh] if self.fresh else [])]
 
 
 def find_start(name: str, *, backbone: str | None, backbone_args: Mapping[str, Any]) -> Start:

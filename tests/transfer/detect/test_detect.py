@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -21,8 +22,8 @@ from fastmim import cli, weights
 from fastmim.errors import RequestError
 from fastmim.recipes import DETECT_RECIPES
 from fastmim.training import opening
-from fastmim.transfer.detect import file
 from fastmim.transfer.detect.detect import Result
+from fastmim.transfer.detect.file import FORMAT
 from fastmim.transfer.detect.predict import Predicted
 from fastmim.transfer.detect.scores import NAMES, score
 from fastmim.transfer.detect.settings import DetectConfig
@@ -158,14 +159,14 @@ def test_boxes_alone_from_a_pretrained_plain_vit(tmp_path: Path, pretrained: Pat
     assert found.finished and found.mask_ap is None and found.box_ap is not None
     stored = json.loads((tmp_path / "run/evaluation.json").read_text())
     assert "mask" not in stored and "val_mask_ap" not in stored
-    opened = file.load(str(found.out))
+    opened = FORMAT.load(str(found.out))
     assert not opened.design.masks and opened.design.categories == list(shapes.NUMBERS.values())
-    assert equal(weights.load_backbone(found.out).state_dict(), opened.detector.trunk.model.state_dict())
+    assert equal(weights.load_backbone(found.out).state_dict(), opened.network.trunk.model.state_dict())
 
 
 def test_a_file_whose_description_was_changed_is_refused(tmp_path: Path, run: Path, pretrained: Path) -> None:
     with pytest.raises(RequestError, match="which holds no detector; expected a run of `fastmim detect`"):
-        file.load(str(pretrained))
+        FORMAT.load(str(pretrained))
     stored, facts = weights.read(run)
     changes = [
         ({"channels": 10**9}, "a number is out of range"),
@@ -180,7 +181,7 @@ def test_a_file_whose_description_was_changed_is_refused(tmp_path: Path, run: Pa
         kept = {name: value for name, value in facts.items() if name != "format"}
         weights.write(path, stored, kept | {"detector": facts["detector"] | change})
         with pytest.raises(RequestError, match=f"does not fit its description .*({message})"):
-            file.load(str(path))
+            FORMAT.load(str(path))
 
 
 def test_a_run_keeps_to_its_classes(run: Path, data: Path, tmp_path: Path) -> None:
@@ -232,3 +233,15 @@ def test_the_plan_is_printed_without_training(tmp_path: Path, data: Path, capsys
     ):
         assert expected in printed
     assert torch.initial_seed() == 0
+
+
+def test_annotations_that_have_lost_their_masks_are_refused_on_resuming(tmp_path: Path, data: Path, run: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    shutil.copytree(data, tmp_path / "coco")
+    for path in (tmp_path / "coco/annotations").iterdir():
+        content = json.loads(path.read_text())
+        for entry in content["annotations"]:
+            del entry["segmentation"]
+        path.write_text(json.dumps(content))
+    with pytest.raises(RequestError, match="data is .*coco with boxes alone; the run in .*run began with masks: give"):
+        detect(tmp_path / "run", tmp_path / "coco")

@@ -18,7 +18,7 @@ from PIL import Image
 
 import fastmim
 from fastmim import cli, weights
-from fastmim.transfer.segment import file
+from fastmim.transfer.segment.file import FORMAT
 from fastmim.transfer.segment.predict import Predicted
 from scenes import CLASSES, NETWORK, SEGMENT, draw_scenes, segment
 from tuning import equal, lines, tensors
@@ -134,26 +134,26 @@ def test_unreadable_images_are_left_out_of_predictions(tmp_path: Path, run: Path
 
 
 def test_the_weights_file_holds_the_backbone_as_timm_loads_it(run: Path, tmp_path: Path, scenes: Path) -> None:
-    opened = file.load(str(run))
+    opened = FORMAT.load(str(run))
     backbone = weights.load_backbone(run)
-    own = opened.segmenter.trunk.model.state_dict()
+    own = opened.network.trunk.model.state_dict()
     assert equal(backbone.state_dict(), own)
     again = segment(tmp_path / "again", scenes, weights=str(run), steps=1, head="linear")
-    assert equal(file.load(str(again.out)).segmenter.trunk.model.state_dict(), own)  # frozen
+    assert equal(FORMAT.load(str(again.out)).network.trunk.model.state_dict(), own)  # frozen
 
 
 def test_a_linear_head_trains_nothing_else(tmp_path: Path, pretrained: Path, scenes: Path) -> None:
     found = segment(tmp_path / "run", scenes, weights=str(pretrained), head="linear", batch_size=1, test="whole")
-    trained = file.load(str(found.out))
+    trained = FORMAT.load(str(found.out))
     before = weights.load_backbone(pretrained, img_size=32).state_dict()
-    assert equal(trained.segmenter.trunk.model.state_dict(), before)
-    assert all(layer.weight.abs().sum() > 0 for layer in trained.segmenter.head.layers)
-    assert len(trained.segmenter.head.layers) == 4  # a plain ViT's quarters
+    assert equal(trained.network.trunk.model.state_dict(), before)
+    assert all(layer.weight.abs().sum() > 0 for layer in trained.network.head.layers)
+    assert len(trained.network.head.layers) == 4  # a plain ViT's quarters
 
 
 def test_a_file_whose_description_was_changed_is_refused(tmp_path: Path, run: Path, pretrained: Path) -> None:
     with pytest.raises(fastmim.RequestError, match="which holds no segmenter; expected a run of `fastmim segment`"):
-        file.load(str(pretrained))
+        FORMAT.load(str(pretrained))
     stored, facts = weights.read(run)
     changes = [
         ({"channels": 10**9}, "a number is out of range"),
@@ -169,7 +169,7 @@ def test_a_file_whose_description_was_changed_is_refused(tmp_path: Path, run: Pa
             path, stored, {k: v for k, v in facts.items() if k != "format"} | {"segmenter": facts["segmenter"] | change}
         )
         with pytest.raises(fastmim.RequestError, match=f"does not fit its description .*({message})"):
-            file.load(str(path))
+            FORMAT.load(str(path))
 
 
 def test_the_plan_is_printed_without_training(tmp_path: Path, scenes: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,16 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.optim import AdamW
+from torch import Tensor
 
-from fastmim.backbone.surgery import check_lists_blocks
 from fastmim.data import sources
 from fastmim.data.labelled import Labelled, Subset, limit_labels, open_labelled
 from fastmim.data.mixing import Mix
@@ -22,19 +19,14 @@ from fastmim.data.rand_augment import RandAugment
 from fastmim.data.sources import Source
 from fastmim.errors import RequestError
 from fastmim.recipes import FINETUNE_RECIPES
-from fastmim.system.display import say
 from fastmim.system.run_directory import RunDirectory
-from fastmim.training import optim, run
-from fastmim.training.checkpoint import Checkpoint
+from fastmim.training import run
 from fastmim.training.logs import Logs
-from fastmim.training.loop import Periodic
-from fastmim.training.run import Task, launch
+from fastmim.training.run import launch
 from fastmim.transfer.classify.finetuner import Finetuner, Preparation, build_classifier
 from fastmim.transfer.classify.settings import FinetuneConfig
-from fastmim.transfer.classify.validation import Validator
-from fastmim.transfer.start import Start, find_start
-
-_NUM_NAMED = 5
+from fastmim.transfer.classify.validation import ClassifierValidator
+from fastmim.transfer.supervised import Supervised
 
 
 @dataclass(frozen=True)
@@ -61,7 +53,7 @@ def finetune(*, overwrite: bool = False, dry_run: bool = False, **settings: Any)
     return launch(Finetuning, settings, overwrite=overwrite, dry_run=dry_run)
 
 
-class Finetuning(Task[FinetuneConfig]):
+class Finetuning(Supervised[FinetuneConfig]):
     """A classifier on labelled images, validated as it trains."""
 
     config_class = FinetuneConfig
@@ -72,11 +64,10 @@ class Finetuning(Task[FinetuneConfig]):
         config = self.config
         if not config.data:
             raise RequestError("data is not given; expected labelled images: --data labelled/")
-        self.fresh_start = self._find_start() if config.range == "auto" else None
         self.labelled: Labelled = open_labelled(
             config.data,
             config,
-            inherited=self.fresh_start.range if self.fresh_start else None,
+            inherited=self.inherited_range,
             val_data=config.val_data,
             val_share=config.val_share,
         )
@@ -84,22 +75,18 @@ class Finetuning(Task[FinetuneConfig]):
             return self.labelled.train
         return limit_labels(self.labelled.train, config.num_labels, seed=config.seed)
 
-    def _find_start(self) -> Start:
-        config = self.config
-        return find_start(config.weights, backbone=config.backbone, backbone_args=config.backbone_args)
+    @property
+    def val(self) -> Source:
+        return self.labelled.val
 
     @property
-    def num_images(self) -> int:
-        return len(self.source) + len(self.labelled.val)
+    def classes(self) -> list[str]:
+        return self.labelled.classes
 
     @property
     def faster_data(self) -> str:
         train = self.labelled.train
         return sources.faster(train.source if isinstance(train, Subset) else train)
-
-    @cached_property
-    def fingerprints(self) -> dict[str, str]:
-        return {"data": sources.fingerprint(self.source), "val_data": sources.fingerprint(self.labelled.val)}
 
     @property
     def eval_steps(self) -> int:
@@ -107,26 +94,10 @@ class Finetuning(Task[FinetuneConfig]):
         plan, every = self.plan, self.config.eval_every
         return plan.steps(every) if every else min(plan.total_steps, max(plan.steps("5%"), plan.steps_per_epoch))
 
-    def sizes(self) -> tuple[tuple[int, float], ...]:
-        return ((self.config.img_size, 1.0),)
-
-    def check_resumable(self, found: Checkpoint) -> None:
-        super().check_resumable(found)
-        classes, expected = self.labelled.classes, found.manifest["classes"]
-        if expected != classes:
-            raise RequestError(
-                f"data is {self.config.data} with classes {', '.join(classes[:_NUM_NAMED])}...; expected those that "
-                f"the run in {self.config.out} began with, {', '.join(expected[:_NUM_NAMED])}...: take another --out"
-            )
-
-    def build(self, found: Checkpoint | None) -> None:
-        config, device, classes = self.config, self.plan.device, self.labelled.classes
-        self.start = Start(**found.manifest["start"]) if found else self.fresh_start or self._find_start()
-        classifier = build_classifier(config, self.start, num_classes=len(classes), resuming=bool(found))
-        if config.shard:
-            check_lists_blocks(classifier.model, classifier.name, "shard")
-        self.model = Finetuner(classifier, ema=config.ema).to(device)
-        self.mean, self.std = config.mean or tuple(self.start.mean), config.std or tuple(self.start.std)
+    def build_model(self, *, resuming: bool) -> Finetuner:
+        config, device, classes = self.config, self.plan.device, self.classes
+        classifier = build_classifier(config, self.start, num_classes=len(classes), resuming=resuming)
+        self.check_shards(classifier.model, classifier.name)
         policy = config.randaugment
         self.randaugment = None if policy == "none" else RandAugment(policy, fill=self.mean)
         self.preparation = Preparation(
@@ -142,9 +113,7 @@ class Finetuning(Task[FinetuneConfig]):
                 device=device,
             ),
         )
-        self.build_optimizer(
-            self.model
-        )  # refuses a model whose layers timm cannot tell apart before anything is written
+        return Finetuner(classifier, ema=config.ema).to(device)
 
     def prepare(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         return self.preparation(batch)
@@ -152,36 +121,19 @@ class Finetuning(Task[FinetuneConfig]):
     def transform(self) -> Callable[[Tensor, int], Tensor] | None:
         return self.randaugment
 
-    def build_optimizer(self, model: nn.Module) -> AdamW:
-        assert isinstance(model, Finetuner)
-        groups = model.classifier.parameter_groups(
-            weight_decay=self.config.weight_decay, layer_decay=self.config.layer_decay
-        )
-        return optim.adamw(groups, betas=self.config.betas)
-
-    def facts(self) -> dict[str, Any]:
-        return {
-            "num_images": self.plan.num_images,
-            "fingerprints": self.fingerprints,
-            "classes": self.labelled.classes,
-            "start": dataclasses.asdict(self.start),
-            "stages": [dataclasses.asdict(stage) for stage in self.plan.stages],
-        }
-
-    def periodic(self, logs: Logs) -> list[Periodic]:
-        self.validator = Validator(
+    def build_validator(self, logs: Logs) -> ClassifierValidator:
+        return ClassifierValidator(
+            metric="val_top1",
+            directory=self.directory,
+            total_steps=self.plan.total_steps,
+            about=self.about(),
+            bad_images=self.bad_images,
+            say=logs.say,
             config=self.config,
             plan=self.plan,
             data=self.labelled,
             model=self.model,
-            mean=self.mean,
-            std=self.std,
-            bad_images=self.bad_images,
-            say=logs.say,
         )
-        found = super().periodic(logs)
-        validating = (self.eval_steps, self.world.on_main(self.validator))
-        return [*found, validating, *self.reporting(f"{self.eval_steps} steps", logs)]
 
     def result(self, step: int) -> Result:
         return Result(self.config.out, step, self.plan.total_steps)
@@ -191,9 +143,7 @@ class Finetuning(Task[FinetuneConfig]):
         best = validator.best if validator.best >= 0 else None
         if not result.finished:
             return dataclasses.replace(result, best_top1=best)
-        validator.save(result.weights, step)
-        final = validator.last_scores(step)
-        say(self.console, validator.summary(final))
+        final = self.final_scores(step)
         return dataclasses.replace(result, top1=final["val_top1"], best_top1=best)
 
     def describe(self) -> list[str]:
@@ -202,19 +152,15 @@ class Finetuning(Task[FinetuneConfig]):
         counts = np.bincount([] if labels is None else labels, minlength=len(classes))
         num_missing = len(classes) - len(np.unique([] if val.labels is None else val.labels))
         millions = sum(p.numel() for p in classifier.parameters()) / 1e6
-        lines = [
+        return [
             f"data      {self.source.origin}: {len(self.source):,} images, {len(classes)} classes of "
             f"{counts.min():,} to {counts.max():,}; {plan.steps_per_epoch} steps an epoch",
             f"validate  {val.origin}: {len(val):,} images"
             + (f", none of {num_missing} of the classes" if num_missing else ""),
             *self.labelled.remarks,
-            f"weights   {self.start.origin}",
+            *self.start.describe(),
             f"network   {classifier.name}: {millions:.1f} M parameters at {config.img_size} px, "
             f"drop path {classifier.drop_path:g}, layer decay {config.layer_decay:g}",
             *plan.describe(),
             f"out       {config.out}; validated every {self.eval_steps} steps",
         ]
-        if self.start.fresh:
-            fresh = f"fresh     {', '.join(self.start.fresh)}: left out of pre-training, so they start untrained"
-            lines.insert(lines.index(f"weights   {self.start.origin}") + 1, fresh)
-        return lines

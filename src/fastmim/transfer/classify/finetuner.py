@@ -62,6 +62,10 @@ class Finetuner(nn.Module):
         """The classifier to evaluate and export: the average if there is one."""
         return self.averaged or self.classifier
 
+    def parameter_groups(self, *, weight_decay: float, layer_decay: float) -> list[dict[str, Any]]:
+        """The classifier's; the average is not trained."""
+        return self.classifier.parameter_groups(weight_decay=weight_decay, layer_decay=layer_decay)
+
     def forward(self, images: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """Cross entropy with soft targets.
 

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from fastmim.config import check_positive
 from fastmim.errors import RequestError
 from fastmim.training.settings import CropConfig, check_duration
+from fastmim.transfer.supervised_settings import SupervisedConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class FinetuneConfig(CropConfig):
+class FinetuneConfig(SupervisedConfig, CropConfig):
     """End-to-end classification: initial weights, labelled images, augmentation and regularisation."""
-
-    RESUMABLE: ClassVar[frozenset[str]] = CropConfig.RESUMABLE | {"val_data"}
-    PLACES: ClassVar[frozenset[str]] = CropConfig.PLACES | {"val_data", "weights"}
 
     recipe: str | None = None
     """Published settings to start from (`vit-b`, `swin-b`); flags override them."""
@@ -39,18 +37,6 @@ class FinetuneConfig(CropConfig):
     num_labels: int | None = None
     """Number of training images, balanced over the classes as far as possible. [default: all]"""
 
-    weights: str = "none"
-    """Weights to start from: a run directory, a weights file, a timm model's name (timm's weights), or `none`."""
-
-    backbone: str | None = None
-    """Architecture: required with --weights none; other weights must match it. [default: that of the weights]"""
-
-    backbone_args: dict[str, Any] = field(default_factory=dict)
-    """Arguments for timm.create_model; weights must match them. [default: those of the weights]"""
-
-    img_size: int = 224
-    """Side of the training crops in pixels; the weights are resampled to it."""
-
     DEFAULT_EPOCHS: ClassVar[float] = 100.0
 
     epochs: float | None = None
@@ -67,12 +53,6 @@ class FinetuneConfig(CropConfig):
     layer_decay: float = 0.75
     """Factor between the learning rates of a block and of the block after it; 1 for one rate."""
 
-    betas: tuple[float, float] = (0.9, 0.999)
-    """AdamW betas."""
-
-    drop_path: float | None = None
-    """Stochastic depth: how often the last block is skipped. [default: 0.1 where the backbone supports it]"""
-
     smoothing: float = 0.1
     """Label smoothing."""
 
@@ -88,9 +68,6 @@ class FinetuneConfig(CropConfig):
     reprob: float = 0.25
     """Random erasing: share of the images that get a rectangle of noise."""
 
-    flip: bool = True
-    """Flip half of the training images left to right; --no-flip where left and right matter, as in text."""
-
     ema: float | None = None
     """Decay of an exponential moving average of the weights, such as 0.9998; the average is then evaluated and
     exported. [default: none]"""
@@ -101,30 +78,22 @@ class FinetuneConfig(CropConfig):
     eval_crop: float = 1.0
     """Share of an image's shorter side in the central crop for validation; usual for ImageNet: 0.875."""
 
-    mean: tuple[float, float, float] | None = None
-    """RGB mean for normalising pixels in [0, 1]. [default: that of the weights, else ImageNet's]"""
-
-    std: tuple[float, float, float] | None = None
-    """RGB standard deviation, likewise."""
-
     def __post_init__(self) -> None:
         super().__post_init__()
-        shares = {"val_share": "0.1", "eval_crop": "0.875", "layer_decay": "0.75", "ema": "0.9998"}
+        shares = {"val_share": "0.1", "eval_crop": "0.875", "ema": "0.9998"}
         for name, example in shares.items():
             value = getattr(self, name)
             exclusive = name in ("val_share", "ema")
             if value is not None and not (0 < value < 1 or (value == 1 and not exclusive)):
                 limit = "less than" if exclusive else "at most"
                 raise RequestError(f"{name} is {value:g}; expected more than 0 and {limit} 1, such as {example}")
-        for name in ("drop_path", "smoothing", "reprob"):
+        for name in ("smoothing", "reprob"):
             value = getattr(self, name)
-            if value is not None and not 0 <= value < 1:
+            if not 0 <= value < 1:
                 raise RequestError(f"{name} is {value:g}; expected 0 (none) or more, and less than 1")
         for name in ("mixup", "cutmix"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise RequestError(f"{name} is {getattr(self, name):g}; expected 0 (none) or more")
-        check_positive(self, "img_size", "num_labels")
-        if self.std is not None and not all(value > 0 for value in self.std):
-            raise RequestError(f"std is {self.std}; expected three numbers above 0, such as 0.229 0.224 0.225")
+        check_positive(self, "num_labels")
         if self.eval_every is not None:
             check_duration("eval_every", self.eval_every)

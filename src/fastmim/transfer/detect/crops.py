@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,18 +13,19 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from fastmim.data import whole_images
 from fastmim.data.decode import decode_whole
 from fastmim.data.greys import Decoding
 from fastmim.data.loader import read_ahead
 from fastmim.data.order import Shuffle, StepSampler
+from fastmim.data.replacement import Replacement
 from fastmim.data.sources import Source
-from fastmim.data.unreadable import UNREADABLE, BadImage, reason
+from fastmim.data.unreadable import BadImage
 from fastmim.randomness import image_keys, uniform
 from fastmim.transfer.detect.coco import Scenes
 from fastmim.transfer.detect.outlines import to_mask
 
 _STREAM = 17
-_MAX_UNREADABLE = 100
 _LEAST_SIDE = 1.0  # of a box after cropping, in pixels
 
 
@@ -144,35 +146,24 @@ class _Crops(Dataset[dict[str, Any]]):
     jitter: Jitter
 
     def __getitems__(self, batch: tuple[int, np.ndarray]) -> dict[str, Any]:
-        """Read one micro-batch; see `loader._Crops` for keys and unreadable images."""
+        """Read one micro-batch; see `loader.load` for keys and unreadable images."""
         epoch, indices = batch
         keys = image_keys(self.seed, epoch, torch.from_numpy(indices))
         randoms = uniform(keys, 4, stream=_STREAM).tolist()
         found: list[dict[str, Tensor]] = []
-        bad: dict[int, str] = {}
+        replacement = Replacement(self.scenes)
         for position, index in enumerate(indices.tolist()):
-            usable = self._next_usable(index, randoms[position], bad)
+            usable = replacement.first(index, functools.partial(self._jittered, randoms[position]))
             if usable is None:
-                return {"unreadable": self._named(bad)}
-            found.append(usable)
+                return {"unreadable": replacement.bad()}
+            found.append(usable[1])
         joined = {name: torch.cat([part[name] for part in found]) for name in found[0] if name != "image"}
         images = torch.stack([part["image"] for part in found])
         counts = [len(part["labels"]) for part in found]
-        return joined | {"images": images, "counts": counts, "keys": keys, "bad": self._named(bad)}
+        return joined | {"images": images, "counts": counts, "keys": keys, "bad": replacement.bad()}
 
-    def _next_usable(self, index: int, randoms: list[float], bad: dict[int, str]) -> dict[str, Tensor] | None:
-        """The first usable image at or after `index`; None after 100 tries."""
-        for _ in range(min(_MAX_UNREADABLE, len(self.scenes))):
-            if index not in bad:
-                try:
-                    return jittered(self.scenes, index, self.jitter, randoms)
-                except UNREADABLE as error:
-                    bad[index] = reason(error)
-            index = (index + 1) % len(self.scenes)
-        return None
-
-    def _named(self, bad: dict[int, str]) -> list[tuple[str, str]]:
-        return [(self.scenes.name(index), why) for index, why in bad.items()]
+    def _jittered(self, randoms: list[float], index: int) -> dict[str, Tensor]:
+        return jittered(self.scenes, index, self.jitter, randoms)
 
 
 def load_crops(
@@ -206,30 +197,10 @@ def load_crops(
     )
 
 
-@dataclass(frozen=True, eq=False)
-class _Whole(Dataset[dict[str, Any]]):
-    """The map-style dataset in the workers: one image a batch, as images differ in size."""
-
-    source: Source
-    long_side: int
-
-    def __getitems__(self, indices: Sequence[int]) -> dict[str, Any]:
-        [index] = indices
-        source, expected = self.source, None
-        try:
-            if isinstance(source, Scenes):
-                expected = (int(source.sizes[index, 0]), int(source.sizes[index, 1]))
-                source.ground_truth([index])  # outlines that cannot be read make it unusable
-            pixels, size = decode_resized(source.read(index), self.long_side, source.decoding, expected)
-        except UNREADABLE as error:
-            return {"index": index, "bad": [(source.name(index), reason(error))]}
-        return {"index": index, "image": pixels, "size": size, "bad": []}
-
-
 def load_whole(
     source: Source, *, long_side: int, num_workers: int = 0, indices: Sequence[int] | None = None
 ) -> Generator[dict[str, Any]]:
-    """Read whole images in order, one at a time.
+    """Read whole images in order, one at a time; see `whole_images.load_whole`.
 
     Args:
         source: The images.
@@ -238,12 +209,19 @@ def load_whole(
         indices: The images to read; all if None.
 
     Yields:
-        "index", "image" uint8 (3, h, w), "size" (H, W) of the image before it was resized, and "bad" as from
-        `load_crops`; an unusable image has "index" and "bad" only.
+        "image" uint8 (3, h, w), "size" (H, W) of the image before it was resized, "index" and "bad".
 
     Raises:
         RunError: a worker died.
     """
-    chosen = range(len(source)) if indices is None else indices
-    requests = [[index] for index in chosen]
-    return read_ahead(_Whole(source, long_side), requests, source.origin, num_workers=num_workers)
+    read = functools.partial(_read_whole, source, long_side)
+    return whole_images.load_whole(source, read, num_workers=num_workers, indices=indices)
+
+
+def _read_whole(source: Source, long_side: int, index: int) -> dict[str, Any]:
+    expected = None
+    if isinstance(source, Scenes):
+        expected = (int(source.sizes[index, 0]), int(source.sizes[index, 1]))
+        source.ground_truth([index])  # outlines that cannot be read make it unusable
+    pixels, size = decode_resized(source.read(index), long_side, source.decoding, expected)
+    return {"image": pixels, "size": size}

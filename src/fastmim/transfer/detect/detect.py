@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
-from torch.optim import AdamW
 
 from fastmim import config as configs
-from fastmim.backbone.surgery import check_lists_blocks
-from fastmim.data import sources
 from fastmim.data.augment import normalise
 from fastmim.errors import RequestError, listed
 from fastmim.recipes import DETECT_RECIPES
-from fastmim.system.display import say
-from fastmim.training import optim, run
+from fastmim.training import run
 from fastmim.training.checkpoint import Checkpoint
 from fastmim.training.logs import Logs
-from fastmim.training.loop import Batch, Periodic
-from fastmim.training.run import Task, launch
+from fastmim.training.loop import Batch
+from fastmim.training.run import launch
 from fastmim.training.schedule import Stage
 from fastmim.transfer.dense import build_trunk
 from fastmim.transfer.detect.coco import Scenes, open_scenes
@@ -33,8 +27,8 @@ from fastmim.transfer.detect.evaluation import Inference
 from fastmim.transfer.detect.file import Design
 from fastmim.transfer.detect.predict import Predicted, predict
 from fastmim.transfer.detect.settings import DetectConfig
-from fastmim.transfer.detect.validation import Validator
-from fastmim.transfer.start import Start, find_start
+from fastmim.transfer.detect.validation import DetectorValidator
+from fastmim.transfer.supervised import Supervised
 
 
 @dataclass(frozen=True)
@@ -71,7 +65,7 @@ def detect(
     return result
 
 
-class Detecting(Task[DetectConfig]):
+class Detecting(Supervised[DetectConfig]):
     """A detector on images with annotations, validated as it trains."""
 
     config_class = DetectConfig
@@ -80,7 +74,6 @@ class Detecting(Task[DetectConfig]):
 
     def open_data(self) -> Scenes:
         config = self.config
-        self.fresh_start = self._find_start() if config.range == "auto" else None
         self.parts = open_scenes(
             config.data,
             config.images,
@@ -89,54 +82,47 @@ class Detecting(Task[DetectConfig]):
             val_images=config.val_images,
             masks=config.masks,
             max_absent=config.max_bad_share,
-            inherited=self.fresh_start.range if self.fresh_start else None,
+            inherited=self.inherited_range,
         )
         return self.parts.train
 
-    def _find_start(self) -> Start:
-        config = self.config
-        return find_start(config.weights, backbone=config.backbone, backbone_args=config.backbone_args)
-
-    @functools.cached_property
-    def fingerprints(self) -> dict[str, str]:
-        return {"data": sources.fingerprint(self.source), "val_data": sources.fingerprint(self.parts.val)}
+    @property
+    def val(self) -> Scenes:
+        return self.parts.val
 
     @property
-    def num_images(self) -> int:
-        return len(self.parts.train) + len(self.parts.val)
+    def classes(self) -> list[str]:
+        return self.parts.train.classes
+
+    @property
+    def eval_steps(self) -> int:
+        return self.plan.steps(self.config.eval_every)
 
     @property
     def faster_data(self) -> str:
         return "raise --num-workers, or shrink the images and their annotations once"
 
-    def sizes(self) -> tuple[tuple[int, float], ...]:
-        return ((self.config.img_size, 1.0),)
-
     def check_resumable(self, found: Checkpoint) -> None:
         super().check_resumable(found)
-        train, before = self.parts.train, found.manifest
-        if (before["classes"], before["masks"]) != (train.classes, train.has_masks):
-            masks = "masks" if before["masks"] else "boxes alone"
+        if (before := found.manifest["masks"]) != self.parts.train.has_masks:
+            now, then = ("boxes alone", "masks") if before else ("masks", "boxes alone")
             raise RequestError(
-                f"data is {self.config.data} with classes {listed(train.classes)}; expected those that the run in "
-                f"{self.config.out} began with, {listed(before['classes'])}, and {masks}: take another --out"
+                f"data is {self.config.data} with {now}; the run in {self.config.out} began with {then}: give it the "
+                f"same annotations, or take another --out"
             )
 
-    def build(self, found: Checkpoint | None) -> None:
+    def build_model(self, *, resuming: bool) -> Detector:
         config, device, train = self.config, self.plan.device, self.parts.train
-        self.start = Start(**found.manifest["start"]) if found else self.fresh_start or self._find_start()
         side = -(-config.img_size // UNIT) * UNIT  # as `Detector` pads
-        trunk = build_trunk(config, self.start, img_size=side, depths=1, resuming=bool(found))
-        if config.shard:
-            check_lists_blocks(trunk.model, trunk.name, "shard")
-        self.model = Detector(
+        trunk = build_trunk(config, self.start, img_size=side, depths=1, resuming=resuming)
+        self.check_shards(trunk.model, trunk.name)
+        model = Detector(
             trunk,
             len(train.classes),
             masks=train.has_masks,
             channels=config.channels,
             num_regions=config.num_regions,
         ).to(device)
-        self.mean, self.std = config.mean or tuple(self.start.mean), config.std or tuple(self.start.std)
         self.inference = Inference(
             size=config.img_size,
             mean=torch.tensor(self.mean, device=device),
@@ -152,24 +138,14 @@ class Detecting(Task[DetectConfig]):
             window=config.window,
             img_size=config.img_size,
         )
-        self.build_optimizer(self.model)  # refuses layers that timm cannot tell apart before anything is written
+        return model
 
     def read(self, stage: Stage, first_step: int) -> Generator[Batch]:
-        config, plan = self.config, self.plan
-        fill = tuple(min(255, max(0, round(255 * value))) for value in self.mean)
+        config = self.config
         return load_crops(
             self.parts.train,
-            jitter=Jitter(size=stage.size, scale=config.scale, flip=config.flip, fill=fill),
-            seed=config.seed,
-            global_batch=config.batch_size,
-            first_step=first_step,
-            last_step=stage.stop,
-            accumulation=stage.accumulation,
-            rank=self.world.rank,
-            world_size=self.world.size,
-            num_workers=plan.num_workers,
-            pin_memory=plan.device.type == "cuda",
-            shuffle=config.shuffle,
+            jitter=Jitter(size=stage.size, scale=config.scale, flip=config.flip, fill=self.fill),
+            **self.loading(stage, first_step),
         )
 
     def blank_batch(self, num_images: int) -> Batch:
@@ -186,54 +162,32 @@ class Detecting(Task[DetectConfig]):
         given = {name: batch[name] for name in ("boxes", "labels", "counts", "masks") if name in batch}
         return given | {"images": normalise(batch["images"], self.inference.mean, self.inference.std)}
 
-    def build_optimizer(self, model: nn.Module) -> AdamW:
-        assert isinstance(model, Detector)
-        groups = model.parameter_groups(weight_decay=self.config.weight_decay, layer_decay=self.config.layer_decay)
-        return optim.adamw(groups, betas=self.config.betas)
-
     def facts(self) -> dict[str, Any]:
-        return {
-            "num_images": self.plan.num_images,
-            "fingerprints": self.fingerprints,
-            "classes": self.design.classes,
-            "masks": self.design.masks,
-            "start": dataclasses.asdict(self.start),
-            "stages": [dataclasses.asdict(stage) for stage in self.plan.stages],
-        }
+        return super().facts() | {"masks": self.design.masks}
 
-    def periodic(self, logs: Logs) -> list[Periodic]:
-        config = self.config
-        self.validator = Validator(
-            config=config,
+    def build_validator(self, logs: Logs) -> DetectorValidator:
+        return DetectorValidator(
+            metric="val_mask_ap" if self.design.masks else "val_box_ap",
+            directory=self.directory,
             total_steps=self.plan.total_steps,
-            scenes=self.parts.val,
+            about=self.about(),
+            bad_images=self.bad_images,
+            say=logs.say,
+            scenes=self.val,
+            num_pictures=self.config.num_pictures,
             model=self.model,
             design=self.design,
             inference=self.inference,
-            about={
-                "recipe": config.recipe,
-                "data": config.data,
-                "range": config.range,
-                "mean": self.mean,
-                "std": self.std,
-            },
-            bad_images=self.bad_images,
-            say=logs.say,
         )
-        every = config.eval_every
-        validating = (self.plan.steps(every), self.world.on_main(self.validator))
-        return [*super().periodic(logs), validating, *self.reporting(every, logs)]
 
     def result(self, step: int) -> Result:
         return Result(self.config.out, step, self.plan.total_steps)
 
     def finish(self, step: int) -> Result:
-        result, validator = self.result(step), self.validator
+        result = self.result(step)
         if not result.finished:
             return result
-        validator.save(result.weights, step)
-        final = validator.last_scores(step)
-        say(self.console, validator.summary(final))
+        final = self.final_scores(step)
         return dataclasses.replace(
             result, box_ap=final["val_box_ap"], mask_ap=final.get("val_mask_ap"), box_ap50=final["val_box_ap50"]
         )
@@ -243,18 +197,14 @@ class Detecting(Task[DetectConfig]):
         trunk = self.model.trunk
         millions = sum(p.numel() for p in self.model.parameters()) / 1e6
         what = "boxes and masks" if train.has_masks else "boxes"
-        lines = [
+        return [
             f"data      {train.origin}: {len(train):,} images, {len(train.objects.labels):,} objects, {what}; "
             f"{len(train.classes)} classes ({listed(train.classes, 5)}); {plan.steps_per_epoch} steps an epoch",
             f"validate  {val.origin}: {len(val):,} images, {config.img_size} px at the longer side",
             *train.remarks,
-            f"weights   {self.start.origin}",
+            *self.start.describe(),
             f"network   {trunk.name} with Mask R-CNN of {config.channels} channels: {millions:.1f} M parameters; "
             f"drop path {trunk.drop_path:g}, layer decay {config.layer_decay:g}",
             *plan.describe(),
-            f"out       {config.out}; validated every {plan.steps(config.eval_every)} steps",
+            f"out       {config.out}; validated every {self.eval_steps} steps",
         ]
-        if self.start.fresh:
-            fresh = f"fresh     {listed(self.start.fresh)}: left out of pre-training, so they start untrained"
-            lines.insert(lines.index(f"weights   {self.start.origin}") + 1, fresh)
-        return lines

@@ -6,18 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from rich.console import Console
-
-from fastmim.data.bad_images import BadImages
-from fastmim.data.sources import Source, open_source
-from fastmim.errors import RequestError, listed
-from fastmim.system import devices
-from fastmim.system.display import say
-from fastmim.system.files import exists, replacing, write_json
+from fastmim.system.files import replacing, write_json
 from fastmim.system.progress import progress
-from fastmim.transfer.detect import file
+from fastmim.transfer import dense_prediction
+from fastmim.transfer.dense_file import Opened
+from fastmim.transfer.dense_prediction import Request
+from fastmim.transfer.detect.detector import Detector
 from fastmim.transfer.detect.evaluation import Inference
+from fastmim.transfer.detect.file import FORMAT, Design
 from fastmim.transfer.detect.pictures import SURE, draw
 from fastmim.transfer.detect.settings import DetectConfig
 
@@ -52,53 +48,30 @@ def predict(config: DetectConfig, images: str, *, overwrite: bool, dry_run: bool
         RequestError: the weights hold no detector, there are no images, or `out` exists or cannot be written.
         RunError: too many unreadable images.
     """
-    if exists(config.out) and not (overwrite and config.out.is_dir()):
-        raise RequestError(
-            f"out is {config.out}, which exists; expected a new folder for the predictions: take another, or add "
-            f"--overwrite"
-        )
-    opened = file.load(config.weights)
-    source = open_source(images, config, inherited=opened.range)
-    console, design = Console(highlight=False), opened.design
-    lines = [
-        f"weights   {config.weights}: {opened.detector.trunk.name}, {len(design.classes)} classes "
-        f"({listed(design.classes, 5)}), {'boxes and masks' if design.masks else 'boxes'}",
-        f"images    {images}: {len(source):,}, at {design.img_size} px",
-        *source.remarks,
-    ]
-    say(console, "\n".join(lines))
-    if dry_run:
-        return Predicted(config.out, 0, 0)
-    try:
-        config.out.mkdir(parents=True, exist_ok=True)
-        return _write(config, opened, source, console)
-    except OSError as error:
-        raise RequestError(
-            f"out is {config.out}: {error.strerror or error}; expected a folder that can be written"
-        ) from error
-
-
-def _write(config: DetectConfig, opened: file.Opened, source: Source, console: Console) -> Predicted:
-    design, device = opened.design, devices.resolve_device(config.device)
-    inference = Inference(
-        size=design.img_size,
-        mean=torch.tensor(opened.mean, device=device),
-        std=torch.tensor(opened.std, device=device),
-        bf16=devices.resolve_bf16(config.precision, device),
-        num_workers=devices.resolve_workers(config.num_workers),
+    opened, request = dense_prediction.request(
+        config,
+        images,
+        FORMAT,
+        overwrite=overwrite,
+        what=lambda design: ", boxes and masks" if design.masks else ", boxes",
     )
-    bad_images = BadImages(config.out, num_images=len(source), max_share=config.max_bad_share)
+    return Predicted(config.out, 0, 0) if dry_run else _write(opened, request)
+
+
+def _write(opened: Opened[Detector, Design], request: Request) -> Predicted:
+    design, source, out = opened.design, request.source, request.config.out
+    inference = Inference(**request.inference_settings(opened))
     entries: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    with progress(console, total=len(source)) as show:
-        for found, batch in inference.predict(opened.detector.to(device), source):
+    with request.writing() as bad_images, progress(request.console, total=len(source)) as show:
+        for found, batch in inference.predict(opened.network.to(inference.mean.device), source):
             index = batch["index"]
             bad_images.update(batch["bad"], num_seen=1)
             show(index + 1)
             if found is None:
                 continue
             height, width = batch["size"]
-            path = config.out / "pictures" / f"{index:08d}.png"
+            path = out / "pictures" / f"{index:08d}.png"
             entries.append(
                 {"id": index, "file_name": source.name(index), "height": height, "width": width, "picture": path.name}
             )
@@ -112,10 +85,9 @@ def _write(config: DetectConfig, opened: file.Opened, source: Source, console: C
             picture = draw(batch["image"].permute(1, 2, 0).numpy(), batch["size"], sure, design.classes)
             with replacing(path) as partial:
                 picture.save(partial, format="PNG")
-    named = zip(design.categories, design.classes, strict=True)
-    categories = [{"id": number, "name": name} for number, name in named]
-    content = {"images": entries, "annotations": annotations, "categories": categories}
-    write_json(config.out / _RESULTS, content, indent=None)
-    left_out = f"; {len(bad_images):,} unreadable, listed in {bad_images.path}" if len(bad_images) else ""
-    say(console, f"wrote {config.out}: {len(annotations):,} objects in {len(entries):,} images{left_out}")
-    return Predicted(config.out, len(entries), len(annotations))
+        named = zip(design.categories, design.classes, strict=True)
+        categories = [{"id": number, "name": name} for number, name in named]
+        content = {"images": entries, "annotations": annotations, "categories": categories}
+        write_json(out / _RESULTS, content, indent=None)
+    request.say_written(f"{len(annotations):,} objects in {len(entries):,} images", bad_images)
+    return Predicted(out, len(entries), len(annotations))

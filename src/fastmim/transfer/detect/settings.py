@@ -3,7 +3,6 @@
 No `from __future__ import annotations` here, as in `training.settings`.
 """
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -17,8 +16,8 @@ from fastmim.transfer.dense_settings import DenseConfig
 class DetectConfig(DenseConfig):
     """Object detection: initial weights, images with boxes and masks, augmentation and test."""
 
-    RESUMABLE: ClassVar[frozenset[str]] = DenseConfig.RESUMABLE | {"images", "val_data", "val_images", "num_pictures"}
-    PLACES: ClassVar[frozenset[str]] = DenseConfig.PLACES | {"images", "val_data", "val_images"}
+    RESUMABLE: ClassVar[frozenset[str]] = DenseConfig.RESUMABLE | {"images", "val_images"}
+    PLACES: ClassVar[frozenset[str]] = DenseConfig.PLACES | {"images", "val_images"}
 
     recipe: str | None = None
     """Published settings to start from (`swin-b`, `vit-b`, `swin-t`, `convnext-t`, `pvtv2-b2`); flags override them."""
@@ -55,34 +54,17 @@ class DetectConfig(DenseConfig):
     """Large-scale jitter: smallest and largest size of the image from which a crop is cut, its longer side as a
     multiple of --img-size. Near 1 for short trainings."""
 
-    num_pictures: int = 4
-    """Validation images that are drawn with their prediction in samples/."""
-
     DEFAULT_EPOCHS: ClassVar[float] = 36.0
 
     epochs: float | None = None
     """Passes over the training images. [default: 36, unless --steps is given]"""
-
-    batch_size: int = 16
-    """Images per optimiser step, over all devices; --micro-batch limits how many a device takes at once.
-    The default is lowered to the number of images if there are fewer."""
-
-    lr: float = 1.6e-3
-    """Learning rate per 256 images: the peak is lr * batch_size / 256, which is 1e-4 by default."""
-
-    betas: tuple[float, float] = (0.9, 0.999)
-    """AdamW betas."""
 
     compile: bool | None = False
     """Not for detection, whose number of boxes differs from image to image."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_positive(self, "channels", "num_regions", "img_size")
-        if not 0 < self.scale[0] <= self.scale[1] < math.inf:
-            raise RequestError(f"scale is {self.scale}; expected 0 < smallest <= largest, such as 0.1 2.0")
-        if self.num_pictures < 0:
-            raise RequestError(f"num_pictures is {self.num_pictures}; expected 0 (none) or more")
+        check_positive(self, "num_regions")
         if self.compile:
             raise RequestError(
                 "compile is True; expected no compilation, as the number of boxes differs from image to image: drop it"

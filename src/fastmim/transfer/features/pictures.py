@@ -38,7 +38,7 @@ def draw_features(backbone: Backbone, images: Tensor, shown: Tensor, *, caption:
     with evaluating(backbone):
         features = backbone.inner_map(images, backbone.num_maps - 1)[0].float().cpu()  # (B, D, h, w)
     colours = components_as_colours(features)
-    note = f"first three principal components, {features.shape[2]} x {features.shape[3]} patches"
+    note = f"three components of {features.shape[2]} x {features.shape[3]} patches"
     panels = [_image_panel(shown), Panel("features", note, _enlarge(colours))]
     return sheet(panels, "Patch features", caption)
 

@@ -6,20 +6,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
-from rich.console import Console
 
-from fastmim.data.bad_images import BadImages
 from fastmim.data.label_crops import resize_labels
-from fastmim.data.sources import Source, open_source
-from fastmim.errors import RequestError, listed
-from fastmim.system import devices
-from fastmim.system.display import say
-from fastmim.system.files import exists, replacing
+from fastmim.data.sources import Source
+from fastmim.system.files import replacing
 from fastmim.system.progress import progress
-from fastmim.transfer.segment import file
+from fastmim.transfer import dense_prediction
+from fastmim.transfer.dense_file import Opened
+from fastmim.transfer.dense_prediction import Request
 from fastmim.transfer.segment.evaluation import Inference
+from fastmim.transfer.segment.file import FORMAT, Design
 from fastmim.transfer.segment.pictures import label_image, overlay
+from fastmim.transfer.segment.segmenter import Segmenter
 from fastmim.transfer.segment.settings import SegmentConfig
 
 
@@ -49,46 +47,18 @@ def predict(config: SegmentConfig, images: str, *, overwrite: bool, dry_run: boo
         RequestError: the weights hold no segmenter, there are no images, or `out` exists or cannot be written.
         RunError: too many unreadable images.
     """
-    if exists(config.out) and not (overwrite and config.out.is_dir()):
-        raise RequestError(
-            f"out is {config.out}, which exists; expected a new folder for the predictions: take another, or add "
-            f"--overwrite"
-        )
-    opened = file.load(config.weights)
-    source = open_source(images, config, inherited=opened.range)
-    console, design = Console(highlight=False), opened.design
-    say(
-        console,
-        f"weights   {config.weights}: {opened.segmenter.trunk.name}, {len(design.classes)} classes "
-        f"({listed(design.classes, 5)})\n"
-        + "\n".join([f"images    {images}: {len(source):,}, at {design.img_size} px", *source.remarks]),
-    )
-    if dry_run:
-        return Predicted(config.out, 0)
-    try:
-        config.out.mkdir(parents=True, exist_ok=True)
-        return _write(config, opened, source, console)
-    except OSError as error:
-        raise RequestError(
-            f"out is {config.out}: {error.strerror or error}; expected a folder that can be written"
-        ) from error
+    opened, request = dense_prediction.request(config, images, FORMAT, overwrite=overwrite, what=lambda design: "")
+    return Predicted(config.out, 0) if dry_run else _write(opened, request)
 
 
-def _write(config: SegmentConfig, opened: file.Opened, source: Source, console: Console) -> Predicted:
-    design, device = opened.design, devices.resolve_device(config.device)
-    inference = Inference(
-        size=design.img_size,
-        stride=design.test_stride if design.test == "slide" else None,
-        mean=torch.tensor(opened.mean, device=device),
-        std=torch.tensor(opened.std, device=device),
-        bf16=devices.resolve_bf16(config.precision, device),
-        num_workers=devices.resolve_workers(config.num_workers),
-    )
-    bad_images = BadImages(config.out, num_images=len(source), max_share=config.max_bad_share)
+def _write(opened: Opened[Segmenter, Design], request: Request) -> Predicted:
+    design, source, out = opened.design, request.source, request.config.out
+    stride = design.test_stride if design.test == "slide" else None
+    inference = Inference(**request.inference_settings(opened), stride=stride)
     num_classes, num_read, num_seen = len(design.classes), 0, 0
     taken: set[Path] = set()
-    with progress(console, total=len(source)) as show:
-        for predicted, batch in inference.predict(opened.segmenter.to(device), source):
+    with request.writing() as bad_images, progress(request.console, total=len(source)) as show:
+        for predicted, batch in inference.predict(opened.network.to(inference.mean.device), source):
             bad_images.update(batch["bad"], num_seen=1)
             num_seen += 1
             show(num_seen)
@@ -103,13 +73,12 @@ def _write(config: SegmentConfig, opened: file.Opened, source: Source, console: 
                 ("labels", label_image(classes + design.first, design.first, num_classes)),
                 ("pictures", overlay(pixels, seen, num_classes)),
             ):
-                path = config.out / folder / name
+                path = out / folder / name
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with replacing(path) as partial:
                     image.save(partial, format="PNG")
-    left_out = f"; {len(bad_images):,} unreadable, listed in {bad_images.path}" if len(bad_images) else ""
-    say(console, f"wrote {config.out}: label images and pictures of {num_read:,} images{left_out}")
-    return Predicted(config.out, num_read)
+    request.say_written(f"label images and pictures of {num_read:,} images", bad_images)
+    return Predicted(out, num_read)
 
 
 def _file_name(source: Source, index: int, taken: set[Path]) -> Path:

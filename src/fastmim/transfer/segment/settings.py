@@ -17,14 +17,8 @@ from fastmim.transfer.dense_settings import DenseConfig
 class SegmentConfig(DenseConfig):
     """Semantic segmentation: initial weights, images with label images, augmentation and test."""
 
-    RESUMABLE: ClassVar[frozenset[str]] = DenseConfig.RESUMABLE | {
-        "labels",
-        "val_data",
-        "val_labels",
-        "classes",
-        "num_pictures",
-    }
-    PLACES: ClassVar[frozenset[str]] = DenseConfig.PLACES | {"labels", "val_data", "val_labels", "classes"}
+    RESUMABLE: ClassVar[frozenset[str]] = DenseConfig.RESUMABLE | {"labels", "val_labels", "classes"}
+    PLACES: ClassVar[frozenset[str]] = DenseConfig.PLACES | {"labels", "val_labels", "classes"}
 
     recipe: str | None = None
     """Published settings to start from (`vit-b`, `mae-vit-b`, `swin-b`); flags override them."""
@@ -82,41 +76,24 @@ class SegmentConfig(DenseConfig):
     test_stride: int | None = None
     """Distance of these windows in pixels. [default: two thirds of --img-size]"""
 
-    num_pictures: int = 4
-    """Validation images that are drawn with their prediction in samples/."""
-
     DEFAULT_EPOCHS: ClassVar[float] = 100.0
 
     epochs: float | None = None
     """Passes over the training images. [default: 100, unless --steps is given]"""
 
-    batch_size: int = 16
-    """Images per optimiser step, over all devices; --micro-batch limits how many a device takes at once.
-    The default is lowered to the number of images if there are fewer."""
-
-    lr: float = 1.6e-3
-    """Learning rate per 256 images: the peak is lr * batch_size / 256, which is 1e-4 by default."""
-
     lr_decay: Literal["cosine", "linear"] = "linear"
     """How the learning rate falls to 0: in half a cosine after the warm-up, or in a line from the first step on (the
     `poly` schedule of power 1)."""
 
-    betas: tuple[float, float] = (0.9, 0.999)
-    """AdamW betas."""
-
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_positive(self, "channels", "img_size", "test_stride")
+        check_positive(self, "test_stride")
         if not 0 <= self.aux_weight < math.inf:
             raise RequestError(f"aux_weight is {self.aux_weight:g}; expected 0 (no auxiliary head) or more")
-        if not 0 < self.scale[0] <= self.scale[1] < math.inf:
-            raise RequestError(f"scale is {self.scale}; expected 0 < smallest <= largest, such as 0.5 2.0")
         if self.ignore_index is not None and not 0 <= self.ignore_index < 1 << 16:
             raise RequestError(f"ignore_index is {self.ignore_index}; expected 0 to 65535, such as 255")
         if self.depths is not None and len(self.depths) != 4:
             raise RequestError(f"depths is {list(self.depths)}; expected four blocks, such as 2 5 8 11")
-        if self.num_pictures < 0:
-            raise RequestError(f"num_pictures is {self.num_pictures}; expected 0 (none) or more")
         if self.test_stride is not None and self.test_stride > self.img_size:
             raise RequestError(
                 f"test_stride is {self.test_stride}; expected at most img_size, {self.img_size}, or windows leave gaps"
