@@ -278,14 +278,23 @@ def test_a_step_of_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_nobody_at_the_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    expect_refusal(monkeypatch, port=1)
+
+
+def test_a_process_that_dies_before_all_have_met(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its store answers, and it was never seen."""
+    store = torch.distributed.TCPStore("127.0.0.1", 0, 2, is_master=True, wait_for_workers=False)
+    expect_refusal(monkeypatch, port=store.port)
+
+
+def expect_refusal(monkeypatch: pytest.MonkeyPatch, port: int) -> None:
+    """Be the second of two processes."""
     monkeypatch.setattr("fastmim.training.world._FIND_SECONDS", 1)
-    env = {"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    env = {"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     for name, value in env.items():
         monkeypatch.setenv(name, value)
-    with (
-        pytest.raises(RequestError, match=r"the 2 processes did not find each other at 127.0.0.1:1 within 1 s"),
-        joined(),
-    ):
+    message = rf"the 2 processes did not find each other at 127.0.0.1:{port} within 1 s"
+    with pytest.raises(RequestError, match=message), joined():
         pass
 
 

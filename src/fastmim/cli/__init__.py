@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from contextlib import redirect_stderr
 from typing import NoReturn
@@ -16,6 +17,8 @@ __all__ = ["main"]
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run a command and exit with its status: 0 done, 1 failed, 2 the request is wrong, 75 stopped after saving."""
     escape_unknown(sys.stdout)
+    if not os.environ.get("FASTMIM_DEBUG"):  # torch warns of a process that has gone by 40 lines of C++
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     with redirect_stderr(Enduring(sys.stderr)):
         try:
             # From the first import until the process has ended.

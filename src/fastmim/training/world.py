@@ -28,9 +28,14 @@ from fastmim.errors import ElsewhereError, RequestError, RunError, first_line
 from fastmim.system.processes import Place, find_place
 from fastmim.system.signals import Stopped
 
+# torch has it under the second name before 2.15.
+_set_timeout: Callable[..., None] = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout
+
 T = TypeVar("T")
 
 _FIND_SECONDS = 60
+_STEP_PATIENCE = timedelta(minutes=30)
+"""How long processes wait for the gradients of another."""
 _PATIENCE = timedelta(hours=6)
 """How long processes wait for one that validates or draws; one that dies is noticed at once."""
 _WATCH_SECONDS, _APPEAR_SECONDS = 1.0, 5.0
@@ -57,7 +62,18 @@ class World:
         # Words travel on the CPU, also where gradients travel by NCCL: a device would have to be waited for.
         self.gather: Callable[[], None] = _nothing
         """Brings the weights of a divided model back into the one that the main process draws, validates and writes."""
-        self._words: Any = dist.new_group(backend="gloo", timeout=_PATIENCE) if self.size > 1 else None
+        self._words: Any = self._meet() if self.size > 1 else None
+
+    def _meet(self) -> Any:
+        """The group of all processes for words, once all have said one.
+
+        While groups form, nobody notices that a process has died, so that the time for it is short.
+        """
+        words: Any = dist.new_group(backend="gloo", timeout=timedelta(seconds=_FIND_SECONDS))
+        dist.barrier(words)
+        _set_timeout(_STEP_PATIENCE, dist.group.WORLD)
+        _set_timeout(_PATIENCE, words)
+        return words
 
     @property
     def main(self) -> bool:
@@ -280,10 +296,13 @@ def joined() -> Iterator[World]:
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         store = PrefixStore(f"fastmim-{attempt}", store)
         dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if cuda else "gloo", store=store, rank=place.rank, world_size=place.size
+            "cpu:gloo,cuda:nccl" if cuda else "gloo",
+            store=store,
+            rank=place.rank,
+            world_size=place.size,
+            timeout=timedelta(seconds=_FIND_SECONDS),
         )
         world = World(place, store)
-        world.exchange(0)  # all are there
     except (RuntimeError, ValueError) as error:
         host = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise RequestError(
