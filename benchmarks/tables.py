@@ -5,8 +5,10 @@ python benchmarks/tables.py
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from fastmim.bench import records
 from fastmim.bench.markdown import markdown, number
@@ -16,31 +18,44 @@ ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "benchmarks/records"
 BEGIN, END = "<!-- figures: python benchmarks/tables.py -->", "<!-- end of figures -->"
 
-Row = tuple[str, str, tuple[str, ...]]
-"""The claim, the name of the record, and the keys of its median in the summary."""
+
+class Row(NamedTuple):
+    """A claim, the name of its record, and the keys of the number in the summary: a median with its range, or alone."""
+
+    claim: str
+    record: str
+    keys: tuple[str, ...]
+    convert: Callable[[float], float] = float
 
 
 def data(claim: str, pipeline: str) -> Row:
     """A row on reading images."""
-    return claim, "bench-data", ("pipelines", pipeline, "times_faster")
+    return Row(claim, "bench-data", ("pipelines", pipeline, "times_faster"))
 
 
 def step(name: str, case: str, precision: str) -> Row:
     """A row on a CPU's training step, against the plain form of the same precision."""
     claim = f"Training step on a CPU, {name}: times the images per second of the plain form, both {precision}"
-    return claim, "bench-step", ("cases", case, "forms", f"fastmim {precision}", "times_faster")
+    return Row(claim, "bench-step", ("cases", case, "forms", f"fastmim {precision}", "times_faster"))
 
 
 def gpu_step(name: str, case: str) -> Row:
     """A row on a GPU's training step, against the plain form, which published codes run in float16."""
     claim = f"Training step on a GPU, {name}: times the images per second of the plain form (bf16 and fp16)"
-    return claim, "gpu-step-cuda", (case, "times_faster")
+    return Row(claim, "gpu-step-cuda", (case, "times_faster"))
+
+
+def gpu_hours(name: str, case: str) -> Row:
+    """A row on the time of a training, of which the GPU's steps are measured."""
+    claim = f"{name} at 128 px, 100,000 images for 200 epochs: hours of training steps on a GPU"
+    keys = (case, "forms", "fastmim bf16 compiled", "images_per_s")
+    return Row(claim, "gpu-step-cuda", keys, lambda images_per_s: 100_000 * 200 / images_per_s / 3600)
 
 
 def gpu_method(method: str) -> Row:
     """A row on a method's cost against FastMIM's."""
     claim = f"{method} on a GPU: time of an image over FastMIM's at 128 px (ViT-B, both compiled)"
-    return claim, "gpu-methods-cuda", ("vit_base_patch16_224", "methods", method, "times_slower")
+    return Row(claim, "gpu-methods-cuda", ("vit_base_patch16_224", "methods", method, "times_slower"))
 
 
 VIT_S, SWIN_T, CONVNEXT_T = (
@@ -50,13 +65,19 @@ VIT_S, SWIN_T, CONVNEXT_T = (
 
 # README's, at most eight: those by which a user decides.
 FIGURES: tuple[Row, ...] = (
-    gpu_step("ViT-B at 128 px, 1024 images", "vit_base_patch16_224, in-place, batch 1024"),
-    gpu_step("Swin-B at 128 px, 256 images", "swin_base_patch4_window7_224, in-place, batch 256"),
+    gpu_hours("ViT-B", "vit_base_patch16_224, in-place, batch 1024"),
+    gpu_hours("Swin-B", "swin_base_patch4_window7_224, in-place, batch 256"),
+    Row(
+        "ViT-B at 128 px, 256 images at a time: GiB of GPU memory",
+        "gpu-step-cuda",
+        ("vit_base_patch16_224, in-place, batch 256", "forms", "fastmim bf16 compiled", "memory_mib"),
+        lambda mib: mib / 1024,
+    ),
     gpu_method("MAE 224"),
-    data("Folder of JPEGs: times less CPU time per image than Pillow + torchvision", "folder"),
-    data("Its JPEG pack: likewise", "jpeg pack"),
-    data("Its raw pack: likewise", "raw pack"),
-    (
+    gpu_step("ViT-B at 128 px, 1024 images", "vit_base_patch16_224, in-place, batch 1024"),
+    Row("JPEG pack of photographs: kB an image", "jpeg-quality", ("quality 90", "kb_per_image")),
+    data("Reading a JPEG pack: times less CPU time per image than a folder by Pillow + torchvision", "jpeg pack"),
+    Row(
         "Fashion-MNIST, 600 labels: points of top-1 that HOG pre-training adds to the same network from scratch",
         "fashion-mnist",
         ("600 labels", "hog", "gain"),
@@ -64,6 +85,9 @@ FIGURES: tuple[Row, ...] = (
 )
 
 MORE: tuple[Row, ...] = (
+    data("Reading a raw pack: times less CPU time per image than a folder by Pillow + torchvision", "raw pack"),
+    data("Reading a folder of JPEGs: times less CPU time per image than Pillow + torchvision", "folder"),
+    gpu_step("Swin-B at 128 px, 256 images", "swin_base_patch4_window7_224, in-place, batch 256"),
     gpu_step("ConvNeXt-B at 128 px, 256 images", "convnext_base, in-place, batch 256"),
     gpu_step("PVTv2-B2 at 128 px, 256 images", "pvt_v2_b2, in-place, batch 256"),
     step("ViT-S at 128 px", VIT_S, "float32"),
@@ -71,45 +95,54 @@ MORE: tuple[Row, ...] = (
     step("ConvNeXt-T at 128 px", CONVNEXT_T, "float32"),
     gpu_method("SimMIM 192"),
     gpu_method("SimMIM 224"),
-    (
+    Row(
         "MAE 224 on a CPU: time of an image over FastMIM's at 128 px (ViT-S)",
         "bench-methods",
         ("methods", "MAE 224", "times_slower"),
     ),
-    ("SimMIM 192 on a CPU: likewise", "bench-methods", ("methods", "SimMIM 192", "times_slower")),
-    ("HOG target: times less CPU time than its one-hot form", "bench-hog", ("forms", "fastmim", "times_faster")),
-    ("Training loop: CPU time of a step over a bare loop's", "loop-overhead", ("fastmim_over_bare",)),
-    ("Fine-tuning loop: likewise", "finetune-overhead", ("fastmim_over_bare",)),
-    (
+    Row(
+        "SimMIM 192 on a CPU: time of an image over FastMIM's at 128 px (ViT-S)",
+        "bench-methods",
+        ("methods", "SimMIM 192", "times_slower"),
+    ),
+    Row("HOG target: times less CPU time than its one-hot form", "bench-hog", ("forms", "fastmim", "times_faster")),
+    Row("Training loop: CPU time of a step over a bare loop's", "loop-overhead", ("fastmim_over_bare",)),
+    Row("Fine-tuning loop: CPU time of a step over a bare loop's", "finetune-overhead", ("fastmim_over_bare",)),
+    Row(
         "Feature extraction: the main process's CPU time over the bare forward pass's",
         "features",
         ("extract over bare forward, CPU of the main process",),
     ),
-    ("`fastmim --help`: seconds of CPU", "help", ("seconds",)),
-    (
+    Row("`fastmim --help`: seconds of CPU", "help", ("seconds",)),
+    Row(
         "Linear probe, 45,000 features of 384 numbers, 100 classes, 24 heads: seconds of CPU",
         "linear-probe",
         ("seconds",),
     ),
-    ("`fastmim backbones 'swin*'`: seconds of CPU", "backbones", ("seconds",)),
+    Row("`fastmim backbones 'swin*'`: seconds of CPU", "backbones", ("seconds",)),
 )
 
 
 def table(rows: tuple[Row, ...], folder: str) -> str:
     """The rows in Markdown, with links to the records in `folder`; a benchmark without a record has no row."""
     cells = []
-    for claim, name, keys in rows:
-        path = records.newest(FOLDER, name)
+    for row in rows:
+        path = records.newest(FOLDER, row.record)
         if path is None:
             continue
         record = files.read_json(path)
         value = record["summary"]
-        for key in keys:
+        for key in row.keys:
             value = value[key]
         link = f"[{path.name}]({folder}/{path.name})"
-        spread = f"{value['min']:.2f} to {value['max']:.2f}"
-        cells.append((claim, f"{value['median']:.2f}", spread, records.machine(record), link))
+        shown = {key: f"{row.convert(number):.2f}" for key, number in _spread(value).items()}
+        spread = f"{shown['min']} to {shown['max']}" if "min" in shown else "-"
+        cells.append((row.claim, shown["median"], spread, records.machine(record), link))
     return markdown(("figure", "median", "range", "measured on", "record"), cells, num_text=5)
+
+
+def _spread(value: float | dict[str, float]) -> dict[str, float]:
+    return value if isinstance(value, dict) else {"median": value}
 
 
 def operations() -> str:

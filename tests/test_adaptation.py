@@ -198,7 +198,7 @@ def test_wrong_requests(
 
 
 def test_the_example_makes_sets_without_a_common_picture(tmp_path: Path) -> None:
-    """The sets of README's walk-through: the classes of both labelled parts agree, and no tile is in two sets."""
+    """The sets of the guide's walk-through: the classes of both labelled parts agree, and no tile is in two sets."""
     spec = importlib.util.spec_from_file_location("two_sets", Path(__file__).parent.parent / "examples/two_sets.py")
     assert spec and spec.loader
     example = importlib.util.module_from_spec(spec)
