@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from fastmim.report import reading, verdict
+from fastmim.report import page, reading, verdict
 from fastmim.report.verdict import Verdict
 from report.made_up import make_run
 
@@ -96,6 +97,30 @@ def test_a_warning_does_not_hide_that_a_run_learns(tmp_path: Path) -> None:
     found = judge(tmp_path, data_wait_share=lambda t: 0.5 + 0 * t)
     assert found.word == "Learning, but waiting for data"
     assert found.sentence.startswith("The device waits for data 50 % of the time; the loss fell")
+
+
+@pytest.mark.parametrize(
+    ("scores", "level", "word", "text"),
+    [
+        ((0.4, 0.5, "better", 10.0, [2.5, 17.5]), "good", "Better than before", "is better (+10.0 points of"),
+        ((0.5, 0.4, "worse", -10.0, [-17.5, -2.5]), "bad", "Worse than before", "95 % interval -17.5 to -2.5)"),
+        ((0.5, 0.5, "no difference", 0.0, [-3.0, 3.0]), "unclear", "No difference shown", "show no difference"),
+        ((0.5, 0.5, "marvellous", 0.0, [-3.0, 3.0]), "unclear", "Too short to say", "9 log lines"),
+        ((0.5, 0.5, "better", None, []), "unclear", "Too short to say", "9 log lines"),
+    ],
+)
+def test_an_adaptation_is_judged_by_its_labelled_images(
+    tmp_path: Path, scores: tuple[Any, ...], level: str, word: str, text: str
+) -> None:
+    before, after, said, difference, interval = scores
+    run = make_run(tmp_path / "run", num_lines=9, command="adapt")
+    content: dict[str, Any] = {when: {"linear_top1": top1} for when, top1 in (("before", before), ("after", after))}
+    content["verdict"] = {"word": said, "difference": difference, "interval": interval}
+    (run / "adaptation.json").write_text(json.dumps(content))
+    read = reading.read(run)
+    found = verdict.judge(read)
+    assert (found.level, found.word) == (level, word) and text in found.sentence
+    assert f"<td>{100 * before:.1f} %</td><td>{100 * after:.1f} %</td>" in page.render([read])
 
 
 def test_larger_images_of_a_later_stage_are_no_slowing_down(tmp_path: Path) -> None:

@@ -161,7 +161,7 @@ _MAX_COMPARED = 12  # columns of settings
 def _single(run: Run, hourly_rate: float | None, checksums: bool) -> dict[str, Any]:
     """What only the page of a single run has."""
     return {
-        "evaluations": tables.evaluation(run.evaluation),
+        "evaluations": tables.evaluation(run.evaluation) + tables.adaptation(run.adaptation),
         "changed": tables.changed_settings(run),
         "settings": tables.all_settings(run),
         "machine": tables.machine(run, hourly_rate=hourly_rate),

@@ -43,6 +43,8 @@ class Run:
     metrics: Metrics = field(default_factory=Metrics)
     starts: list[dict[str, Any]] = field(default_factory=list)
     evaluation: dict[str, Any] = field(default_factory=dict)
+    adaptation: dict[str, Any] = field(default_factory=dict)
+    """Scores of an adapted network before and after, and their verdict."""
     blocks: list[dict[str, Any]] = field(default_factory=list)
     """Numbers of each block of the backbone, in order."""
     saves: list[int] = field(default_factory=list)
@@ -112,6 +114,7 @@ def read(path: Path, *, label: str = "", now: datetime | None = None, ended: boo
     run.metrics = _attempt(run, directory.metrics, metrics.read, Metrics())
     run.starts = _attempt(run, directory.starts, _json_lines, [])
     run.evaluation = _attempt(run, directory.evaluation, files.read_json, {})
+    run.adaptation = _attempt(run, directory.adaptation, files.read_json, {})
     run.blocks = _attempt(run, directory.blocks, _blocks, [])
     lines: list[str] = _attempt(run, directory.bad_images, _lines, [])
     run.num_bad = len(lines)

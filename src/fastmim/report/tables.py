@@ -58,6 +58,15 @@ def evaluation(scores: Mapping[str, Any]) -> list[Table]:
     return found
 
 
+def adaptation(scores: Mapping[str, Any]) -> list[Table]:
+    """The scores of an adaptation.json, before the first step and after the last."""
+    before, after = (found if isinstance(found := scores.get(when), Mapping) else {} for when in ("before", "after"))
+    names = [name for name, value in before.items() if _is_number(value)]
+    rows = [[_words(name), _value(name, before[name]), _value(name, after.get(name))] for name in names]
+    note = "The untouched decoder has not been trained, so that the held-out loss before the first step is high."
+    return [Table("Before and after", ["score", "before", "after"], rows, note=note, numbers=True)] if rows else []
+
+
 def _by_name(name: str, scores: Mapping[str, Any]) -> Table:
     nested = {key: value for key, value in scores.items() if isinstance(value, Mapping)}
     if not nested:
@@ -99,7 +108,14 @@ def _value(name: str, value: Any) -> str:
     return f"{value:,}" if type(value) is int else f"{value:.4g}"
 
 
-_WORDS = {"val_loss": "loss", "val_top1": "top-1", "val_top5": "top-5", "val_mean_class": "mean over classes"}
+_WORDS = {
+    "knn_top1": "kNN, top-1",
+    "linear_top1": "linear probe, top-1",
+    "val_loss": "loss",
+    "val_top1": "top-1",
+    "val_top5": "top-5",
+    "val_mean_class": "mean over classes",
+}
 
 
 def _words(name: str) -> str:
@@ -157,7 +173,8 @@ def differing_settings(runs: Sequence[Run]) -> Table | None:
 def file_list(run: Run, *, checksums: bool) -> Table:
     """The files of a run that one would keep, with their sizes and, if wanted, SHA-256 checksums."""
     directory = RunDirectory(run.path)
-    paths = [directory.weights, directory.best_weights, directory.config, directory.metrics, directory.evaluation]
+    weights = [directory.weights, directory.best_weights, directory.weights_before]
+    paths = [*weights, directory.config, directory.metrics, directory.evaluation, directory.adaptation]
     rows = []
     for path in paths:
         if path.is_file():

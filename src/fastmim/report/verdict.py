@@ -1,7 +1,7 @@
 """The verdict on a run: whether it learns, what is wrong with it, and what to try.
 
-Each rule looks at the metrics alone and has a threshold of its own, named here; docs/report.md explains them. A rule
-that needs a metric which was not logged says nothing.
+Each rule looks at the metrics alone, or at an adaptation's scores before and after, and has a threshold of its own,
+named here; docs/report.md explains them. A rule that needs a metric which was not logged says nothing.
 """
 
 from __future__ import annotations
@@ -83,6 +83,9 @@ _WORDS = {
     "starved": "Waiting for data",
     "skipped": "Skipping steps",
     "slowed": "Slowing down",
+    "better": "Better than before",
+    "worse": "Worse than before",
+    "no difference": "No difference shown",
 }
 
 
@@ -98,10 +101,34 @@ def _percent(share: float) -> str:
 
 def _short_run(run: Run) -> Finding | None:
     num = len(run.metrics["loss"][1])
-    if num >= MIN_LINES:
+    if num >= MIN_LINES or _adapted(run):
         return None
     said = "nothing is logged yet" if num == 0 else f"{num} log line{'s' * (num > 1)} so far"
     return Finding("unclear", "short", f"{said}; a verdict takes {MIN_LINES}")
+
+
+_ADAPTED = {
+    "better": ("good", "the adapted network is better", ""),
+    "worse": (
+        "bad",
+        "the adapted network is worse",
+        "go on with the untouched weights (weights_before.safetensors), or adapt with a lower --lr or on more images",
+    ),
+    "no difference": (
+        "unclear",
+        "the labelled images show no difference between the adapted network and the untouched one",
+        "judge by more labelled images (--probe), or adapt for longer or on more images",
+    ),
+}
+
+
+def _adapted(run: Run) -> Finding | None:
+    match run.adaptation.get("verdict"):
+        case {"word": str(word), "difference": float(gain), "interval": [float(low), float(high)]} if word in _ADAPTED:
+            level, text, advice = _ADAPTED[word]
+            interval = f"{gain:+.1f} points of the linear probe's top-1, 95 % interval {low:+.1f} to {high:+.1f}"
+            return Finding(level, word, f"{text} ({interval})", advice)
+    return None
 
 
 def _learning(run: Run) -> Finding | None:
@@ -248,5 +275,6 @@ RULES: tuple[Callable[[Run], Finding | None], ...] = (
     _starved,
     _skipped,
     _slowed,
+    _adapted,
     _learning,
 )
