@@ -1,4 +1,4 @@
-"""A budget is divided so that all points see the same number of images; one that is too small names the least."""
+"""A budget is divided so that all points see the same number of images or cost the same; one that is too small names the least."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def bars(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return draw_classes(tmp_path_factory.mktemp("bars"))
 
 
-def request(bars: Path, allowed: str) -> Request:
-    given = settings(bars, sweep={"target": ["hog", "pixels"]}, seeds=2, steps=None, budget=allowed)
+def request(bars: Path, allowed: str, **others: Any) -> Request:
+    given = settings(bars, sweep={"target": ["hog", "pixels"]}, seeds=2, steps=None, budget=allowed) | others
     return check(study_settings.build(given))
 
 
@@ -48,6 +48,20 @@ def test_the_budget_is_used(bars: Path) -> None:
     # 6 trials of 10 s; the rest of 90 % of the budget is for 4 pre-trainings of steps of 8 images and half a second.
     assert images // 8 == pytest.approx((0.9 * 1800 - 60) / 4 / 0.5, abs=2)
     assert 0.88 * 1800 < used <= 0.9 * 1800
+
+
+def test_equal_cost_gives_cheaper_points_more_steps(bars: Path) -> None:
+    found = request(bars, "30m", equal="cost")
+    hog, pixels = (point for point in found.points if point.config)
+    measured = speeds(found)
+    measured.step[pixels.folder] = 0.125
+    images = budget.divide(found, measured, ONE, 1800)
+    steps = [measured.steps(found, point, images) for point in found.points]
+    # 6 trials of 10 s; a quarter of the rest of 90 % of the budget is for each of 4 pre-trainings, whatever a step takes.
+    assert steps == [0, pytest.approx(390 / 0.5, abs=2), 4 * steps[1]]
+    assert steps[1] == images // 8
+    training = [measured.pretraining_seconds(found, point, images) for point in (hog, pixels)]
+    assert training[0] == training[1] == pytest.approx(390, abs=2)
 
 
 def test_fine_tuning_takes_half_of_the_budget_at_most(bars: Path) -> None:

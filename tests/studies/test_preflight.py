@@ -149,6 +149,7 @@ IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
     ({"seeds": 0}, "seeds is 0; expected at least 1"),
     ({"epochs": -1}, "epochs is -1.0; expected more than 0"),
     ({"steps": None}, "budget is not given; expected how long the study may take: --budget 2h"),
+    ({"equal": "cost"}, "equal is 'cost' with steps, which fixes the length of every pre-training; expected --budget"),
     ({"sweep": 3}, "sweep is 3; expected texts such as target=hog,pixels"),
     ({"bugdet": "1h"}, "unknown setting 'bugdet'; did you mean budget"),
     ({"device": "cuda:77"}, "device is 'cuda:77'; expected one that this machine has"),

@@ -1,4 +1,4 @@
-"""The budget of a study: measured speeds, and the number of images that each pre-training gets from them."""
+"""The budget of a study: measured speeds, and the number of images or seconds that each pre-training gets."""
 
 from __future__ import annotations
 
@@ -62,8 +62,15 @@ class Speeds:
         return total + (self.pretraining_seconds(request, point, images) if point.config else 0.0)
 
     def pretraining_seconds(self, request: Request, point: Point, images: int) -> float:
-        """A pre-training on so many images."""
-        return self.overhead[point.folder] + request.steps(point, images) * self.step[point.folder]
+        """A pre-training of so many steps."""
+        return self.overhead[point.folder] + self.steps(request, point, images) * self.step[point.folder]
+
+    def steps(self, request: Request, point: Point, images: int) -> int:
+        """Pre-training steps: on so many images or, if costs are equal, as many as the dearest point's on them cost."""
+        if request.config.equal == "images" or point.config is None:
+            return request.steps(point, images)
+        seconds = max(request.steps(other, images) * self.step[other.folder] for other in request.points)
+        return max(1, int(seconds / self.step[point.folder]))
 
     def study_seconds(self, request: Request, slots: Slots, images: int) -> float:
         """From the start of the first trial to the end of the last one."""
@@ -80,7 +87,7 @@ def makespan(durations: Sequence[float], num_slots: int) -> float:
 
 
 def needed(request: Request, speeds: Speeds, slots: Slots, images: int) -> float:
-    """The budget in seconds of a study whose pre-trainings see `images` images each."""
+    """The budget in seconds of a study whose (dearest, if costs are equal) pre-trainings see so many images."""
     return (speeds.study_seconds(request, slots, images) + speeds.measuring) / (1 - RESERVE)
 
 
@@ -106,7 +113,7 @@ def shorten_finetuning(request: Request, speeds: Speeds, slots: Slots, budget: f
 
 
 def divide(request: Request, speeds: Speeds, slots: Slots, budget: float) -> int:
-    """The largest number of images per pre-training that fits into the budget.
+    """The largest number of images per pre-training, or of the dearest if costs are equal, that fits into the budget.
 
     Args:
         budget: Seconds.

@@ -42,8 +42,9 @@ def write(
         more = _more_seeds(config, max(differences.MIN_SEEDS, 2 * config.seeds))
         images = count(request.num_val, "validation image")
         say(f"{TABLE} lists the others; more seeds or more than {images} may tell them apart: {more}")
+    shared = "pre-trainings of equal cost, " if config.equal == "cost" else ""
     title = (
-        f"{config.data}, {request.finetune_steps} steps of fine-tuning at {request.finetune_size} px, "
+        f"{config.data}, {shared}{request.finetune_steps} steps of fine-tuning at {request.finetune_size} px, "
         f"{count(config.seeds, 'seed')}"
     )
     ordered = "\n\n".join(differences.describe(summary, number, request.num_val) for number in labels)

@@ -65,7 +65,11 @@ class StudyConfig(Settings):
 
     budget: str | None = None
     """Wall-clock time of the whole study on all devices: 90s, 30m, 2h, 1h30m. The time left by fine-tuning and probing
-    is divided so that all points are pre-trained on the same number of images."""
+    is divided among the pre-trainings as --equal says."""
+
+    equal: Literal["images", "cost"] = "images"
+    """What all pre-trainings get the same of: `images`, or `cost`, the device-seconds of their steps as measured, so
+    that a cheaper step means more of them (needs --budget)."""
 
     epochs: float | None = None
     """Passes over the images in every pre-training, instead of --budget."""
@@ -110,6 +114,10 @@ class StudyConfig(Settings):
         given = [name for name in ("budget", "epochs", "steps") if getattr(self, name) is not None]
         if len(given) > 1:
             raise RequestError(f"{' and '.join(given)} are given; expected one of them: drop the others")
+        if self.equal == "cost" and (self.epochs or self.steps):
+            raise RequestError(
+                f"equal is 'cost' with {given[0]}, which fixes the length of every pre-training; expected --budget"
+            )
         self.num_labels(1_000_000)
 
     def num_labels(self, num_images: int) -> tuple[int, ...]:

@@ -161,7 +161,8 @@ def _plan(request: Request, slots: Slots, lock: int, say: Callable[[str], None])
         images = budget.divide(request, speeds, slots, seconds)
     elif config.epochs is not None:
         images = max(1, round(config.epochs * request.num_images))
-    steps = {p.folder: (config.steps or request.steps(p, images)) if p.config else 0 for p in request.points}
+    steps_of = functools.partial(speeds.steps, request) if speeds else request.steps
+    steps = {p.folder: (config.steps or steps_of(p, images)) if p.config else 0 for p in request.points}
     plan = {
         "images": images or None,
         "steps": steps,
