@@ -30,12 +30,12 @@ if TYPE_CHECKING:
     from fastmim.transfer.classify.finetune import finetune
     from fastmim.transfer.classify.predict import predict
     from fastmim.transfer.detect.detect import detect
+    from fastmim.transfer.export import export
     from fastmim.transfer.features.embed import embed
     from fastmim.transfer.features.probe import probe
     from fastmim.transfer.segment.segment import segment
     from fastmim.weights import load_backbone
     from fastmim.weights.convert import convert
-    from fastmim.weights.export import export
 
 # Imported at first use: `fastmim --help` must not wait for torch.
 _HOMES = {
@@ -50,7 +50,7 @@ _HOMES = {
     "convert": "fastmim.weights.convert",
     "detect": "fastmim.transfer.detect.detect",
     "embed": "fastmim.transfer.features.embed",
-    "export": "fastmim.weights.export",
+    "export": "fastmim.transfer.export",
     "finetune": "fastmim.transfer.classify.finetune",
     "load_backbone": "fastmim.weights",
     "pack": "fastmim.data.packs.packing",

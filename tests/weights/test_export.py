@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import fastmim
 from fastmim import Backbone, RequestError, RunError, cli, weights
-from fastmim.weights import export, files
+from fastmim.weights import export, files, graphs
 
 VIT = "vit_tiny_patch16_224"
 TINY = {"patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
@@ -125,7 +125,7 @@ def test_torch_export_takes_any_batch(tmp_path: Path, swin: Path) -> None:
 
 def test_onnx_takes_any_batch(tmp_path: Path, swin: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
-    monkeypatch.setattr(export, "_ONE_FILE", 1000)  # as for weights of gigabytes
+    monkeypatch.setattr(graphs, "_ONE_FILE", 1000)  # as for weights of gigabytes
     result = fastmim.export(swin, to="onnx", out=tmp_path / "o.onnx")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["o.onnx", "o.onnx.data"]
     session = onnxruntime.InferenceSession(result.path, providers=["CPUExecutionProvider"])
@@ -230,7 +230,7 @@ def test_an_export_with_other_outputs_is_removed(tmp_path: Path, vit: Path, monk
         save_file({name: tensor.bfloat16().float() for name, tensor in tensors.items()}, path)
 
     monkeypatch.setattr(export, "save_tensors", save_rounded)
-    with pytest.raises(RunError, match=r"exported to state-dict differs from the backbone by \d.*; expected at most"):
+    with pytest.raises(RunError, match=r"exported to state-dict differs from the network by \d.*; expected at most"):
         fastmim.export(vit, to="state-dict", out=tmp_path / "s.safetensors")
     assert not list(tmp_path.iterdir())
 
@@ -274,7 +274,7 @@ def test_overwriting_keeps_other_files(tmp_path: Path, vit: Path) -> None:
 
 
 def test_missing_packages_are_named(tmp_path: Path, vit: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(export, "find_spec", lambda name: None if name == "onnxruntime" else name)
+    monkeypatch.setattr(graphs, "find_spec", lambda name: None if name == "onnxruntime" else name)
     with pytest.raises(RequestError, match=r"which needs onnxruntime: pip install 'fastmim\[onnx\]'"):
         fastmim.export(vit, to="onnx", out=tmp_path / "o.onnx")
 

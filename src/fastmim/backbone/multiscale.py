@@ -212,8 +212,9 @@ class MultiScale(nn.Module):
         self.strides = tuple(strides[index] for index in chosen)
         self.widths = tuple(shapes[index][1] for index in chosen)
         trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        total = torch.stack([found.sum() for found in _maps(model, images, chosen)]).sum()
-        gradients = torch.autograd.grad(total, tuple(trainable.values()), allow_unused=True)
+        with torch.enable_grad():  # whoever loads a model for predictions may have turned it off
+            total = torch.stack([found.sum() for found in _maps(model, images, chosen)]).sum()
+            gradients = torch.autograd.grad(total, tuple(trainable.values()), allow_unused=True)
         trained = {name for name, grad in zip(trainable, gradients, strict=True) if grad is not None}
         self.frozen = frozenset(name for name, _ in model.named_parameters() if name not in trained)
 

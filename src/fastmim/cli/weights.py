@@ -25,7 +25,7 @@ def export(
     img_size: int | None = None,
     overwrite: Overwrite = False,
 ) -> int:
-    """Write a run's backbone or classifier for other libraries, load it again and compare.
+    """Write a run's backbone, classifier or segmenter for other libraries, load it again and compare.
 
     Parameters
     ----------
@@ -33,11 +33,11 @@ def export(
         Run directory or weights file.
     to
         timm (a directory that timm and transformers load, or one .safetensors file), state-dict (.safetensors),
-        onnx or torch-export (.pt2). Required.
+        onnx or torch-export (.pt2; of a segmenter these two hold the whole network). Required.
     out
         Directory or file to write. Required.
     img_size
-        Image side in pixels. [default: that of a classifier's validation; for a backbone, most often the
+        Image side in pixels. [default: that of a classifier's or segmenter's validation; for a backbone, most often the
         architecture's own]
     """
     if to is None or out is None:

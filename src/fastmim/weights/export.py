@@ -7,12 +7,9 @@ photographs before it is renamed into place.
 from __future__ import annotations
 
 import json
-import re
-import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib.util import find_spec
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,22 +22,20 @@ from fastmim.config import nearest
 from fastmim.data.augment import decode_center, normalise
 from fastmim.data.sources import open_source
 from fastmim.data.statistics import IMAGENET_MEAN, IMAGENET_STD
-from fastmim.errors import RequestError, RunError, first_line
+from fastmim.errors import RequestError
 from fastmim.system import locking
 from fastmim.system.files import exists
 from fastmim.system.tensor_files import save_tensors, share
 from fastmim.weights import files
+from fastmim.weights.graphs import Graph, Reloaded, compare, to_onnx, to_torch_export
 from fastmim.weights.metadata import crop_pct
 from fastmim.weights.model_card import model_card
 
 NUM_PHOTOGRAPHS = 8
-TOLERANCE = 1e-4
-"""Largest allowed difference between export and backbone, as a share of the largest feature or of 1."""
-
-_ONE_FILE = 1_500_000_000  # bytes of weights above which ONNX stores them in a second file; protobuf is limited to 2 GB
 
 Outputs = tuple[Tensor, Tensor]
-Reloaded = Callable[[Tensor], Outputs]
+Writer = Callable[[Path], tuple[Reloaded, str]]
+"""Writes an export; returns it reloaded, and the Python code that does so."""
 
 
 class Features(nn.Module):
@@ -88,6 +83,11 @@ class Subject:
         return ["features", "logits" if self.facts.get("classes") else "embedding"]
 
     @property
+    def graph(self) -> Graph:
+        """The function that the export computes."""
+        return Graph(self.name, Features(self.model), self.images, self.outputs, self.about)
+
+    @property
     def about(self) -> dict[str, Any]:
         """Metadata for readers of the export (JSON types)."""
         classes = {"classes": self.facts["classes"]} if self.facts.get("classes") else {}
@@ -114,8 +114,8 @@ class Export:
 
     path: Path
     img_size: int
-    crop_pct: float
-    """Side of the central crop as a share of an image's shorter side."""
+    images: str
+    """What of an image the network sees, in words."""
     max_difference: float
     """The largest difference of any feature on the built-in photographs, in float32."""
     load: str
@@ -128,8 +128,7 @@ class Export:
     def describe(self) -> str:
         """A summary of several lines."""
         lines = [
-            f"wrote     {self.path}, for images of {self.img_size} px: the central "
-            f"{100 * self.crop_pct:g} % of the shorter side, resized bicubically",
+            f"wrote     {self.path}, for images of {self.img_size} px: {self.images}",
             f"checked   reloaded; the largest difference on {NUM_PHOTOGRAPHS} photographs is "
             f"{self.max_difference:.1e} (float32)",
             f"load      {self.load}",
@@ -164,22 +163,36 @@ def export(
     out = Path(out)
     if to not in _WRITERS:
         raise RequestError(f"to is {to!r}; expected one of {', '.join(_WRITERS)}{nearest(to, _WRITERS)}")
-    _check_out(out, to, overwrite=overwrite)
+    check_out(out, to, overwrite=overwrite)
     subject = _prepare(source, img_size)
+    difference, load = write_compared(subject.graph, to, out, partial(_WRITERS[to], subject))
+    untrained = tuple(subject.facts["untrained"])
+    images = f"the central {100 * crop_pct(subject.facts):g} % of the shorter side, resized bicubically"
+    return Export(out, subject.img_size, images, difference, load, untrained, subject.advice)
+
+
+def write_compared(graph: Graph, to: str, out: Path, writer: Writer) -> tuple[float, str]:
+    """Write an export, reload it, compare it, and move it into place.
+
+    Returns:
+        The largest difference on the photographs, and the Python code that loads the export.
+
+    Raises:
+        RequestError: `out` cannot be written.
+        RunError: the format cannot express the network, or the export's outputs differ.
+    """
     try:
         with locking.staging(out, print) as folder:
-            partial = folder / out.name
-            reloaded, load = _WRITERS[to](subject, partial)
-            difference = _compare(subject, reloaded, to)
-            _settle(partial, out)
+            unfinished = folder / out.name
+            reloaded, load = writer(unfinished)
+            difference = compare(graph, reloaded, to)
+            _settle(unfinished, out)
     except OSError as error:
         raise RequestError(f"out is {out}: {error.strerror or error}; expected a path that can be written") from None
-    load = load.replace(str(partial), str(out))
-    untrained = tuple(subject.facts["untrained"])
-    return Export(out, subject.img_size, crop_pct(subject.facts), difference, load, untrained, subject.advice)
+    return difference, load.replace(str(unfinished), str(out))
 
 
-def _check_out(out: Path, to: str, *, overwrite: bool) -> None:
+def check_out(out: Path, to: str, *, overwrite: bool) -> None:
     """Refuse a path that exists, or whose ending belongs to another format."""
     ending = {"timm": ".safetensors", "state-dict": ".safetensors", "onnx": ".onnx", "torch-export": ".pt2"}[to]
     is_directory = to == "timm" and out.suffix != ending
@@ -230,33 +243,12 @@ def preprocessing(facts: Mapping[str, Any]) -> dict[str, Any]:
     return {**cropping, **normalisation(facts)}
 
 
-def _compare(subject: Subject, reloaded: Reloaded, to: str) -> float:
-    """The largest difference over all features of the photographs, as one batch and as a single image.
-
-    Raises:
-        RunError: the difference is too large.
-    """
-    worst = 0.0
-    for images in (subject.images, subject.images[:1]):
-        with torch.no_grad():
-            pairs = list(zip(Features(subject.model)(images), reloaded(images), strict=True))
-        difference = max(float((a - b).abs().max()) if a.shape == b.shape else float("inf") for a, b in pairs)
-        largest = max(1.0, *(float(a.abs().max()) for a, _ in pairs))
-        if not difference <= TOLERANCE * largest:  # also true of NaN
-            raise RunError(
-                f"{subject.name} exported to {to} differs from the backbone by {difference:.1e} on {len(images)} "
-                f"photographs; expected at most {TOLERANCE * largest:.0e}: take another format, and report the model"
-            )
-        worst = max(worst, difference)
-    return worst
-
-
-def _settle(partial: Path, out: Path) -> None:
+def _settle(unfinished: Path, out: Path) -> None:
     """Move the export into place; other files in a directory stay."""
-    if partial.is_dir():
+    if unfinished.is_dir():
         out.mkdir(exist_ok=True)
     # ONNX may have written a second file with the weights beside the first.
-    written, destination = (partial, out) if partial.is_dir() else (partial.parent, out.parent)
+    written, destination = (unfinished, out) if unfinished.is_dir() else (unfinished.parent, out.parent)
     for file in written.iterdir():
         share(file)
         file.replace(destination / file.name)
@@ -296,67 +288,6 @@ def _to_state_dict(subject: Subject, path: Path) -> tuple[Reloaded, str]:
     return Features(model), _call(subject.name, **subject.arguments, checkpoint_path=str(path))
 
 
-def _to_torch_export(subject: Subject, path: Path) -> tuple[Reloaded, str]:
-    torch.export.save(_trace(subject), path, extra_files={"fastmim.json": json.dumps(subject.about)})
-    return torch.export.load(path).module(), f'torch.export.load("{path}").module()'
-
-
-def _to_onnx(subject: Subject, path: Path) -> tuple[Reloaded, str]:
-    missing = [package for package in ("onnx", "onnxscript", "onnxruntime") if find_spec(package) is None]
-    if missing:
-        raise RequestError(f"to is 'onnx', which needs {', '.join(missing)}: pip install 'fastmim[onnx]'")
-    import onnxruntime
-
-    program = _trace(subject)
-    try:
-        with _quiet():
-            converted: Any = torch.onnx.export(
-                program, dynamo=True, verbose=False, input_names=["images"], output_names=subject.outputs
-            )
-    except torch.onnx.OnnxExporterError as error:
-        raise RunError(
-            f"ONNX cannot express {subject.name}: it has no operator for {_operator(error)}; "
-            f"expected a model of standard operators: export it to torch-export, or choose another backbone"
-        ) from error
-    converted.model.metadata_props["fastmim"] = json.dumps(subject.about)
-    num_bytes = sum(tensor.nbytes for tensor in subject.model.state_dict().values())
-    converted.save(path, external_data=num_bytes > _ONE_FILE)
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-
-    def run(images: Tensor) -> Outputs:
-        features, pooled = session.run(None, {"images": images.numpy()})
-        return torch.from_numpy(features), torch.from_numpy(pooled)
-
-    return run, f'onnxruntime.InferenceSession("{path}")'
-
-
-def _trace(subject: Subject) -> torch.export.ExportedProgram:
-    """The features as a graph, for batches of any size."""
-    batch = {0: torch.export.Dim("batch", min=1)}
-    try:
-        with _quiet():
-            return torch.export.export(Features(subject.model), (subject.images[:2],), dynamic_shapes=(batch,))
-    except Exception as error:  # tracing raises many kinds of errors
-        raise RunError(
-            f"torch.export cannot trace {subject.name}: {first_line(error)}; expected a model without control flow "
-            f"that depends on values: export it to timm, or choose another backbone"
-        ) from error
-
-
-def _operator(error: Exception) -> str:
-    """The operator that ONNX lacks, or the error's first line if it names none."""
-    named = re.search(r"op='([\w.]+)'", str(error))
-    return named[1] if named else first_line(error)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Suppress the warnings from inside PyTorch during tracing."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
 def _call(name: str, **arguments: Any) -> str:
     given = "".join(f", {key}={value!r}" for key, value in arguments.items())
     return f"timm.create_model({name!r}{given})"
@@ -365,6 +296,6 @@ def _call(name: str, **arguments: Any) -> str:
 _WRITERS: dict[str, Callable[[Subject, Path], tuple[Reloaded, str]]] = {
     "timm": _to_timm,
     "state-dict": _to_state_dict,
-    "onnx": _to_onnx,
-    "torch-export": _to_torch_export,
+    "onnx": lambda subject, path: to_onnx(subject.graph, path),
+    "torch-export": lambda subject, path: to_torch_export(subject.graph, path),
 }
