@@ -39,6 +39,8 @@ def start(arguments: list[str], log: Path, before: Callable[[], object] = lambda
         before: Called in the fork before the command.
     """
     _flush()
+    for end in ("out", "err"):  # for a fork that is killed before it opens its own
+        Path(f"{log}.{end}").touch()
     if pid := os.fork():
         return pid
     status = 1

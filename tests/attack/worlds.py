@@ -121,9 +121,6 @@ def start(words: list[str], count: int, log: Path) -> list[int]:
     def at(rank: int) -> Callable[[], object]:
         return lambda: os.environ.update(shared, RANK=str(rank)) if count > 1 else None
 
-    for rank in range(count):  # for those that are killed before they open their own
-        for end in ("out", "err"):
-            Path(f"{log}-{rank}.{end}").touch()
     return [forks.start(words, Path(f"{log}-{rank}"), at(rank)) for rank in range(count)]
 
 

@@ -21,8 +21,10 @@ from fastmim import cli
 from fastmim.data.sources import Source, open_source
 from fastmim.errors import RequestError
 from fastmim.system.processes import Place, find_place, first_host
+from fastmim.system.run_directory import RunDirectory
 from fastmim.training import loop
 from fastmim.training.world import joined
+from fastmim.transfer.classify.evaluation import answer
 from processes import start, together, wait_for
 
 STAGED: dict[str, Any] = {"stages": "32:0.5,48:0.5", "micro_batch": 2}
@@ -55,13 +57,33 @@ def test_two_processes_share_masks_and_a_teacher(photos: Path, pretrained: Path,
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
 
 
-def test_finetuning_validates_once(labelled: Path, tmp_path: Path) -> None:
+def test_processes_share_the_validation_of_a_finetuning(
+    labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The scores are those of one process, and so is the list of unreadable images, also if the other finds one."""
+    shutil.copytree(labelled, tmp_path / "labelled")
+    (tmp_path / "labelled/val/blue/1.jpg").write_bytes(b"no image")  # the second of the images
     settings = {k: v for k, v in SMALL.items() if k not in ("picture_every", "stages")}
     settings |= {"weights": "none", "eval_every": "6 steps", "ema": 0.9, "mixup": 0.0, "cutmix": 0.0}
-    statuses, said = together("finetune", labelled, tmp_path / "run", settings, settings)
+    settings |= {"max_bad_share": 0.9, "drop_path": 0.0, "reprob": 0.0}  # drawn by process
+    fastmim.finetune(**settings, data=str(tmp_path / "labelled"), out=tmp_path / "one")
+
+    def answer_noted(*args: Any, indices: Any, **options: Any) -> Any:
+        with (tmp_path / "answered").open("a") as file:
+            file.write(f"{list(indices)}\n")
+        return answer(*args, indices=indices, **options)
+
+    at_rank(1, "fastmim.transfer.classify.validation.answer", answer_noted, monkeypatch)
+    statuses, said = together("finetune", tmp_path / "labelled", tmp_path / "two", settings, settings)
     assert statuses == [0, 0], said
-    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines if "val_top1" in line] == [6, 12]
+    assert (tmp_path / "answered").read_text() == 2 * f"{list(range(1, 24, 2))}\n"
+    one, two = (RunDirectory(tmp_path / name) for name in ("one", "two"))
+    scores, expected = (
+        {line["step"]: line["val_loss"] for line in run.read_metrics() if "val_loss" in line} for run in (two, one)
+    )
+    assert scores == pytest.approx(expected, rel=1e-4) and list(scores) == [6, 12]
+    assert two.bad_images.read_text() == one.bad_images.read_text() != ""
+    assert json.loads(two.evaluation.read_text())["images"] == 23
 
 
 def test_a_process_that_dies_ends_the_others(photos: Path, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from fastmim.training.checkpoint import Checkpoint
 from fastmim.training.logs import Logs
 from fastmim.training.loop import Periodic
 from fastmim.training.run import Task
+from fastmim.training.world import ALONE
 from fastmim.transfer.start import Start, find_start
 from fastmim.transfer.supervised_settings import SupervisedConfig
 from fastmim.transfer.validation import Validator
@@ -37,7 +38,7 @@ class Network(Protocol):
 class Supervised(Task[Config]):
     """A network that starts from weights, on images with labels of some kind, validated as it trains."""
 
-    validator: Validator[Any]
+    validator: Validator[Any, Any]
 
     @property
     @abstractmethod
@@ -59,7 +60,7 @@ class Supervised(Task[Config]):
         """Make the network, a `Network`, at `start`, on the plan's device; a checkpoint may replace its weights."""
 
     @abstractmethod
-    def build_validator(self, logs: Logs) -> Validator[Any]:
+    def build_validator(self, logs: Logs) -> Validator[Any, Any]:
         """Make what validates the model."""
 
     @functools.cached_property
@@ -136,8 +137,22 @@ class Supervised(Task[Config]):
 
     def periodic(self, logs: Logs) -> list[Periodic]:
         self.validator = self.build_validator(logs)
-        validating = (self.eval_steps, self.world.on_main(self.validator))
+        # Of a divided model only the main process has the whole.
+        validate = self.world.on_main(self.validator) if self.plan.shard else self.validator
+        validating = (self.eval_steps, validate)
         return [*super().periodic(logs), validating, *self.reporting(f"{self.eval_steps} steps", logs)]
+
+    def validation(self, logs: Logs) -> dict[str, Any]:
+        """What every validator is made of."""
+        return {
+            "directory": self.directory,
+            "total_steps": self.plan.total_steps,
+            "about": self.about(),
+            "bad_images": self.bad_images,
+            "say": logs.say,
+            "num_images": len(self.val),
+            "world": ALONE if self.plan.shard else self.world,
+        }
 
     def final_scores(self, step: int) -> dict[str, Any]:
         """Write the final weights, and say how good they are; the contents of `evaluation.json`."""

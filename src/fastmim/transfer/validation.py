@@ -1,9 +1,9 @@
-"""Validation during a training on labels: scores, pictures, the best weights so far, a summary in words."""
+"""Validation during a training on labels: answers, scores, pictures, the best weights so far, a summary in words."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +14,21 @@ from fastmim.data.sources import Source
 from fastmim.errors import RunError
 from fastmim.system import files
 from fastmim.system.run_directory import RunDirectory
+from fastmim.training.world import ALONE, World
 
 NUM_NAMED = 5
 """Classes that a summary names."""
 
 
+class Answered(Protocol):
+    """What a network said about some validation images; it travels between processes."""
+
+    bad: list[tuple[str, str]]
+    """(name, reason) of the unusable ones, which are not scored."""
+
+
 class Scored(Protocol):
-    """What an evaluation found."""
+    """How good answers are."""
 
     def metrics(self) -> dict[str, float]:
         """The numbers for the log."""
@@ -32,12 +40,16 @@ class Scored(Protocol):
         """All of it, for `evaluation.json`."""
 
 
+Answers = TypeVar("Answers", bound=Answered)
 Scores = TypeVar("Scores", bound=Scored)
 
 
 @dataclass(kw_only=True)
-class Validator(ABC, Generic[Scores]):
-    """Evaluates a network while it is trained, and writes weights files."""
+class Validator(ABC, Generic[Answers, Scores]):
+    """Evaluates a network while it is trained, and writes weights files.
+
+    Each process of a run asks its own copy of the network about its share of the images; the main one scores them all.
+    """
 
     metric: str
     """The number, higher is better, by which weights are the best."""
@@ -48,6 +60,10 @@ class Validator(ABC, Generic[Scores]):
     bad_images: BadImages
     say: Callable[[str], None]
     """Prints a line."""
+    num_images: int
+    """Images to validate on."""
+    world: World = ALONE
+    """The processes that share them."""
 
     def __post_init__(self) -> None:
         before = [line[self.metric] for line in self.directory.read_metrics() if self.metric in line]
@@ -55,8 +71,16 @@ class Validator(ABC, Generic[Scores]):
         """The best so far, earlier starts of the run included; -1 before the first."""
 
     @abstractmethod
-    def evaluate(self) -> Scores:
-        """Score the network as it is."""
+    def answer(self, indices: Sequence[int]) -> Answers:
+        """Ask the network, as it is, about some of the validation images, in this order."""
+
+    @abstractmethod
+    def score(self, answers: Sequence[Answers]) -> Scores:
+        """Compare answers about different images with their labels.
+
+        Raises:
+            RunError: they are about none.
+        """
 
     @abstractmethod
     def draw(self, step: int, scores: Scores) -> None:
@@ -71,8 +95,17 @@ class Validator(ABC, Generic[Scores]):
         """The final scores in plain words."""
 
     def __call__(self, step: int) -> dict[str, float]:
-        """Evaluate, draw, and keep the weights if they are the best; return the metrics."""
-        scores = self.evaluate()
+        """Evaluate, draw, and keep the weights if they are the best; return the metrics, in the main process."""
+        with self.world.together():
+            mine = self.answer(range(self.world.rank, self.num_images, self.world.size))
+        answers = self.world.exchange(mine)
+        with self.world.together():
+            return self.judge(step, answers) if self.world.main else {}
+
+    def judge(self, step: int, answers: Sequence[Answers]) -> dict[str, float]:
+        """Score answers about all images, draw, and keep the weights if they are the best; return the metrics."""
+        self.bad_images.update([bad for part in answers for bad in part.bad], num_seen=self.num_images)
+        scores = self.score(answers)
         metrics = scores.metrics()
         is_best = metrics[self.metric] > self.best
         self.say(f"step {step}/{self.total_steps}  validation: {scores.describe()}{'  (best)' if is_best else ''}")
@@ -87,17 +120,13 @@ class Validator(ABC, Generic[Scores]):
         """Write the best weights so far."""
         self.save(self.directory.best_weights, step)
 
-    def found_bad(self, bad: list[tuple[str, str]], num_seen: int) -> None:
-        """Count unusable images."""
-        self.bad_images.update(bad, num_seen=num_seen)
-
     def last_scores(self, step: int) -> dict[str, Any]:
         """The contents of `evaluation.json` for this step; evaluate again if they are of another, or damaged."""
         path = self.directory.evaluation
         with suppress(RunError, FileNotFoundError):
             if (scores := files.read_json(path)).get("step") == step:
                 return scores
-        self(step)
+        self.judge(step, [self.answer(range(self.num_images))])
         return files.read_json(path)
 
     def done(self) -> str:

@@ -14,7 +14,7 @@ from torch import nn
 from fastmim.data.sources import Source
 from fastmim.transfer.classify import confusion
 from fastmim.transfer.classify.confusion import draw_confusion, legend
-from fastmim.transfer.classify.evaluation import Scores, evaluate
+from fastmim.transfer.classify.evaluation import Scores, answer, score
 
 
 def scores(labels: list[int], predicted: list[int], num_classes: int) -> Scores:
@@ -63,7 +63,11 @@ class ByBrightness(nn.Module):
 @pytest.mark.parametrize("batch_size", [1, 6, 64])
 def test_top5_and_loss(batch_size: int) -> None:
     model = ByBrightness().train()
-    found = evaluate(model, Grey(), size=8, mean=torch.zeros(3), std=torch.ones(3), batch_size=batch_size)
+    how = {"size": 8, "mean": torch.zeros(3), "std": torch.ones(3), "batch_size": batch_size}
+    found = score(
+        [answer(model, Grey(), indices=indices, **how) for indices in (range(1, 20, 2), [], [2, 0], range(4, 20, 2))],
+        Grey(),
+    )
     assert model.training
     assert found.top1 == 14 / 20 and found.metrics()["val_top5"] == 19 / 20
     images = torch.arange(20)[:, None, None, None].expand(20, 3, 8, 8) / 255

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,8 +92,9 @@ def classify(
     num_workers: int,
     bf16: bool,
     crop_pct: float,
+    indices: Sequence[int] | None = None,
 ) -> Iterator[tuple[Tensor, dict[str, Any]]]:
-    """Classify the central crop of each image, in order. The model keeps its mode.
+    """Classify the central crop of each image, or of some, in order. The model keeps its mode.
 
     Yields:
         Logits (b, C), float32 on the classifier's device, and the batch of `load_centers` without its images; b may
@@ -106,6 +107,7 @@ def classify(
         batch_size=batch_size,
         num_workers=num_workers,
         crop_pct=crop_pct,
+        indices=indices,
         pin_memory=device.type == "cuda",
     )
     for batch in batches:
@@ -117,7 +119,23 @@ def classify(
         yield logits, batch
 
 
-def evaluate(
+@dataclass
+class Answers:
+    """A classifier's predictions for some labelled images."""
+
+    labels: np.ndarray
+    """(n,) int64."""
+    predicted: np.ndarray
+    """(n,) int64, the most probable class."""
+    in_top5: np.ndarray
+    """(n,) bool, whether the label is among the five most probable classes."""
+    losses: np.ndarray
+    """(n,) float64, cross entropy."""
+    bad: list[tuple[str, str]]
+    """(name, reason) of the images that could not be read."""
+
+
+def answer(
     classifier: nn.Module,
     source: Source,
     *,
@@ -128,8 +146,8 @@ def evaluate(
     num_workers: int = 0,
     bf16: bool = False,
     crop_pct: float = 1.0,
-    found_bad: Callable[[list[tuple[str, str]], int], None] = lambda bad, num_seen: None,
-) -> Scores:
+    indices: Sequence[int] | None = None,
+) -> Answers:
     """Classify the central crops of labelled images. The model keeps its mode.
 
     Args:
@@ -137,12 +155,11 @@ def evaluate(
         source: Has labels and classes.
         mean: (3,) on the classifier's device.
         std: (3,) likewise.
-        found_bad: Called with each batch's unreadable images, which are not scored, and its number of images.
-
-    Raises:
-        RunError: no image can be read.
+        indices: The images to classify, in this order; all if None.
     """
-    parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+    kinds = (torch.int64, torch.int64, torch.bool, torch.float32)
+    parts = [tuple(torch.empty(0, dtype=kind, device=mean.device) for kind in kinds)]
+    bad: list[tuple[str, str]] = []
     batches = classify(
         classifier,
         source,
@@ -153,20 +170,30 @@ def evaluate(
         num_workers=num_workers,
         bf16=bf16,
         crop_pct=crop_pct,
+        indices=indices,
     )
     for logits, batch in batches:
-        found_bad(batch["bad"], len(logits) + len(batch["bad"]))
+        bad += batch["bad"]
         if not len(logits):
             continue
         labels = batch["labels"].to(mean.device, non_blocking=True)
         best = logits.topk(min(TOP, logits.shape[1]), dim=1).indices  # (b, 5)
         loss = F.cross_entropy(logits, labels, reduction="none")
         parts.append((labels, best[:, 0], (best == labels[:, None]).any(1), loss))
-    if not parts:
+    labels, predicted, in_top5, losses = (torch.cat(column).cpu() for column in zip(*parts, strict=True))
+    return Answers(labels.numpy(), predicted.numpy(), in_top5.numpy(), losses.double().numpy(), bad)
+
+
+def score(answers: Sequence[Answers], source: Source) -> Scores:
+    """Score answers about different images of a source.
+
+    Raises:
+        RunError: they are about none, as none could be read.
+    """
+    names = ("labels", "predicted", "in_top5", "losses")
+    labels, predicted, in_top5, losses = (np.concatenate([getattr(part, name) for part in answers]) for name in names)
+    if not len(labels):
         raise RunError(
             f"none of the {len(source)} images of {source.origin} can be read; expected images to validate on"
         )
-    labels, predicted, in_top5, losses = (torch.cat(column).cpu() for column in zip(*parts, strict=True))
-    return Scores(
-        labels.numpy(), predicted.numpy(), in_top5.numpy(), losses.double().mean().item(), source.classes or []
-    )
+    return Scores(labels, predicted, in_top5, losses.mean().item(), source.classes or [])

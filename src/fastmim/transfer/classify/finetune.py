@@ -124,11 +124,7 @@ class Finetuning(Supervised[FinetuneConfig]):
     def build_validator(self, logs: Logs) -> ClassifierValidator:
         return ClassifierValidator(
             metric="val_top1",
-            directory=self.directory,
-            total_steps=self.plan.total_steps,
-            about=self.about(),
-            bad_images=self.bad_images,
-            say=logs.say,
+            **self.validation(logs),
             config=self.config,
             plan=self.plan,
             data=self.labelled,

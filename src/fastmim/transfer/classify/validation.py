@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,14 @@ from fastmim.data.labelled import Labelled
 from fastmim.system import files
 from fastmim.training.plan import Plan
 from fastmim.transfer.classify.confusion import LEGEND, MAX_CLASSES, draw_confusion, legend
-from fastmim.transfer.classify.evaluation import Scores, evaluate
+from fastmim.transfer.classify.evaluation import Answers, Scores, answer, score
 from fastmim.transfer.classify.finetuner import Finetuner
 from fastmim.transfer.classify.settings import FinetuneConfig
 from fastmim.transfer.validation import NUM_NAMED, Validator
 
 
 @dataclass(kw_only=True)
-class ClassifierValidator(Validator[Scores]):
+class ClassifierValidator(Validator[Answers, Scores]):
     """Evaluates a classifier while it is trained, and writes weights files."""
 
     config: FinetuneConfig
@@ -29,10 +29,10 @@ class ClassifierValidator(Validator[Scores]):
     data: Labelled
     model: Finetuner
 
-    def evaluate(self) -> Scores:
-        """Score the classifier, or the average of its weights, on the validation images."""
+    def answer(self, indices: Sequence[int]) -> Answers:
+        """Ask the classifier, or the average of its weights."""
         config, plan = self.config, self.plan
-        return evaluate(
+        return answer(
             self.model.result,
             self.data.val,
             size=config.img_size,
@@ -42,8 +42,11 @@ class ClassifierValidator(Validator[Scores]):
             num_workers=plan.num_workers,
             bf16=plan.bf16,
             crop_pct=config.eval_crop,
-            found_bad=self.found_bad,
+            indices=indices,
         )
+
+    def score(self, answers: Sequence[Answers]) -> Scores:
+        return score(answers, self.data.val)
 
     def draw(self, step: int, scores: Scores) -> None:
         """Draw the confusion matrix, with a file of the names that no font can write, unless the classes are many."""

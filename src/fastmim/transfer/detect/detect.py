@@ -168,11 +168,7 @@ class Detecting(Supervised[DetectConfig]):
     def build_validator(self, logs: Logs) -> DetectorValidator:
         return DetectorValidator(
             metric="val_mask_ap" if self.design.masks else "val_box_ap",
-            directory=self.directory,
-            total_steps=self.plan.total_steps,
-            about=self.about(),
-            bad_images=self.bad_images,
-            say=logs.say,
+            **self.validation(logs),
             scenes=self.val,
             num_pictures=self.config.num_pictures,
             model=self.model,

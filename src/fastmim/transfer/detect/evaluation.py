@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,11 +14,12 @@ from fastmim.data.augment import normalise
 from fastmim.data.sources import Source
 from fastmim.errors import RunError
 from fastmim.training.evaluating import evaluating
+from fastmim.transfer.detect import scores
 from fastmim.transfer.detect.coco import Scenes
 from fastmim.transfer.detect.crops import load_whole
 from fastmim.transfer.detect.detector import Detector
 from fastmim.transfer.detect.outlines import from_mask
-from fastmim.transfer.detect.scores import Scores, score
+from fastmim.transfer.detect.scores import Scores
 
 
 @dataclass(frozen=True)
@@ -87,31 +88,44 @@ def _in_pixels(found: dict[str, Tensor], seen: tuple[int, int], size: tuple[int,
     return objects
 
 
-def evaluate(
-    detector: Detector,
-    scenes: Scenes,
-    inference: Inference,
-    *,
-    found_bad: Callable[[list[tuple[str, str]], int], None] = lambda bad, num_seen: None,
-) -> Scores:
-    """Score a detector on images with annotations.
+@dataclass
+class Answers:
+    """What a detector said about some images."""
+
+    results: list[dict[str, Any]] = field(default_factory=list)
+    """Objects as COCO's results have them."""
+    usable: list[int] = field(default_factory=list)
+    """Positions of the images that could be used."""
+    bad: list[tuple[str, str]] = field(default_factory=list)
+    """(name, reason) of the others."""
+
+
+def answer(detector: Detector, scenes: Scenes, inference: Inference, indices: Sequence[int]) -> Answers:
+    """Ask a detector about images with annotations.
 
     Args:
         detector: Its device is that of `inference.mean`.
         scenes: The images.
         inference: How they are tested.
-        found_bad: Called with each unusable image, which is not scored, and the number of images seen: 1.
+        indices: Those to ask about.
+    """
+    answers = Answers()
+    for found, batch in inference.predict(detector, scenes, indices):
+        answers.bad += batch["bad"]
+        if found is not None:
+            answers.usable.append(batch["index"])
+            answers.results += [item.to_coco(scenes.ids[batch["index"]], scenes.categories) for item in found]
+    return answers
+
+
+def score(answers: Sequence[Answers], scenes: Scenes, *, masks: bool) -> Scores:
+    """Score answers about different images.
 
     Raises:
-        RunError: no image can be used.
+        RunError: no image could be used.
     """
-    results: list[dict[str, Any]] = []
-    usable: list[int] = []
-    for found, batch in inference.predict(detector, scenes):
-        found_bad(batch["bad"], 1)
-        if found is not None:
-            usable.append(batch["index"])
-            results += [item.to_coco(scenes.ids[batch["index"]], scenes.categories) for item in found]
+    usable = sorted(index for part in answers for index in part.usable)
     if not usable:
         raise RunError(f"none of the {len(scenes)} images of {scenes.origin} can be used; expected some to validate on")
-    return score(scenes.ground_truth(usable), results, masks=detector.masks)
+    results = [result for part in answers for result in part.results]
+    return scores.score(scenes.ground_truth(usable), results, masks=masks)

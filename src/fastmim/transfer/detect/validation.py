@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 from fastmim.errors import listed
 from fastmim.transfer.detect.coco import Scenes
 from fastmim.transfer.detect.detector import Detector
-from fastmim.transfer.detect.evaluation import Inference, evaluate
+from fastmim.transfer.detect.evaluation import Answers, Inference, answer, score
 from fastmim.transfer.detect.file import FORMAT, Design
 from fastmim.transfer.detect.pictures import SURE, comparison, draw, labelled
 from fastmim.transfer.detect.scores import Scores
@@ -18,7 +18,7 @@ from fastmim.transfer.validation import NUM_NAMED, Validator, spread
 
 
 @dataclass(kw_only=True)
-class DetectorValidator(Validator[Scores]):
+class DetectorValidator(Validator[Answers, Scores]):
     """Evaluates a detector while it is trained, and writes weights files."""
 
     scenes: Scenes
@@ -28,9 +28,11 @@ class DetectorValidator(Validator[Scores]):
     design: Design
     inference: Inference
 
-    def evaluate(self) -> Scores:
-        """Score the detector on the validation images."""
-        return evaluate(self.model, self.scenes, self.inference, found_bad=self.found_bad)
+    def answer(self, indices: Sequence[int]) -> Answers:
+        return answer(self.model, self.scenes, self.inference, indices)
+
+    def score(self, answers: Sequence[Answers]) -> Scores:
+        return score(answers, self.scenes, masks=self.design.masks)
 
     def draw(self, step: int, scores: Scores) -> None:
         """Draw predictions at equal distances in the validation images."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,34 +58,48 @@ class Inference:
             yield classes, batch
 
 
-def evaluate(
-    segmenter: Segmenter,
-    scenes: LabelledPixels,
-    inference: Inference,
-    *,
-    found_bad: Callable[[list[tuple[str, str]], int], None] = lambda bad, num_seen: None,
-) -> Scores:
-    """Score a segmenter on images with label images.
+@dataclass
+class Answers:
+    """What a segmenter said about some images."""
+
+    confusion: np.ndarray
+    """(C, C) int64, pixels of the row's class that were taken for the column's."""
+    num_images: int
+    """Those that could be used."""
+    bad: list[tuple[str, str]]
+    """(name, reason) of the others."""
+
+
+def answer(segmenter: Segmenter, scenes: LabelledPixels, inference: Inference, indices: Sequence[int]) -> Answers:
+    """Ask a segmenter about images with label images.
 
     Args:
         segmenter: Its device is that of `inference.mean`.
         scenes: The images.
         inference: How they are tested.
-        found_bad: Called with each unusable image, which is not scored, and the number of images seen: 1.
+        indices: Those to ask about.
+    """
+    num_classes = len(scenes.classes)
+    found = Answers(np.zeros((num_classes, num_classes), dtype=np.int64), 0, [])
+    for predicted, batch in inference.predict(segmenter, scenes, indices):
+        found.bad += batch["bad"]
+        if predicted is not None:
+            found.confusion += count_pairs(predicted, batch["labels"].to(predicted.device), num_classes)
+            found.num_images += 1
+    return found
+
+
+def score(answers: Sequence[Answers], scenes: LabelledPixels) -> Scores:
+    """Score answers about different images.
 
     Raises:
-        RunError: no image can be used.
+        RunError: no image could be used.
     """
-    num_classes, num_images = len(scenes.classes), 0
-    confusion = np.zeros((num_classes, num_classes), dtype=np.int64)
-    for predicted, batch in inference.predict(segmenter, scenes):
-        found_bad(batch["bad"], 1)
-        if predicted is not None:
-            confusion += count_pairs(predicted, batch["labels"].to(predicted.device), num_classes)
-            num_images += 1
+    num_images = sum(part.num_images for part in answers)
     if not num_images:
         raise RunError(
             f"none of the {len(scenes)} images of {scenes.origin} can be used with its label image; expected images to "
             f"validate on"
         )
+    confusion = np.sum([part.confusion for part in answers], axis=0)
     return Scores(confusion, scenes.classes, num_images)

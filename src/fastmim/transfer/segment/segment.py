@@ -172,11 +172,7 @@ class Segmenting(Supervised[SegmentConfig]):
     def build_validator(self, logs: Logs) -> SegmenterValidator:
         return SegmenterValidator(
             metric="val_miou",
-            directory=self.directory,
-            total_steps=self.plan.total_steps,
-            about=self.about(),
-            bad_images=self.bad_images,
-            say=logs.say,
+            **self.validation(logs),
             scenes=self.val,
             num_pictures=self.config.num_pictures,
             model=self.model,

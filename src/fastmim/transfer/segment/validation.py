@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 from fastmim.data.label_crops import resize_labels
 from fastmim.data.label_images import LabelledPixels
 from fastmim.errors import listed
-from fastmim.transfer.segment.evaluation import Inference, evaluate
+from fastmim.transfer.segment.evaluation import Answers, Inference, answer, score
 from fastmim.transfer.segment.file import FORMAT, Design
 from fastmim.transfer.segment.pictures import comparison
 from fastmim.transfer.segment.scores import Scores
@@ -19,7 +19,7 @@ from fastmim.transfer.validation import NUM_NAMED, Validator, spread
 
 
 @dataclass(kw_only=True)
-class SegmenterValidator(Validator[Scores]):
+class SegmenterValidator(Validator[Answers, Scores]):
     """Evaluates a segmenter while it is trained, and writes weights files."""
 
     scenes: LabelledPixels
@@ -29,9 +29,11 @@ class SegmenterValidator(Validator[Scores]):
     design: Design
     inference: Inference
 
-    def evaluate(self) -> Scores:
-        """Score the segmenter on the validation images."""
-        return evaluate(self.model, self.scenes, self.inference, found_bad=self.found_bad)
+    def answer(self, indices: Sequence[int]) -> Answers:
+        return answer(self.model, self.scenes, self.inference, indices)
+
+    def score(self, answers: Sequence[Answers]) -> Scores:
+        return score(answers, self.scenes)
 
     def draw(self, step: int, scores: Scores) -> None:
         """Draw predictions at equal distances in the validation images."""
