@@ -5,9 +5,11 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import re
 import shutil
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,8 @@ from fastmim.errors import RequestError
 from fastmim.system.processes import Place, find_place, first_host
 from fastmim.system.run_directory import RunDirectory
 from fastmim.training import loop
-from fastmim.training.world import joined
+from fastmim.training.loop import to_device
+from fastmim.training.world import World, joined
 from fastmim.transfer.classify.evaluation import answer
 from processes import start, together, wait_for
 
@@ -96,6 +99,35 @@ def test_a_process_that_dies_ends_the_others(photos: Path, tmp_path: Path) -> No
     assert "process 1 of 2 was ended by SIGKILL; run the same command to resume" in said
     assert "process 0 has lost another process of the run" in said
     assert not any(Path(f"/proc/{pid}").exists() for pid in children)
+
+
+def test_a_straggler_is_named_once(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(*arguments: Any) -> Any:
+        time.sleep(0.2)
+        return to_device(*arguments)
+
+    at_rank(1, "fastmim.training.loop.to_device", slow, monkeypatch)
+    settings = SMALL | {"steps": 8}
+    statuses, said = together("pretrain", photos, tmp_path / "run", settings, settings)
+    assert statuses == [0, 0], said
+    [line] = [line for line in said.splitlines() if "all wait for it" in line]
+    assert re.fullmatch(
+        r"process 1 on \S+ waits for its data \d\d% of the time, the others \d+%: all wait for it", line
+    )
+
+
+def test_a_straggler_is_slow_twice_in_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World()
+    world.size = 3
+    lines = iter([(0.1, 0.1, 0.1), (0.1, 0.3, 0.1), (0.1, 0.3, 0.1), (0.1, 0.3, 0.1), (0.3, 0.1, 0.1), (0.1, 0.1, 0.1)])
+    monkeypatch.setattr(world, "exchange", lambda _: [("node", 0.0, seconds) for seconds in next(lines)])
+    said = [world.straggler(0.0, 0.1) for _ in range(6)]
+    assert said == [
+        None,
+        None,
+        "process 1 on node takes 0.3 s for a forward pass, the others 0.1 s: all wait for it",
+        *3 * [None],
+    ]
 
 
 def test_processes_with_other_settings_are_refused(photos: Path, tmp_path: Path) -> None:

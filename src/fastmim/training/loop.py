@@ -125,7 +125,7 @@ def fit(
                     optimizer = optim.resize(model, optimizer, new.size, rebuild=task.build_optimizer)
                     trained, wrapped, optimizer, forward = distribute(task, optimizer, plan)
                 stage = new
-                stream = until_stopped(on_device(task.batches(stage, step), plan.device), stop, world)
+                stream = until_stopped(on_device(task.batches(stage, step), plan.device), stop, world, meter)
                 while step < stage.stop:
                     rate = plan.learning_rate(step)
                     batch = train_step(
@@ -146,8 +146,9 @@ def fit(
                     logs.advance(step)
                     if step % config.log_every == 0 or step == total:
                         logs.log(step, world.slowest(meter.read(step, rate)))
-                        if hint := meter.hint():
-                            logs.say(hint)
+                        for hint in (meter.hint(), world.straggler(*meter.own)):
+                            if hint:
+                                logs.say(hint)
                     if world.size == 1 or step % config.log_every == 0:  # processes must look at the same step
                         with world.together():
                             saver.check()
@@ -257,7 +258,8 @@ def train_step(
                 batch = next(batches)
             seed_generators(step_seed(*seeds, part, *([world.rank] if world.rank else [])), meter.device)
             with nullcontext() if part == accumulation - 1 else world.accumulating(model):
-                part_loss = forward(batch) / accumulation
+                with meter.forward():
+                    part_loss = forward(batch) / accumulation
                 part_loss.backward()
             loss += part_loss.detach()
     loss = world.mean(loss)
@@ -272,7 +274,7 @@ def train_step(
     return batch
 
 
-def until_stopped(batches: Generator[Batch], stop: StopSignals, world: World) -> Generator[Batch]:
+def until_stopped(batches: Generator[Batch], stop: StopSignals, world: World, meter: Meter) -> Generator[Batch]:
     """Yield the batches while no process of the run is asked to stop; all of them then stop before the same batch.
 
     Raises:
@@ -282,7 +284,8 @@ def until_stopped(batches: Generator[Batch], stop: StopSignals, world: World) ->
         while True:
             ended: Stopped | None = None
             try:
-                batch = next(batches)
+                with meter.timing("loading"):
+                    batch = next(batches)
             except Stopped as error:  # no data comes here
                 ended = error
             if world.agree(stop.requested or ended is not None):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +17,19 @@ PATIENCE = 10
 
 _TOO_LONG, _SHOWN_AFTER = 0.2, 10.0
 """Share of the time that the device may wait for data before the user is told, and seconds before it is judged."""
+
+
+_KINDS = ("waiting", "loading", "forward", "paused")
+"""Waiting for the data of all processes; of it, for this one's; forward passes; pauses, which rates leave out."""
+
+
+class Own(NamedTuple):
+    """What a process does at its own speed, without waiting for others, between two log lines."""
+
+    loading_share: float
+    """Share of the time that it waits for its data."""
+    forward_seconds: float
+    """Seconds of a step's forward passes; on CUDA of one pass."""
 
 
 class Meter:
@@ -47,7 +61,9 @@ class Meter:
         self._norm = torch.zeros((), device=device)
         self._from_step = step
         self._start = time.perf_counter()
-        self._seconds = {"waiting": 0.0, "paused": 0.0}
+        self._seconds = dict.fromkeys(_KINDS, 0.0)
+        self._events = [torch.Event(device, enable_timing=True) for _ in range(2)] if device.type == "cuda" else []
+        self.own = Own(0.0, 0.0)
         self._lines = 0
         self._waited, self._lasted = 0.0, 0.0  # seconds, without the first log line
         self._hinted = False
@@ -88,10 +104,20 @@ class Meter:
 
     @contextmanager
     def timing(self, kind: str) -> Iterator[None]:
-        """Count the time inside as "waiting" for data or as "paused", which the rates leave out."""
+        """Count the time inside as one of `_KINDS`."""
         start = time.perf_counter()
         yield
         self._seconds[kind] += time.perf_counter() - start
+
+    @contextmanager
+    def forward(self) -> Iterator[None]:
+        """Time a forward pass; on CUDA the device does, and only the last one before a log line counts."""
+        with self.timing("forward"):
+            if self._events:
+                self._events[0].record()
+            yield
+            if self._events:
+                self._events[1].record()
 
     def read(self, step: int, rate: float) -> dict[str, float]:
         """Return the metrics of a log line, and start the next; waits for the device."""
@@ -114,8 +140,12 @@ class Meter:
         if self._lines > 1:  # workers start and kernels compile before the first
             self._waited += self._seconds["waiting"]
             self._lasted += seconds
+        passes = (
+            self._events[0].elapsed_time(self._events[1]) / 1000 if self._events else self._seconds["forward"] / steps
+        )
+        self.own = Own(self._seconds["loading"] / seconds, passes)
         self._sums[:2] = 0
-        self._from_step, self._start, self._seconds = step, now, {"waiting": 0.0, "paused": 0.0}
+        self._from_step, self._start, self._seconds = step, now, dict.fromkeys(_KINDS, 0.0)
         return metrics
 
     def hint(self) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import secrets
+import statistics
 import threading
 import time
 import warnings
@@ -38,6 +39,8 @@ _STEP_PATIENCE = timedelta(minutes=30)
 """How long processes wait for the gradients of another."""
 _PATIENCE = timedelta(hours=6)
 """How long processes wait for one that validates or draws; one that dies is noticed at once."""
+_LAGS, _LOADS = 2.0, 0.1
+"""How many times longer than the others a straggler takes, and the least share of its time for data."""
 _WATCH_SECONDS, _APPEAR_SECONDS = 1.0, 5.0
 _LOST = ("gloo", "NCCL", "Connection closed", "Connection reset", "Broken pipe", "TCPStore")
 
@@ -62,6 +65,8 @@ class World:
         # Words travel on the CPU, also where gradients travel by NCCL: a device would have to be waited for.
         self.gather: Callable[[], None] = _nothing
         """Brings the weights of a divided model back into the one that the main process draws, validates and writes."""
+        self._suspect: tuple[int, str] | None = None
+        self._named: set[tuple[int, str]] = set()
         self._words: Any = self._meet() if self.size > 1 else None
 
     def _meet(self) -> Any:
@@ -176,6 +181,31 @@ class World:
         """Metrics of a log line, with the longest wait for data and the most memory of all processes."""
         found = self.exchange(metrics)
         return metrics | {name: max(line[name] for line in found) for name in ("data_wait_share", "memory_gb")}
+
+    def straggler(self, loading_share: float, forward_seconds: float) -> str | None:
+        """Name the process that all wait for, once, if it is the same at two log lines in a row.
+
+        Args:
+            loading_share: Share of the time that this process waits for its own data.
+            forward_seconds: Seconds of its forward pass, which waits for nobody.
+        """
+        if self.size == 1:
+            return None
+        nodes, loading, forward = zip(*self.exchange((platform.node(), loading_share, forward_seconds)), strict=True)
+        before, self._suspect = self._suspect, None
+        for values, least, text in (
+            (loading, _LOADS, "waits for its data {:.0%} of the time, the others {:.0%}"),
+            (forward, 0.0, "takes {:.2g} s for a forward pass, the others {:.2g} s"),
+        ):
+            rank = values.index(max(values))
+            others = statistics.median(value for other, value in enumerate(values) if other != rank)
+            if values[rank] > max(least, _LAGS * others):
+                self._suspect = (rank, text)
+                if before == self._suspect and before not in self._named:
+                    self._named.add(before)
+                    return f"process {rank} on {nodes[rank]} {text.format(values[rank], others)}: all wait for it"
+                return None
+        return None
 
     def mean(self, value: Tensor) -> Tensor:
         """The mean of a tensor over the processes."""
