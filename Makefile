@@ -5,8 +5,9 @@ INSTALLED := .venv/installed
 
 .PHONY: demo test test-browser docs attack test-cluster check format clean
 
-demo: $(INSTALLED)  ## pre-train a small ViT on the built-in photographs
+demo: $(INSTALLED)  ## pre-train a small ResNet on built-in photographs, and try it on others
 	$(BIN)/fastmim pretrain --config examples/demo.yaml --out runs/demo
+	$(BIN)/fastmim visualise runs/demo --images samples://coffee,chelsea --out runs/demo/unseen.png
 
 test: $(INSTALLED)  ## run the test suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4

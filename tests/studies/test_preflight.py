@@ -10,7 +10,7 @@ import pytest
 import fastmim
 from fastmim.errors import RequestError
 from fastmim.studies import settings as study_settings
-from fastmim.studies.preflight import check
+from fastmim.studies.preflight import check, run_settings
 from small_study import NETWORK, draw_classes, settings
 
 
@@ -101,6 +101,13 @@ def test_pretraining_does_not_see_the_validation_images(bars: Path) -> None:
     assert check(study_settings.build(settings(bars / "train"))).sees_validation
 
 
+def test_all_runs_have_the_range_of_the_study(bars: Path, tmp_path: Path) -> None:
+    request = check(study_settings.build(settings(bars, range="0:4095")))
+    for point in request.points:
+        runs = run_settings(request, point, 0, tmp_path, steps=1, device="cpu", num_workers=0)
+        assert {run["range"] for run in runs.values()} == {"0:4095"} and {"finetune-4", "probe"} < runs.keys()
+
+
 IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
     ({"data": ""}, "data is not given; expected labelled images"),
     ({"sweep": []}, "sweep is not given; expected settings to compare: --sweep target=hog,pixels"),
@@ -146,6 +153,7 @@ IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
     ({"finetune_set": ["weights=x"]}, "finetune_set has weights, which the study decides for all runs"),
     ({"finetune_set": ["layer_dekay=1"]}, "unknown setting 'layer_dekay'; did you mean layer_decay"),
     ({"finetune_set": ["smoothing=2"]}, "smoothing is 2; expected 0"),
+    ({"range": "12bit"}, "range is '12bit'; expected auto, 8bit, 16bit or LOW:HIGH"),
     ({"seeds": 0}, "seeds is 0; expected at least 1"),
     ({"epochs": -1}, "epochs is -1.0; expected more than 0"),
     ({"steps": None}, "budget is not given; expected how long the study may take: --budget 2h"),

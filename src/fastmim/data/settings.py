@@ -34,10 +34,15 @@ class ImageConfig(Settings):
     """Skip larger images. Each data worker may take 8 bytes of memory for each of these pixels."""
 
     def __post_init__(self) -> None:
-        if self.range != "auto":
-            levels(self.range)
+        check_range(self.range)
         if not 0 < self.max_pixels <= _MOST_PIXELS:
             raise RequestError(f"max_pixels is {self.max_pixels:,}; expected 1 to {_MOST_PIXELS:,}")
+
+
+def check_range(value: str) -> None:
+    """Raise RequestError unless this is `auto` or what `levels` takes."""
+    if value != "auto":
+        levels(value)
 
 
 def levels(text: str) -> tuple[float, float] | None:

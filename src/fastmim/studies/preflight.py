@@ -11,6 +11,7 @@ import torch
 from fastmim import config as configs
 from fastmim.data import order, sources
 from fastmim.data.labelled import Labelled, limit_labels, open_labelled
+from fastmim.data.settings import ImageConfig
 from fastmim.data.statistics import IMAGENET_MEAN, IMAGENET_STD
 from fastmim.errors import RequestError
 from fastmim.method import build
@@ -103,10 +104,11 @@ def check(config: StudyConfig) -> Request:
     """
     if not config.data:
         raise RequestError("data is not given; expected labelled images: --data labelled/")
-    labelled = open_labelled(config.data, val_data=config.val_data, val_share=config.val_share)
+    images = ImageConfig(range=config.range)
+    labelled = open_labelled(config.data, images, val_data=config.val_data, val_share=config.val_share)
     held_out = labelled.held_out
     pretrain_data = config.pretrain_data or (config.data if held_out else labelled.train.origin)
-    source = sources.open_source(pretrain_data)
+    source = sources.open_source(pretrain_data, images)
     found = expand(config, pretrain_data)
     size = config.finetune_size or max(size for point in found for size in point.sizes)
     labels = config.num_labels(len(labelled.train))
@@ -145,6 +147,7 @@ def _finetune(config: StudyConfig, size: int) -> dict[str, Any]:
         "data": config.data,
         "val_data": config.val_data,
         "val_share": config.val_share,
+        "range": config.range,
         "img_size": size,
         "steps": config.finetune_steps or MOST_FINETUNE_STEPS,
         "batch_size": FINETUNE_BATCH,
@@ -218,6 +221,7 @@ def _probing(request: Request, point: Point, seed: int, folder: Path) -> dict[st
         "data": config.data,
         "val_data": config.val_data,
         "val_share": config.val_share,
+        "range": config.range,
         "img_size": request.finetune_size,
         "method": config.probe,
         "num_labels": max(request.labels),

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 
 from fastmim import config as configs
 from fastmim.config import Settings, check_positive, check_workers
+from fastmim.data.settings import check_range
 from fastmim.errors import RequestError
 
 MIN_STEPS = 100
@@ -39,6 +40,10 @@ class StudyConfig(Settings):
 
     pretrain_data: str | None = None
     """Other images to pre-train on, labelled or not. [default: the training images of --data]"""
+
+    range: str = "auto"
+    """Greys of more than 8 bits that become black and white in all runs, as in pretrain: `16bit`, LOW:HIGH, or `auto`,
+    by which pre-training measures its images, fine-tuning takes that over, and from scratch it measures its own."""
 
     sweep: tuple[str, ...] = ()
     """SETTING=VALUE,VALUE of `fastmim pretrain`, such as target=hog,pixels; repeat it for further settings: all
@@ -109,6 +114,7 @@ class StudyConfig(Settings):
     def __post_init__(self) -> None:
         check_positive(self, "seeds", "finetune_steps", "finetune_size", "parallel", "steps", "epochs")
         check_workers(self.num_workers)
+        check_range(self.range)
         if self.budget is not None:
             parse_budget(self.budget)
         given = [name for name in ("budget", "epochs", "steps") if getattr(self, name) is not None]

@@ -95,7 +95,7 @@ def expand(config: StudyConfig, data: str) -> list[Point]:
             f"{', '.join(sorted(both))} is both in sweep and in set; expected one of them: drop the other"
         )
     combinations = _combine(swept, one_at_a_time=config.one_at_a_time)
-    own = {"backbone": config.backbone, "backbone_args": config.backbone_args}
+    own: dict[str, Any] = {"range": config.range, "backbone": config.backbone, "backbone_args": config.backbone_args}
     own = {key: value for key, value in own.items() if value}
     small = _are_small([fixed | combination for combination in combinations])
     points: list[Point] = []

@@ -179,9 +179,13 @@ def test_a_run_keeps_its_range_and_all_that_is_made_from_it_has_it(
         patched.setattr("fastmim.data.sources.sampling._Sample.levels", None)  # nothing measures it again
         fastmim.pretrain(**settings)
         fastmim.pretrain(**settings, range="auto")
-        with pytest.raises(SystemExit) as done:
-            cli.main(["visualise", str(run), "--out", str(tmp_path / "x.png")])
-        assert done.value.code == 0
+        pictures = set()
+        for more in ([], ["--range", expected], ["--range", "16bit"]):
+            with pytest.raises(SystemExit) as done:
+                cli.main(["visualise", str(run), "--out", str(tmp_path / "x.png"), *more])
+            assert done.value.code == 0
+            pictures.add((tmp_path / "x.png").read_bytes())
+        assert len(pictures) == 2  # the run's own range is taken without being named
         brighter = written(tmp_path / "brighter" / "a", ".png", most=6000).parent
         written(brighter / "b", ".png", most=6000)
         tuned = tmp_path / "tuned"

@@ -56,6 +56,15 @@ def test_samples_without_scikit_images_photographs(tmp_path: Path, monkeypatch: 
         open_source("samples")
 
 
+def test_samples_of_some_photographs() -> None:
+    source = open_source("samples://rocket,coffee,rocket")
+    whole = [name for name in names(open_source("samples")) if "coffee" in name or "rocket" in name]
+    assert sorted(names(source)) == sorted(whole) and names(source)[0] == "samples/rocket.jpg#0"
+    assert source.origin == "samples://rocket,coffee,rocket"
+    with pytest.raises(RequestError, match="'tree' is no built-in photograph; expected some of astronaut,brick,camera"):
+        open_source("samples://coffee,tree")
+
+
 def test_a_directory_called_samples_is_reached_by_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder(tmp_path, "samples/a.jpg")
     monkeypatch.chdir(tmp_path)
@@ -69,7 +78,7 @@ def test_the_home_directory_is_expanded(tmp_path: Path, monkeypatch: pytest.Monk
     assert names(open_source("~/photos")) == [str(tmp_path / "photos/a.jpg")]
 
 
-@pytest.mark.parametrize("data", ["s3://bucket/x", "ftp://x", ""])
+@pytest.mark.parametrize("data", ["s3://bucket/x", "ftp://x", "samples://", ""])
 def test_unknown_schemes_list_what_is_accepted(data: str) -> None:
     with pytest.raises(
         RequestError, match=r"is not understood; expected a directory of images or .* torchvision://NAME"

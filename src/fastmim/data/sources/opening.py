@@ -13,6 +13,7 @@ from fastmim.data.sources import huggingface, torchvision_datasets
 from fastmim.data.sources.folder import scan
 from fastmim.data.sources.image_list import read_list
 from fastmim.data.sources.pack import is_packed, open_packed
+from fastmim.data.sources.samples import SCHEME as SAMPLES
 from fastmim.data.sources.samples import open_samples
 from fastmim.data.sources.sampling import decoded_as
 from fastmim.data.sources.source import Source
@@ -41,10 +42,11 @@ def open_source(
     If its greys have more than 8 bits and no range is known, it is measured over a sample of the images.
 
     Args:
-        data: "samples", "torchvision://NAME?split=test&root=/path", "hf://owner/name?split=test&column=image", a
-            directory of images or one that `fastmim pack` made, tar shards ("shards/{000..127}.tar", "shards/*.tar",
-            one .tar, or a directory that holds nothing else), or a .txt, .csv or .tsv list. Write "./samples" for a
-            directory called samples.
+        data: "samples" (or "samples://coffee,rocket" for some of the photographs),
+            "torchvision://NAME?split=test&root=/path", "hf://owner/name?split=test&column=image", a directory of images
+            or one that `fastmim pack` made, tar shards ("shards/{000..127}.tar", "shards/*.tar", one .tar, or a
+            directory that holds nothing else), or a .txt, .csv or .tsv list. Write "./samples" for a directory called
+            samples.
         config: How images are decoded.
         inherited: The range of the weights that the images are for; see `sampling.decoded_as`.
         cache_dir: For indices of directories and for downloads; $XDG_CACHE_HOME/fastmim or ~/.cache/fastmim
@@ -63,9 +65,11 @@ def open_source(
 
 
 def _find(data: str, cache_dir: Path) -> Source:
-    if data == "samples":
+    if data == SAMPLES:
         return open_samples()
     scheme, separator, rest = data.partition("://")
+    if separator and scheme == SAMPLES and rest:
+        return open_samples(rest)
     if separator and scheme == "torchvision":
         name, options = _parse(rest, torchvision_datasets.OPTIONS, data)
         return torchvision_datasets.open_torchvision(name, options, origin=data, cache_dir=cache_dir)

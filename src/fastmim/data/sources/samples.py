@@ -12,7 +12,10 @@ from PIL import Image
 
 from fastmim.data.pixels import Box
 from fastmim.data.sources.source import ByPosition
-from fastmim.errors import RunError
+from fastmim.errors import RequestError, RunError, shown
+
+SCHEME = "samples"
+"""The origin of these images: `samples`, or `samples://NAME,NAME` for some of the photographs."""
 
 # Photographs and micrographs, grey and colour; no drawings, logos, test charts or near-duplicates.
 _PHOTOGRAPHS = (
@@ -47,14 +50,18 @@ class Samples(ByPosition):
         return f"samples/{photograph}#{number}"
 
 
-def open_samples() -> Samples:
-    """Tile every photograph.
+def open_samples(wanted: str = "") -> Samples:
+    """Tile photographs.
+
+    Args:
+        wanted: The photographs to tile, by name without suffix and with commas between them; all if empty.
 
     Raises:
+        RequestError: there is no such photograph.
         RunError: scikit-image is missing, or was installed without its photographs.
     """
     tiles = []
-    for photograph in _PHOTOGRAPHS:
+    for photograph in _chosen(wanted):
         try:
             with Image.open(_folder() / photograph) as image:
                 boxes = _boxes(image.height, image.width)
@@ -64,7 +71,21 @@ def open_samples() -> Samples:
                 "reinstall scikit-image from its wheel, or give --data a folder of images"
             ) from None
         tiles += [(photograph, number, box) for number, box in enumerate(boxes)]
-    return Samples(tuple(tiles), origin="samples")
+    return Samples(tuple(tiles), origin=f"{SCHEME}://{wanted}" if wanted else SCHEME)
+
+
+def _chosen(wanted: str) -> list[str]:
+    """The files of the photographs that are wanted, in the order in which they are named."""
+    if not wanted:
+        return list(_PHOTOGRAPHS)
+    known = {Path(file).stem: file for file in _PHOTOGRAPHS}
+    names = list(dict.fromkeys(wanted.split(",")))
+    for name in names:
+        if name not in known:
+            raise RequestError(
+                f"--data {SCHEME}://...: {shown(name)} is no built-in photograph; expected some of {','.join(known)}"
+            )
+    return [known[name] for name in names]
 
 
 def _folder() -> Path:
