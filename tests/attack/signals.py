@@ -76,9 +76,9 @@ def starting(world: World, random: Random, send: Sending) -> Outcome:
 
 
 def _wait_for_handlers(pid: int) -> None:
-    """Until the process handles SIGTERM, or a second has passed: an interpreter that has just started cannot."""
-    until = time.monotonic() + 1
-    while time.monotonic() < until:
+    """Until the process handles SIGTERM, or has ended: one that has just started cannot."""
+    until = time.monotonic() + PATIENCE
+    while time.monotonic() < until and not _over(pid):
         with suppress(OSError):
             status = dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
             if int(status["SigCgt"], 16) >> (signal.SIGTERM - 1) & 1:
@@ -122,6 +122,7 @@ def _signalled(
     world: World, out: Path, arguments: list[str], send: Sending, after: float, before: Callable[[], object]
 ) -> Outcome:
     pid = forks.start(arguments, world.log(), before)
+    _wait_for_handlers(pid)
     until = time.monotonic() + after
     while time.monotonic() < until and not _over(pid):
         time.sleep(0.002)

@@ -29,8 +29,17 @@ def describe(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def write(path: Path, rows: Sequence[dict[str, Any]], *, scale: float, seed: int, seconds: float) -> None:
-    """Write the table, the failing cases and the circumstances as JSON."""
+    """Write the table, the failing cases and the circumstances as JSON.
+
+    A record with the same scale and seed keeps the promises that were not tried again.
+    """
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
+    rows = [row | {"commit": commit} for row in rows]
+    before = json.loads(path.read_text()) if path.exists() else {}
+    if (before.get("scale"), before.get("seed")) == (scale, seed):
+        names = {row["name"] for row in rows}
+        rows = [*(row for row in before["promises"] if row["name"] not in names), *rows]
+        seconds += before["seconds"]
     content = {
         "what": "attack: promises under kills, damage and hostile input",
         "date": datetime.date.today().isoformat(),
@@ -42,7 +51,7 @@ def write(path: Path, rows: Sequence[dict[str, Any]], *, scale: float, seed: int
         "scale": scale,
         "seed": seed,
         "seconds": round(seconds, 1),
-        "promises": list(rows),
+        "promises": rows,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=1) + "\n")
