@@ -33,6 +33,8 @@ napoleon_numpy_docstring = False
 
 html_theme = "furo"
 html_title = "fastmim"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 html_show_sphinx = False
 html_show_copyright = False
 
@@ -45,8 +47,12 @@ def _name_files(app: Sphinx, name: str, source: list[str]) -> None:
         return f"`{path.removeprefix('../')}`" if path.startswith("../") else link[0]
 
     source[0] = re.sub(r"(?<!!)\[[^\]\n]*\]\((\.\./[^)\n]+)\)", named, source[0])
-    if name == "changelog":
-        source[0] = re.sub(r"\]\(docs/", "](", source[0])
+
+
+def _move_links(app: Sphinx, path: Path, parent: str, source: list[str]) -> None:
+    """What a page includes from the repository's root links into docs/, or to files that are no pages."""
+    source[0] = re.sub(r"(?<!!)\[([^\]\n]*)\]\((?!docs/|[a-z]+:)[^)\n]+\)", r"\1", source[0])
+    source[0] = source[0].replace("](docs/", "](")
 
 
 class _Page(HTMLParser):
@@ -87,5 +93,5 @@ def _check_links(app: Sphinx, error: Exception | None) -> None:
 def setup(app: Sphinx) -> None:
     """Called by Sphinx."""
     app.connect("source-read", _name_files)
-    app.connect("include-read", lambda app, path, _parent, source: _name_files(app, "changelog", source))
+    app.connect("include-read", _move_links)
     app.connect("build-finished", _check_links)
