@@ -25,7 +25,10 @@ nb_execution_raise_on_error = True
 nb_execution_in_temp = True  # what notebooks write is no part of the site
 nb_execution_timeout = 600  # seconds a cell; a notebook takes one to two minutes on an idle machine
 nb_merge_streams = True
+nb_render_markdown_format = "myst"  # with tables
 
+default_role = "code"  # docstrings have single backticks
+smartquotes = False  # -- stays what one types
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"

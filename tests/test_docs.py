@@ -153,6 +153,8 @@ def test_public_names() -> None:
     for name in fastmim.__all__:
         assert getattr(fastmim, name).__doc__
     assert set(fastmim.__all__) == set(dir(fastmim))
+    listed = re.findall(r"auto\w+:: fastmim\.(\w+)$", (ROOT / "docs/api.md").read_text(), flags=re.MULTILINE)
+    assert {*listed, "__version__"} == set(fastmim.__all__)
     assert fastmim.__version__ == importlib.metadata.version("fastmim")
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         fastmim.nothing  # noqa: B018
