@@ -98,15 +98,16 @@ SEGMENT_RECIPES: dict[str, Callable[[], Settings]] = {
 def detect_swin_b() -> Settings:
     """COCO: 52.0 % box AP, 46.0 % mask AP with FastMIM's Swin-B (Guo et al., arXiv 2212.06593).
 
-    The original starts from the fine-tuned classifier, also pastes objects of other images into each, normalises the
-    heads by synchronised batch norms where ours have LayerNorm, and lowers the learning rate again at epoch 33. Its
-    batch is 4 images a device, of which it does not name the number: 16 is ours.
+    The original starts from the fine-tuned classifier, pastes objects of any other image where ours are of one that is
+    read with it, normalises the heads by synchronised batch norms where ours have LayerNorm, and lowers the learning
+    rate again at epoch 33. Its batch is 4 images a device, of which it does not name the number: 16 is ours.
 
     fastmim detect --recipe swin-b --weights runs/swin-b --data coco --out runs/swin-b-coco
     """
     return {
         "img_size": 1024,
         "scale": (0.1, 2.0),
+        "copy_paste": True,
         "epochs": 36.0,
         "warmup": "1000 steps",
         "batch_size": 16,

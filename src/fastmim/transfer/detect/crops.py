@@ -24,8 +24,9 @@ from fastmim.data.unreadable import BadImage
 from fastmim.randomness import image_keys, uniform
 from fastmim.transfer.detect.coco import Scenes
 from fastmim.transfer.detect.outlines import to_mask
+from fastmim.transfer.detect.pasting import pasted
 
-_STREAM = 17
+_STREAM, _PASTING_STREAM = 17, 19
 _LEAST_SIDE = 1.0  # of a box after cropping, in pixels
 
 
@@ -144,6 +145,7 @@ class _Crops(Dataset[dict[str, Any]]):
     scenes: Scenes
     seed: int
     jitter: Jitter
+    paste: bool
 
     def __getitems__(self, batch: tuple[int, np.ndarray]) -> dict[str, Any]:
         """Read one micro-batch; see `loader.load` for keys and unreadable images."""
@@ -157,6 +159,9 @@ class _Crops(Dataset[dict[str, Any]]):
             if usable is None:
                 return {"unreadable": replacement.bad()}
             found.append(usable[1])
+        if self.paste:
+            most = max(len(part["labels"]) for part in found)
+            found = pasted(found, uniform(keys, most, stream=_PASTING_STREAM).tolist())
         joined = {name: torch.cat([part[name] for part in found]) for name in found[0] if name != "image"}
         images = torch.stack([part["image"] for part in found])
         counts = [len(part["labels"]) for part in found]
@@ -170,6 +175,7 @@ def load_crops(
     scenes: Scenes,
     *,
     jitter: Jitter,
+    paste: bool = False,
     seed: int,
     global_batch: int,
     first_step: int,
@@ -183,6 +189,11 @@ def load_crops(
 ) -> Generator[dict[str, Any]]:
     """Read the micro-batches of steps `first_step` to `last_step` - 1, in order; see `loader.load`.
 
+    Args:
+        scenes: The images.
+        jitter: How they are resized, flipped and cropped.
+        paste: Paste objects of one image of a micro-batch on another, see `pasting.pasted`; the scenes have masks.
+
     Yields:
         "images" uint8 (b, 3, size, size); "boxes" float32 (n, 4) and "labels" int64 (n,) of all its objects; "masks"
         uint8 (n, size, size) if the scenes have any; "counts", the numbers of objects of each image; "keys" int64
@@ -193,7 +204,7 @@ def load_crops(
     """
     order = StepSampler(len(scenes), global_batch, seed, first_step, last_step, accumulation, rank, world_size, shuffle)
     return read_ahead(
-        _Crops(scenes, seed, jitter), order, scenes.origin, num_workers=num_workers, pin_memory=pin_memory
+        _Crops(scenes, seed, jitter, paste), order, scenes.origin, num_workers=num_workers, pin_memory=pin_memory
     )
 
 

@@ -113,6 +113,8 @@ class Detecting(Supervised[DetectConfig]):
 
     def build_model(self, *, resuming: bool) -> Detector:
         config, device, train = self.config, self.plan.device, self.parts.train
+        if config.copy_paste:
+            self._check_pasting()
         side = -(-config.img_size // UNIT) * UNIT  # as `Detector` pads
         trunk = build_trunk(config, self.start, img_size=side, depths=1, resuming=resuming)
         self.check_shards(trunk.model, trunk.name)
@@ -140,11 +142,24 @@ class Detecting(Supervised[DetectConfig]):
         )
         return model
 
+    def _check_pasting(self) -> None:
+        if not self.parts.train.has_masks:
+            raise RequestError(
+                f"copy_paste is True, and {self.parts.train.origin} has boxes alone; expected outlines of the objects: "
+                f"add --no-copy-paste"
+            )
+        if self.plan.share // self.plan.stages[0].accumulation < 2:
+            raise RequestError(
+                "copy_paste is True, and one image is read at once; expected two or more, as objects of one are pasted "
+                "on another: raise --batch-size or --micro-batch, or add --no-copy-paste"
+            )
+
     def read(self, stage: Stage, first_step: int) -> Generator[Batch]:
         config = self.config
         return load_crops(
             self.parts.train,
             jitter=Jitter(size=stage.size, scale=config.scale, flip=config.flip, fill=self.fill),
+            paste=config.copy_paste,
             **self.loading(stage, first_step),
         )
 

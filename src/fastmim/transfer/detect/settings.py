@@ -54,6 +54,9 @@ class DetectConfig(DenseConfig):
     """Large-scale jitter: smallest and largest size of the image from which a crop is cut, its longer side as a
     multiple of --img-size. Near 1 for short trainings."""
 
+    copy_paste: bool = False
+    """Paste a random half of the objects of each training image on another image that is read with it; takes masks."""
+
     DEFAULT_EPOCHS: ClassVar[float] = 36.0
 
     epochs: float | None = None
