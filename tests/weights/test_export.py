@@ -238,7 +238,10 @@ def test_an_export_with_other_outputs_is_removed(tmp_path: Path, vit: Path, monk
 @pytest.mark.parametrize(
     ("request_", "message"),
     [
-        ({"to": "onxn"}, r"to is 'onxn'; expected one of timm, state-dict, onnx, torch-export; did you mean onnx\?"),
+        (
+            {"to": "onxn"},
+            r"to is 'onxn'; expected one of timm, hf, state-dict, onnx, torch-export; did you mean onnx\?",
+        ),
         ({"to": "onnx"}, r"out is .*x; expected a file ending in \.onnx for onnx"),
         ({"to": "timm", "out": "x.pth"}, r"expected a directory or a file ending in \.safetensors for timm"),
         ({"to": "timm", "out": "there"}, r"which exists; expected a path that is free: take another, or --overwrite"),

@@ -13,7 +13,7 @@ from fastmim.cli.app import Overwrite, Switch, app
 from fastmim.errors import DONE, RequestError
 from fastmim.system.display import say
 
-FORMATS = "timm, state-dict, onnx or torch-export"
+FORMATS = "timm, hf, state-dict, onnx or torch-export"
 
 
 @app.command
@@ -32,7 +32,8 @@ def export(
     run
         Run directory or weights file.
     to
-        timm (a directory that timm and transformers load, or one .safetensors file), state-dict (.safetensors),
+        timm (a directory that timm and transformers load, or one .safetensors file), hf (a directory in transformers'
+        own layout: ViT, DINOv2, Swin, ConvNeXt, PVTv2), state-dict (.safetensors),
         onnx or torch-export (.pt2; of a segmenter these two hold the whole network). Required.
     out
         Directory or file to write. Required.

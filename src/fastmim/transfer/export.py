@@ -22,9 +22,10 @@ def export(
         source: Run directory or weights file. Of a detector, its backbone; of a segmenter too, but for "onnx" and
             "torch-export", which take it as a whole: normalised images (B, 3, S, S) -> logits (B, C, S, S).
         to: "timm" (a directory in the layout of timm's hub, which transformers also reads; or, if `out` ends in
-            .safetensors, one file for `checkpoint_path`), "state-dict" (.safetensors, the backbone's tensors only),
-            "onnx" or "torch-export" (.pt2). The last two take batches of any size and compute, of a backbone, features
-            and an embedding or logits; see `weights.export.Features`.
+            .safetensors, one file for `checkpoint_path`), "hf" (a directory in transformers' own layout, where it has
+            the architecture), "state-dict" (.safetensors, the backbone's tensors only), "onnx" or "torch-export"
+            (.pt2). The last two take batches of any size and compute, of a backbone, features and an embedding or
+            logits; see `weights.export.Features`.
         out: The directory or file to write.
         img_size: Side of the images in pixels. If None, that at which a fine-tuned classifier or a segmenter was
             validated; for a backbone alone that of the weights file, most often the architecture's default.

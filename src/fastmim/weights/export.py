@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,9 @@ from fastmim.data.sources import open_source
 from fastmim.data.statistics import IMAGENET_MEAN, IMAGENET_STD
 from fastmim.errors import RequestError
 from fastmim.system import locking
-from fastmim.system.files import exists
+from fastmim.system.files import exists, write_json
 from fastmim.system.tensor_files import save_tensors, share
-from fastmim.weights import files
+from fastmim.weights import files, transformers_layout
 from fastmim.weights.graphs import Graph, Reloaded, compare, to_onnx, to_torch_export
 from fastmim.weights.metadata import crop_pct
 from fastmim.weights.model_card import model_card
@@ -148,7 +149,8 @@ def export(
     Args:
         source: Run directory or weights file.
         to: "timm" (a directory in the layout of timm's hub, which transformers also reads; or, if `out` ends in
-            .safetensors, one file for `checkpoint_path`), "state-dict" (.safetensors, the backbone's tensors only),
+            .safetensors, one file for `checkpoint_path`), "hf" (a directory in transformers' own layout, of the
+            architectures in `transformers_layout.FAMILIES`), "state-dict" (.safetensors, the backbone's tensors only),
             "onnx" or "torch-export" (.pt2). The last two take batches of any size and compute `Features`.
         out: The directory or file to write.
         img_size: Side of the images in pixels. If None, that at which a fine-tuned classifier was validated; for a
@@ -194,13 +196,16 @@ def write_compared(graph: Graph, to: str, out: Path, writer: Writer) -> tuple[fl
 
 def check_out(out: Path, to: str, *, overwrite: bool) -> None:
     """Refuse a path that exists, or whose ending belongs to another format."""
-    ending = {"timm": ".safetensors", "state-dict": ".safetensors", "onnx": ".onnx", "torch-export": ".pt2"}[to]
-    is_directory = to == "timm" and out.suffix != ending
+    ending = {"timm": ".safetensors", "state-dict": ".safetensors", "onnx": ".onnx", "torch-export": ".pt2"}.get(to)
+    is_directory = to == "hf" or (to == "timm" and out.suffix != ending)
     # A directory may be named photos-v1.2, but backbone.pth is surely meant to be a file.
-    if out.suffix in (".bin", ".onnx", ".pt", ".pt2", ".pth") if is_directory else out.suffix != ending:
-        raise RequestError(
-            f"out is {out}; expected {'a directory or ' if to == 'timm' else ''}a file ending in {ending} for {to}"
-        )
+    suffixes = (".bin", ".onnx", ".pt", ".pt2", ".pth", *([".safetensors"] if to == "hf" else []))
+    if out.suffix in suffixes if is_directory else out.suffix != ending:
+        expected = [
+            *(["a directory"] if to in ("timm", "hf") else []),
+            *([f"a file ending in {ending}"] if ending else []),
+        ]
+        raise RequestError(f"out is {out}; expected {' or '.join(expected)} for {to}")
     if not exists(out):
         return
     if out.is_dir() != is_directory:
@@ -282,6 +287,35 @@ def _to_hub_layout(subject: Subject, path: Path) -> tuple[Reloaded, str]:
     return Features(model), _call(f"local-dir:{path}", pretrained=True)
 
 
+def _to_transformers(subject: Subject, path: Path) -> tuple[Reloaded, str]:
+    if subject.facts.get("classes"):
+        raise RequestError(
+            "to is 'hf', and the weights are a classifier; expected a backbone alone: take --to timm, whose directory "
+            "transformers' TimmWrapperForImageClassification reads"
+        )
+    if find_spec("transformers") is None:
+        raise RequestError("to is 'hf', which needs transformers: pip install 'fastmim[transformers]'")
+    try:
+        layout = transformers_layout.layout_of(subject.model, subject.img_size, subject.images.shape[1])
+    except transformers_layout.Unsupported as error:
+        raise RequestError(
+            f"to is 'hf', and the weights are {subject.name}, which transformers lacks ({error}); expected one of "
+            f"{transformers_layout.FAMILIES}: take --to timm, which transformers' TimmWrapperModel reads"
+        ) from None
+    path.mkdir()
+    save_tensors(path / "model.safetensors", layout.tensors, {"format": "pt"})
+    write_json(path / "config.json", layout.config)
+    write_json(
+        path / "preprocessor_config.json",
+        transformers_layout.preprocessor(subject.img_size, **normalisation(subject.facts)),
+    )
+    options = "".join(f", {name}={value!r}" for name, value in layout.options.items())
+    load = f"transformers.{layout.config['architectures'][0]}.from_pretrained"
+    card = model_card(subject.facts, load=f"{load}({path.name!r}{options})", library="transformers")
+    (path / "README.md").write_text(card, encoding="utf-8")
+    return transformers_layout.reload(path, layout, subject.model), f"{load}({str(path)!r}{options})"
+
+
 def _to_state_dict(subject: Subject, path: Path) -> tuple[Reloaded, str]:
     save_tensors(path, subject.model.state_dict())
     model = timm.create_model(subject.name, **subject.arguments, checkpoint_path=str(path)).eval()
@@ -295,6 +329,7 @@ def _call(name: str, **arguments: Any) -> str:
 
 _WRITERS: dict[str, Callable[[Subject, Path], tuple[Reloaded, str]]] = {
     "timm": _to_timm,
+    "hf": _to_transformers,
     "state-dict": _to_state_dict,
     "onnx": lambda subject, path: to_onnx(subject.graph, path),
     "torch-export": lambda subject, path: to_torch_export(subject.graph, path),

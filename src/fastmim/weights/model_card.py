@@ -11,21 +11,22 @@ from fastmim.weights.licences import Origin
 _YOURS = "a network of one's own"
 
 
-def model_card(facts: Mapping[str, Any], *, load: str) -> str:
+def model_card(facts: Mapping[str, Any], *, load: str, library: str = "timm") -> str:
     """The text of a README.md in the Hub's format.
 
     Args:
         facts: Metadata of the weights.
         load: Python code that loads them.
+        library: The Hub's name of the library that this code uses.
     """
     name, classes = printable(str(facts["architecture"])), facts.get("classes")
     task = "image-classification" if classes else "image-feature-extraction"
     kind = f"a classifier of {len(classes)} classes" if classes else "a backbone without a classifier"
     lines = [
         "---",
-        "library_name: timm",
+        f"library_name: {library}",
         f"pipeline_tag: {task}",
-        "tags: [timm, fastmim]",
+        f"tags: [{library}, fastmim]",
         "---",
         f"# {name}",
         "",
