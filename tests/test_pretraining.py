@@ -55,6 +55,7 @@ def test_a_run_directory_holds_what_is_promised(
     out = tmp_path / "run"
     result = pretrain(out, photos, steps=60, picture_every="30 steps")
     assert result.finished and result.weights.exists()
+    assert [line["step"] for line in result.metrics if "loss" in line][-1] == result.step
     assert {p.name for p in out.iterdir()} == {
         "config.yaml", "metrics.jsonl", "starts.jsonl", "checkpoints", "weights.safetensors", "samples", "blocks.json",
     }  # fmt: skip
@@ -68,6 +69,7 @@ def test_a_run_directory_holds_what_is_promised(
     assert sum(curve[-5:]) / 5 < 0.8 * curve[0]
     explained = [numbers["explained_variance"] for line in lines(out) if "loss" not in (numbers := json.loads(line))]
     assert len(explained) == 2 and explained[0] < explained[1] < 0.005
+    assert result.report() == out / "report.html"
     said = "step_000000060.png: predictions are no better yet than the mean of the hidden blocks"
     assert said in " ".join(capsys.readouterr().out.split())
 

@@ -42,7 +42,8 @@ from fastmim.training import optim
 from fastmim.training.checkpoint import Checkpoint
 from fastmim.training.logs import Logs
 from fastmim.training.loop import Periodic
-from fastmim.training.run import Result, Task, launch
+from fastmim.training.result import Result
+from fastmim.training.run import Task, launch
 from fastmim.training.world import World
 from fastmim.transfer.features import online_probe
 from fastmim.transfer.features import pictures as features

@@ -19,10 +19,10 @@ from fastmim.method.build import with_backbone
 from fastmim.pretraining import Pretraining
 from fastmim.system.display import say
 from fastmim.system.files import read_json, write_json
-from fastmim.training import run
 from fastmim.training.checkpoint import Checkpoint
 from fastmim.training.logs import Logs
 from fastmim.training.loop import Periodic
+from fastmim.training.result import Result as RunResult
 from fastmim.training.run import launch
 from fastmim.training.world import World
 
@@ -32,7 +32,7 @@ _USUAL = 224
 
 
 @dataclass(frozen=True)
-class Result(run.Result):
+class Result(RunResult):
     """How an adaptation ended."""
 
     verdict: Verdict | None = None

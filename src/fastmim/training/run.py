@@ -7,8 +7,6 @@ import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
@@ -21,7 +19,7 @@ from fastmim.data import loader, sources
 from fastmim.data.bad_images import BadImages
 from fastmim.data.sources import Source
 from fastmim.errors import RunError
-from fastmim.report.writing import keep_current
+from fastmim.report import writing
 from fastmim.system.display import say
 from fastmim.system.run_directory import RunDirectory, versions
 from fastmim.training import checkpoint, duration, opening, resuming
@@ -31,6 +29,7 @@ from fastmim.training.loop import Batch, Periodic, fit, make_forward
 from fastmim.training.micro_batch import largest_micro_batch, out_of_memory
 from fastmim.training.opening import Recipes
 from fastmim.training.plan import fitting, make_plan
+from fastmim.training.result import Result
 from fastmim.training.schedule import Stage
 from fastmim.training.settings import CropConfig, TrainConfig
 from fastmim.training.starts import describe_start
@@ -38,25 +37,6 @@ from fastmim.training.trackers import Tracker, check_installed, open_trackers
 from fastmim.training.world import World, joined
 
 Config = TypeVar("Config", bound=TrainConfig)
-
-
-@dataclass(frozen=True)
-class Result:
-    """How a run ended."""
-
-    out: Path
-    step: int
-    total_steps: int
-
-    @property
-    def finished(self) -> bool:
-        """False if a signal stopped the run; the same call resumes it."""
-        return self.step == self.total_steps
-
-    @property
-    def weights(self) -> Path:
-        """The trained network, once the run has finished."""
-        return RunDirectory(self.out).weights
 
 
 class Task(ABC, Generic[Config]):
@@ -138,7 +118,7 @@ class Task(ABC, Generic[Config]):
 
         def write_report(step: int) -> dict[str, float]:
             if step < self.plan.total_steps:  # otherwise `launch` does, when all is written
-                keep_current(self.config.out, logs.say, ended=False)
+                writing.keep_current(self.config.out, logs.say, ended=False)
             return {}
 
         return [(self.plan.steps(every), self.world.on_main(write_report))]
@@ -283,7 +263,7 @@ def launch(
                     return task.result(step)
                 result = task.finish(step)
                 if config.report != "never":
-                    keep_current(config.out, functools.partial(say, console), ended=True)
+                    writing.keep_current(config.out, functools.partial(say, console), ended=True)
                 return result
         except (MemoryError, torch.OutOfMemoryError) as error:
             raise RunError(out_of_memory(error, rank=world.rank)) from error

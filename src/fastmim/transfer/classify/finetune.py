@@ -20,8 +20,8 @@ from fastmim.data.sources import Source
 from fastmim.errors import RequestError
 from fastmim.recipes import FINETUNE_RECIPES
 from fastmim.system.run_directory import RunDirectory
-from fastmim.training import run
 from fastmim.training.logs import Logs
+from fastmim.training.result import Result as RunResult
 from fastmim.training.run import launch
 from fastmim.transfer.classify.finetuner import Finetuner, Preparation, build_classifier
 from fastmim.transfer.classify.settings import FinetuneConfig
@@ -30,7 +30,7 @@ from fastmim.transfer.supervised import Supervised
 
 
 @dataclass(frozen=True)
-class Result(run.Result):
+class Result(RunResult):
     """How a fine-tuning run ended."""
 
     top1: float | None = None

@@ -13,10 +13,10 @@ from fastmim import config as configs
 from fastmim.data.augment import normalise
 from fastmim.errors import RequestError, listed
 from fastmim.recipes import DETECT_RECIPES
-from fastmim.training import run
 from fastmim.training.checkpoint import Checkpoint
 from fastmim.training.logs import Logs
 from fastmim.training.loop import Batch
+from fastmim.training.result import Result as RunResult
 from fastmim.training.run import launch
 from fastmim.training.schedule import Stage
 from fastmim.transfer.dense import build_trunk
@@ -32,7 +32,7 @@ from fastmim.transfer.supervised import Supervised
 
 
 @dataclass(frozen=True)
-class Result(run.Result):
+class Result(RunResult):
     """How a detection run ended."""
 
     box_ap: float | None = None

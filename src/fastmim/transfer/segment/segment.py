@@ -17,9 +17,9 @@ from fastmim.data.label_images import LabelledPixels, open_scenes
 from fastmim.errors import RequestError, listed
 from fastmim.recipes import SEGMENT_RECIPES
 from fastmim.system.display import say
-from fastmim.training import run
 from fastmim.training.logs import Logs
 from fastmim.training.loop import Batch
+from fastmim.training.result import Result as RunResult
 from fastmim.training.run import launch
 from fastmim.training.schedule import Stage
 from fastmim.transfer.dense import build_trunk
@@ -35,7 +35,7 @@ _NUM_MAPS = 4
 
 
 @dataclass(frozen=True)
-class Result(run.Result):
+class Result(RunResult):
     """How a segmentation run ended."""
 
     miou: float | None = None
