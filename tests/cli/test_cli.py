@@ -126,7 +126,7 @@ def test_help_shows_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
         ),
         (
             ["export", "run", "--out", "x.pt2"],
-            "to is not given; expected timm, state-dict, onnx or torch-export, as in",
+            "to is not given; expected timm, hf, state-dict, onnx or torch-export, as in",
         ),
         (["export", "run", "--to", "timm"], "out is not given; expected a directory or file to write, as in --to timm"),
         (["pretrain", "--lrr", "3"], "Unknown option: --lrr. Did you mean --lr?"),
