@@ -24,7 +24,7 @@ from fastmim.bench.steps import Form, fastmim_step, forms, synthetic_batch
 from fastmim.bench.timing import Times, ratios, take_turns
 from fastmim.method import build
 from fastmim.method.settings import PretrainConfig
-from fastmim.recipes import RECIPES
+from fastmim.published import RECIPES
 
 BASELINES = {"MAE": "mae-vit-b", "SimMIM": "simmim-swin-b"}
 

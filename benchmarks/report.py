@@ -22,7 +22,7 @@ from typing import Any
 import fastmim
 from fastmim.bench import records
 from fastmim.bench.timing import spread
-from fastmim.report import writing
+from fastmim.reporting import writing
 
 ROUNDS, LINES, STEPS = 3, 10**6, 500
 RUN: dict[str, Any] = {

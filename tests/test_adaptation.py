@@ -23,7 +23,7 @@ from fastmim.adaptation.verdict import Scores, Verdict, judge
 from fastmim.data.labelled import open_labelled
 from fastmim.errors import RequestError, RunError
 from fastmim.method.mim import MIM
-from fastmim.recipes import RECIPES, result
+from fastmim.published import RECIPES, result
 from fastmim.training import opening
 
 QUICK = {key: value for key, value in SMALL.items() if key not in ("backbone", "backbone_args", "lr", "img_size")}

@@ -24,7 +24,7 @@ import fastmim
 import tuning
 from fastmim import cli
 from fastmim.cli.commands import app
-from fastmim.recipes import RECIPES
+from fastmim.published import RECIPES
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "src/fastmim"

@@ -14,7 +14,7 @@ from fastmim import cli
 from fastmim import config as configs
 from fastmim.errors import RequestError
 from fastmim.method.settings import PretrainConfig
-from fastmim.recipes import FINETUNE_RECIPES, RECIPES, result
+from fastmim.published import FINETUNE_RECIPES, RECIPES, result
 from fastmim.training import opening
 from fastmim.training.settings import TrainConfig
 from fastmim.transfer.classify.settings import FinetuneConfig

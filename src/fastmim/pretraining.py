@@ -35,7 +35,7 @@ from fastmim.method.masking import num_visible
 from fastmim.method.mim import MIM
 from fastmim.method.settings import PretrainConfig
 from fastmim.method.teacher import Teacher
-from fastmim.recipes import RECIPES
+from fastmim.published import RECIPES
 from fastmim.system import files
 from fastmim.system.display import say
 from fastmim.training import optim

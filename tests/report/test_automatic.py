@@ -11,7 +11,7 @@ import pytest
 
 import fastmim
 from conftest import SMALL
-from fastmim.report import page
+from fastmim.reporting import page
 from tuning import finetune
 
 

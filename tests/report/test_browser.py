@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from browser_page import CONTRASTS, browser, requests, take_screenshot
-from fastmim.report import writing
+from fastmim.reporting import writing
 from report.made_up import PRETRAIN, START, add_pictures, add_start, make_run
 
 pytestmark = pytest.mark.browser
@@ -167,7 +167,7 @@ def test_print_is_light_and_shows_everything(pages: dict[str, str]) -> None:
 
 def test_an_open_page_loads_itself_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = make_run(tmp_path / "run", total=5000, finished=False)
-    monkeypatch.setattr("fastmim.report.reading.STALE_SECONDS", 1e12)
+    monkeypatch.setattr("fastmim.reporting.reading.STALE_SECONDS", 1e12)
     monkeypatch.setattr(writing, "RELOAD_SECONDS", 1)
     path, goes_on = writing.write([run], watched=True)
     assert goes_on and START

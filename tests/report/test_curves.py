@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastmim.report import curves, metrics
+from fastmim.reporting import curves, metrics
 
 
 @given(

@@ -19,7 +19,7 @@ from PIL import Image
 
 from fastmim import cli
 from fastmim.errors import RequestError
-from fastmim.report import page, panels, reading, writing
+from fastmim.reporting import page, panels, reading, writing
 from report.made_up import PRETRAIN, START, add_pictures, add_start, make_run
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>\x1b[2J\u202e\"'&</style>"

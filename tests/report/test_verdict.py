@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fastmim.report import page, reading, verdict
-from fastmim.report.verdict import Verdict
+from fastmim.reporting import page, reading, verdict
+from fastmim.reporting.verdict import Verdict
 from report.made_up import make_run
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import fastmim
-from fastmim import recipes
+from fastmim import published
 from fastmim.adaptation.settings import AdaptConfig
 from fastmim.cli.app import OPTIONS, AsFlags, Options, Switch, app
 from fastmim.errors import DONE, RequestError
@@ -36,7 +36,7 @@ def adapt(settings: Annotated[AdaptConfig, AsFlags] | None = None, *, options: O
 @app.command(name="recipes")
 def list_recipes() -> int:
     """List the published recipes with size, epochs, batch, and the result as published."""
-    print(recipes.describe())
+    print(published.describe())
     return DONE
 
 

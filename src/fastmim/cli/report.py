@@ -34,7 +34,7 @@ def report(
     watch
         Write the page again whenever a run logs, until it ends; the open page reloads itself.
     """
-    from fastmim.report import writing
+    from fastmim.reporting import writing
 
     say = functools.partial(display.say, Console(highlight=False))
     if watch:

@@ -40,7 +40,7 @@ class MIM(nn.Module):
 
     FastMIM paints hidden blocks over in the pixels and encodes every position ("in-place"); with "drop" the
     encoder of a plain ViT sees only the visible patches (MAE), a quarter of the tokens. With the arguments of
-    `recipes` it is also MAE, SimMIM or MaskFeat, except that it paints the mask token of the latter two over
+    `published` it is also MAE, SimMIM or MaskFeat, except that it paints the mask token of the latter two over
     pixels, not over embedded patches.
 
     Args:

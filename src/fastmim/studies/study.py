@@ -15,7 +15,7 @@ from rich.console import Console
 
 from fastmim import config as configs
 from fastmim.errors import RequestError, RunError
-from fastmim.report.writing import keep_current
+from fastmim.reporting.writing import keep_current
 from fastmim.studies import budget, processes, results, settings
 from fastmim.studies.budget import Speeds
 from fastmim.studies.preflight import Request, check, run_settings

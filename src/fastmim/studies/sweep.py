@@ -14,7 +14,7 @@ from typing import Any
 from fastmim import config as configs
 from fastmim.errors import RequestError
 from fastmim.method.settings import PretrainConfig
-from fastmim.recipes import RECIPES
+from fastmim.published import RECIPES
 from fastmim.studies import settings
 from fastmim.studies.settings import StudyConfig
 from fastmim.training import opening

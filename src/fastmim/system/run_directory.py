@@ -55,7 +55,7 @@ class RunDirectory:
         self.weights_before = path / "weights_before.safetensors"  # of an adaptation: those before its first step
         self.adaptation = path / "adaptation.json"  # its scores before and after
         self.evaluation = path / "evaluation.json"  # the scores of the last validation
-        self.report = path / "report.html"  # see fastmim.report
+        self.report = path / "report.html"  # see fastmim.reporting
         self.blocks = path / "blocks.json"  # numbers of each block, as of the last pictures
         self.samples = path / "samples"  # pictures drawn during training
         self.bad_images = path / "bad_images.txt"

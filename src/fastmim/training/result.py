@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastmim.report import writing
+from fastmim.reporting import writing
 from fastmim.system.run_directory import RunDirectory
 
 

@@ -19,7 +19,7 @@ from fastmim.data import loader, sources
 from fastmim.data.bad_images import BadImages
 from fastmim.data.sources import Source
 from fastmim.errors import RunError
-from fastmim.report import writing
+from fastmim.reporting import writing
 from fastmim.system.display import say
 from fastmim.system.run_directory import RunDirectory, versions
 from fastmim.training import checkpoint, duration, opening, resuming

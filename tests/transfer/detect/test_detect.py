@@ -20,7 +20,7 @@ import fastmim
 import shapes
 from fastmim import cli, weights
 from fastmim.errors import RequestError
-from fastmim.recipes import DETECT_RECIPES
+from fastmim.published import DETECT_RECIPES
 from fastmim.training import opening
 from fastmim.transfer.detect.detect import Result
 from fastmim.transfer.detect.file import FORMAT

@@ -19,8 +19,8 @@ from fastmim import RequestError, RunError
 from fastmim.backbone.multiscale import MultiScale
 from fastmim.config import build
 from fastmim.data.label_images import IGNORED
+from fastmim.published import SEGMENT_RECIPES
 from fastmim.randomness import image_keys
-from fastmim.recipes import SEGMENT_RECIPES
 from fastmim.transfer.segment.heads import FCNHead, LinearHead, UPerHead
 from fastmim.transfer.segment.pictures import colours, comparison, label_image, overlay
 from fastmim.transfer.segment.scores import Scores, count_pairs

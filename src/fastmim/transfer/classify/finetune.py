@@ -18,7 +18,7 @@ from fastmim.data.mixing import Mix
 from fastmim.data.rand_augment import RandAugment
 from fastmim.data.sources import Source
 from fastmim.errors import RequestError
-from fastmim.recipes import FINETUNE_RECIPES
+from fastmim.published import FINETUNE_RECIPES
 from fastmim.system.run_directory import RunDirectory
 from fastmim.training.logs import Logs
 from fastmim.training.result import Result as RunResult

@@ -12,7 +12,7 @@ import torch
 from fastmim import config as configs
 from fastmim.data.augment import normalise
 from fastmim.errors import RequestError, listed
-from fastmim.recipes import DETECT_RECIPES
+from fastmim.published import DETECT_RECIPES
 from fastmim.training.checkpoint import Checkpoint
 from fastmim.training.logs import Logs
 from fastmim.training.loop import Batch

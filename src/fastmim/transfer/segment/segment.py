@@ -15,7 +15,7 @@ from fastmim import config as configs
 from fastmim.data.label_crops import load_crops
 from fastmim.data.label_images import LabelledPixels, open_scenes
 from fastmim.errors import RequestError, listed
-from fastmim.recipes import SEGMENT_RECIPES
+from fastmim.published import SEGMENT_RECIPES
 from fastmim.system.display import say
 from fastmim.training.logs import Logs
 from fastmim.training.loop import Batch

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from fastmim.errors import RequestError, RunError, first_line
-from fastmim.report import reading
-from fastmim.report.reading import Run
-from fastmim.report.tables import Table
+from fastmim.reporting import reading
+from fastmim.reporting.reading import Run
+from fastmim.reporting.tables import Table
 from fastmim.system import files
 
 _MAX_RUNS = 400

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from markupsafe import Markup
 
-from fastmim.report import curves
+from fastmim.reporting import curves
 from fastmim.system.text import printable
 
 TOP, BOTTOM = 16, 26

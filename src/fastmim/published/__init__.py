@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from fastmim.recipes.pretraining import RECIPES, Settings
-from fastmim.recipes.transfer import DETECT_RECIPES, FINETUNE_RECIPES, SEGMENT_RECIPES
+from fastmim.published.pretraining import RECIPES, Settings
+from fastmim.published.transfer import DETECT_RECIPES, FINETUNE_RECIPES, SEGMENT_RECIPES
 
 __all__ = ["DETECT_RECIPES", "FINETUNE_RECIPES", "RECIPES", "SEGMENT_RECIPES", "Settings", "describe", "result"]
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from fastmim.errors import RequestError, first_line
-from fastmim.report import page, reading, study
-from fastmim.report.reading import Run
+from fastmim.reporting import page, reading, study
+from fastmim.reporting.reading import Run
 from fastmim.system import files
 from fastmim.system.run_directory import RunDirectory
 

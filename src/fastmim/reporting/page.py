@@ -15,13 +15,13 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
-from fastmim.report import curves, panels, tables, verdict
-from fastmim.report.charts import Chart, Curve, Mark
-from fastmim.report.panels import Frame
-from fastmim.report.reading import Run, parse_time
-from fastmim.report.study import Study
-from fastmim.report.tables import Table, duration
-from fastmim.report.verdict import Verdict
+from fastmim.reporting import curves, panels, tables, verdict
+from fastmim.reporting.charts import Chart, Curve, Mark
+from fastmim.reporting.panels import Frame
+from fastmim.reporting.reading import Run, parse_time
+from fastmim.reporting.study import Study
+from fastmim.reporting.tables import Table, duration
+from fastmim.reporting.verdict import Verdict
 from fastmim.system.run_directory import RunDirectory
 from fastmim.system.text import printable
 
@@ -179,7 +179,7 @@ def _environment() -> jinja2.Environment:
         return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
     return jinja2.Environment(
-        loader=jinja2.PackageLoader("fastmim.report", "assets"),
+        loader=jinja2.PackageLoader("fastmim.reporting", "assets"),
         autoescape=True,
         finalize=finalize,
         trim_blocks=True,
@@ -189,7 +189,7 @@ def _environment() -> jinja2.Environment:
 
 
 def _asset(name: str) -> str:
-    return (package_files("fastmim.report") / "assets" / name).read_text(encoding="utf-8")
+    return (package_files("fastmim.reporting") / "assets" / name).read_text(encoding="utf-8")
 
 
 def _policy(style: str, script: str) -> str:

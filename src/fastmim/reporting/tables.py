@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fastmim.recipes import FINETUNE_RECIPES, RECIPES
-from fastmim.report.curves import short
-from fastmim.report.reading import Run
+from fastmim.published import FINETUNE_RECIPES, RECIPES
+from fastmim.reporting.curves import short
+from fastmim.reporting.reading import Run
 from fastmim.system import files
 from fastmim.system.run_directory import RunDirectory
 

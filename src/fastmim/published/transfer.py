@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from fastmim.recipes.pretraining import Settings
+from fastmim.published.pretraining import Settings
 
 
 def finetune_vit_b() -> Settings:

@@ -14,8 +14,8 @@ import yaml
 
 from fastmim import config as configs
 from fastmim.errors import RequestError, RunError, first_line
-from fastmim.report import metrics
-from fastmim.report.metrics import Metrics
+from fastmim.reporting import metrics
+from fastmim.reporting.metrics import Metrics
 from fastmim.system import files
 from fastmim.system.run_directory import RunDirectory
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fastmim.report.curves import short
-from fastmim.report.reading import Run
+from fastmim.reporting.curves import short
+from fastmim.reporting.reading import Run
 
 MIN_LINES = 20
 """Log lines with a loss below which nothing is said about learning."""
