@@ -106,6 +106,11 @@ def test_the_command_lists_every_recipe(capsys: pytest.CaptureFixture[str]) -> N
     assert "swin_base_patch4_window7_224, 192 px, 800 epochs, batch 2048" in said
     for name, recipe in (*RECIPES.items(), *FINETUNE_RECIPES.items()):
         assert f"  {name} " in said and result(recipe) in said
+    listed = {(recipe.command, recipe.name): recipe for recipe in fastmim.recipes()}
+    assert {command for command, _ in listed} == {"pretrain", "finetune", "segment", "detect"}
+    assert (
+        listed["pretrain", "swin-b"].settings == RECIPES["swin-b"]() and "arXiv" in listed["pretrain", "vit-b"].result
+    )
 
 
 @pytest.mark.parametrize(("config_class", "recipes"), [(PretrainConfig, RECIPES), (FinetuneConfig, FINETUNE_RECIPES)])

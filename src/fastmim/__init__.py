@@ -14,30 +14,10 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from fastmim.errors import RequestError, RunError
-
-if TYPE_CHECKING:
-    from fastmim.adaptation.adapt import adapt
-    from fastmim.backbone import Backbone
-    from fastmim.data.packs.packing import pack
-    from fastmim.method.mim import MIM
-    from fastmim.method.targets import HOG, Joint, Pixels, RandomProjection
-    from fastmim.method.teacher import Teacher
-    from fastmim.pretraining import pretrain
-    from fastmim.studies.study import study
-    from fastmim.transfer.classify.finetune import finetune
-    from fastmim.transfer.classify.predict import predict
-    from fastmim.transfer.detect.detect import detect
-    from fastmim.transfer.export import export
-    from fastmim.transfer.features.embed import embed
-    from fastmim.transfer.features.probe import probe
-    from fastmim.transfer.segment.segment import segment
-    from fastmim.weights import load_backbone
-    from fastmim.weights.convert import convert
-
-# Imported at first use: `fastmim --help` must not wait for torch.
+# Imported at first use: `fastmim --help` must not wait for torch. Editors and type checkers read __init__.pyi, which
+# tests/test_signatures.py writes from this and from the settings.
 _HOMES = {
     "Backbone": "fastmim.backbone",
     "HOG": "fastmim.method.targets",
@@ -45,9 +25,13 @@ _HOMES = {
     "MIM": "fastmim.method.mim",
     "Pixels": "fastmim.method.targets",
     "RandomProjection": "fastmim.method.targets",
+    "RequestError": "fastmim.errors",
+    "RunError": "fastmim.errors",
     "Teacher": "fastmim.method.teacher",
     "adapt": "fastmim.adaptation.adapt",
+    "backbones": "fastmim.studies.listing",
     "convert": "fastmim.weights.convert",
+    "cost": "fastmim.bench.cost",
     "detect": "fastmim.transfer.detect.detect",
     "embed": "fastmim.transfer.features.embed",
     "export": "fastmim.transfer.export",
@@ -57,35 +41,14 @@ _HOMES = {
     "predict": "fastmim.transfer.classify.predict",
     "pretrain": "fastmim.pretraining",
     "probe": "fastmim.transfer.features.probe",
+    "recipes": "fastmim.published",
+    "report": "fastmim.reporting.writing",
     "segment": "fastmim.transfer.segment.segment",
     "study": "fastmim.studies.study",
+    "visualise": "fastmim.transfer.visualise",
 }
 
-__all__ = [
-    "HOG",
-    "MIM",
-    "Backbone",
-    "Joint",
-    "Pixels",
-    "RandomProjection",
-    "RequestError",
-    "RunError",
-    "Teacher",
-    "__version__",
-    "adapt",
-    "convert",
-    "detect",
-    "embed",
-    "export",
-    "finetune",
-    "load_backbone",
-    "pack",
-    "predict",
-    "pretrain",
-    "probe",
-    "segment",
-    "study",
-]
+__all__ = sorted([*_HOMES, "__version__"])
 
 
 def __getattr__(name: str) -> Any:
@@ -97,4 +60,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return __all__

@@ -10,12 +10,15 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
+import functools
+import inspect
 import json
 import math
+import operator
 import os
 import types
 import typing
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, TypeVar
 
@@ -30,6 +33,9 @@ class Settings:
     RESUMABLE: ClassVar[frozenset[str]] = frozenset()
     """Settings that may change on resuming: they decide where and how often, never the result."""
 
+    PLACES: ClassVar[frozenset[str]] = frozenset()
+    """Settings whose text may name a file or a folder. A run's config.yaml holds them as absolute paths."""
+
     given: dict[str, Any]
     """The keyword arguments of this instance, without defaults: on the command line, the flags that were typed."""
 
@@ -40,6 +46,7 @@ class Settings:
 
 
 Config = TypeVar("Config", bound=Any)  # any of the frozen dataclasses of settings
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 ABOUT = ("versions", "learned_from")
 """What a run's `config.yaml` tells beside its settings: versions; the networks that it starts from and learns from."""
@@ -95,6 +102,59 @@ def build(cls: type[Config], *layers: Mapping[str, Any]) -> Config:
             raise RequestError(f"unknown setting {shown(key)}{close or '; see --help for the settings'}")
     hints = typing.get_type_hints(cls)
     return cls(**{key: _coerce(key, value, hints[key]) for key, value in merged.items()})
+
+
+def takes(cls: type[Settings], **wider: Any) -> Callable[[Function], Function]:
+    """Decorate a function of `**settings`: its signature, and so help and completion, shows the fields of `cls`.
+
+    The names are checked when the function builds its settings. src/fastmim/__init__.pyi has the same signatures for
+    editors and type checkers; tests/test_signatures.py writes it.
+
+    Args:
+        cls: The settings.
+        wider: The types of settings that from Python may be more than `build` takes.
+    """
+
+    def decorate(function: Function) -> Function:
+        own = inspect.signature(function, eval_str=True)
+        named = [p for p in own.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+        hints = typing.get_type_hints(cls)
+        hints |= {name: _accepted(hint, path=name in cls.PLACES) for name, hint in hints.items()} | wider
+        shown = [
+            inspect.Parameter(
+                field.name, inspect.Parameter.KEYWORD_ONLY, default=_shown(field), annotation=hints[field.name]
+            )
+            for field in dataclasses.fields(cls)  # type: ignore[arg-type]
+            if field.name not in own.parameters
+        ]
+        function.__signature__ = own.replace(parameters=[*named, *shown])  # type: ignore[attr-defined]
+        return function
+
+    return decorate
+
+
+def _shown(field: dataclasses.Field[Any]) -> Any:
+    """The default of a field, as one would give it from Python."""
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    if field.default is dataclasses.MISSING:
+        return inspect.Parameter.empty
+    return str(field.default) if isinstance(field.default, Path) else field.default
+
+
+def _accepted(hint: Any, *, path: bool) -> Any:
+    """The type of what `build` takes for a field of this type.
+
+    Args:
+        hint: The field's type.
+        path: Whether its text may name a file.
+    """
+    if hint is Path or (hint is str and path):
+        return str | os.PathLike[str]
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        return functools.reduce(operator.or_, [_accepted(option, path=path) for option in args])
+    return Sequence[args[0]] if origin is tuple and args[-1] is Ellipsis else hint  # type: ignore[valid-type]
 
 
 # Written by hand: pydantic takes "yes" for a bool, msgspec refuses 2024 as text, cyclopts converts only text, and each

@@ -14,6 +14,7 @@ from torch.optim import AdamW
 
 from fastmim import weights
 from fastmim.backbone.surgery import check_lists_blocks
+from fastmim.config import takes
 from fastmim.data import augment
 from fastmim.data.labelled import Labelled, open_labelled
 from fastmim.data.settings import ImageConfig
@@ -53,6 +54,7 @@ NUM_PICTURED = 6
 _FEW = 4  # visible blocks; at 128 px a backbone of stride 32 has as many
 
 
+@takes(PretrainConfig)
 def pretrain(*, overwrite: bool = False, dry_run: bool = False, **settings: Any) -> Result:
     """Pre-train a backbone by masked image modeling (FastMIM).
 

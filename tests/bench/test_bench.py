@@ -16,8 +16,9 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+import fastmim
 from fastmim import cli
-from fastmim.bench import chart, cost, tables
+from fastmim.bench import chart, tables
 from fastmim.bench.bench import bench
 from fastmim.bench.settings import PARTS, BenchConfig, CostConfig
 from fastmim.bench.timing import ratios
@@ -160,9 +161,12 @@ def test_cost(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     record = load(folder, "step")
     case, found = next(iter(record["summary"]["cases"].items()))
     rate = found["forms"]["fastmim float32"]["images_per_cpu_s"]
-    by_name = {row.step: row.hours for row in cost.rows(record, 36_000, 100)}
+    rows = fastmim.cost(images=36_000, epochs=100, records=folder)
+    by_name = {row.step: row.hours for row in rows if row.source == f"bench-step-{TODAY}"}
     assert by_name[f"{case}: fastmim float32"] == pytest.approx(1000 / rate)
-    assert len(cost.estimate(CostConfig(images=10, epochs=1, records=folder))) == 2
+    assert {(row.source, row.unit) for row in rows} == {
+        (f"bench-{x}-{TODAY}", "core-hours") for x in ("step", "methods")
+    }
     path = folder / f"bench-methods-{TODAY}.json"
     assert command("cost", "--images", "1281167", "--epochs", "800", "--record", str(path)) == 0
     text = capsys.readouterr().out

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import fastmim
 from fastmim.bench import scaling
 from fastmim.bench.scaling import Cluster, Step
 from fastmim.cli import main
@@ -79,6 +80,8 @@ def test_cost_for_several_devices(tmp_path: Path, capsys: pytest.CaptureFixture[
     text = " ".join(capsys.readouterr().out.split())
     assert "on 4 devices, predicted from bench-step-2026-11-26" in text
     assert "data" in text and "20" in text and "5%" in text  # 20 images/s of 4 x 100, bound by data: 8 hours
+    [row] = fastmim.cost(images=64_000, epochs=9, records=tmp_path, devices=4, batch_size=64, loader=20)
+    assert row.hours == pytest.approx(8) and row.of_linear == pytest.approx(0.05) and row.bound_by == "data"
     with pytest.raises(SystemExit) as done:
         main([*words, "--batch-size", "63"])
     assert done.value.code == 2

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import timm
 
+import fastmim
 from fastmim.backbone import describe
 from fastmim.errors import RequestError
 from fastmim.studies import listing
@@ -37,11 +38,11 @@ def test_patterns_find_what_timm_finds(pattern: str) -> None:
 
 
 def test_the_table_and_the_models_agree(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    listing.print_list("resnet1[08]*", max_parameters=10e6)
+    listing.print_list("resnet1[08]*", max_parameters=10)
     told = capsys.readouterr().out
     assert "resnet10t" in told and "resnet18" not in told
     monkeypatch.setattr(listing, "version", lambda package: "0.0")  # another timm
-    listing.print_list("resnet1[08]*", max_parameters=10e6)
+    listing.print_list("resnet1[08]*", max_parameters=10)
     assert capsys.readouterr().out == told
     for name in ("vit_tiny_patch16_224", "cmt_s"):
         assert listing.known(name, 128) == []
@@ -73,3 +74,11 @@ if __name__ == "__main__":
     entries = [tried.get(name) or listing.Entry(name, *describe(name, 128)) for name in timm.list_models()]
     lines = [listing.title(128), *(",".join(map(str, entry)) for entry in entries)]
     listing.TABLE.write_text("\n".join(lines) + "\n")
+
+
+def test_from_python_models_are_rows() -> None:
+    rows = fastmim.backbones("resnet1[08]*", max_parameters=10)
+    assert {"resnet10t"} <= {row.name for row in rows} and all(row.parameters <= 10e6 for row in rows)
+    assert next(row for row in rows if row.name == "resnet10t")[1:3] == (32, 512)
+    with pytest.raises(RequestError, match="img_size is 0; expected at least 1 pixel, such as 128"):
+        fastmim.backbones(img_size=0)

@@ -13,6 +13,7 @@ from rich.console import Console
 from fastmim import weights
 from fastmim.adaptation.settings import AdaptConfig
 from fastmim.adaptation.verdict import Scores, Verdict, judge, measure
+from fastmim.config import takes
 from fastmim.data.labelled import Labelled
 from fastmim.errors import RequestError
 from fastmim.method.build import with_backbone
@@ -39,6 +40,7 @@ class Result(RunResult):
     """What the labelled images show; None before the end, or without labelled images."""
 
 
+@takes(AdaptConfig)
 def adapt(*, overwrite: bool = False, dry_run: bool = False, **settings: Any) -> Result:
     """Adapt a public model to unlabelled images, and say whether it got better.
 

@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from fastmim import config as configs
 from fastmim.bench import records, scaling, tables
 from fastmim.bench.markdown import Table, number
 from fastmim.bench.settings import CostConfig
+from fastmim.config import takes
 from fastmim.data import augment
 from fastmim.data.statistics import IMAGENET_MEAN, IMAGENET_STD
 from fastmim.errors import RequestError, RunError
@@ -22,33 +24,73 @@ from fastmim.system.machine import hardware
 from fastmim.training.duration import seconds_per_image
 from fastmim.training.loop import make_forward
 
+_TRIAL = "a trial on this machine"
+
 
 @dataclass(frozen=True)
 class Cost:
-    """A row of the estimate."""
+    """The cost of a training with one training step."""
 
     step: str
+    """The network with its image size, target and masking, or the method."""
     images_per_s: float
+    """Of CPU time, if the hours are core-hours."""
     hours: float
+    unit: str
+    """What is counted: "hours" of the clock, "device-hours", or "core-hours" of a record that was made on a CPU."""
+    source: str
+    """The record, or "a trial on this machine"."""
+    of_linear: float | None = None
+    """On several devices, the predicted share of a linear speed-up."""
+    bound_by: str | None = None
+    """On several devices, what limits the speed: "compute", "gradients" or "data"."""
 
 
-def print_cost(config: CostConfig) -> None:
-    """Print how long a training would take.
+@dataclass(frozen=True)
+class _Estimate:
+    """The costs from one source, as a table shows them."""
 
-    Raises:
-        RequestError: as `estimate`.
-    """
-    console = Console(highlight=False)
-    for table in estimate(config):
-        table.print(console, width=tables.WIDTH)
+    title: str
+    rows: list[Cost]
+    note: str
+    rate: str = "images/s"
+
+    def table(self) -> Table:
+        several = self.rows[0].of_linear is not None
+        header = ("step", self.rate, *(("of linear", "bound by") if several else ()), self.rows[0].unit)
+        cells = [(row.step, number(row.images_per_s), *_scaling(row), number(row.hours)) for row in self.rows]
+        return Table(self.title, header, cells, note=self.note)
 
 
-def estimate(config: CostConfig) -> list[Table]:
-    """A table for each record, with the device-hours of every step in it; or one of a step that is tried now.
+def _scaling(row: Cost) -> tuple[str, ...]:
+    return () if row.of_linear is None else (f"{row.of_linear:.0%}", row.bound_by or "")
+
+
+@takes(CostConfig)
+def cost(**settings: Any) -> list[Cost]:
+    """Estimate how long a training takes, from records of `fastmim bench`, or else from a step that is tried now.
+
+    Args:
+        settings: Fields of `CostConfig` (`fastmim cost --help` lists them).
+
+    Returns:
+        A row for each training step that was measured.
 
     Raises:
         RequestError: the record is not one of `fastmim bench`, or the backbone or device of a trial cannot be had.
     """
+    return [row for estimate in _estimates(configs.build(CostConfig, settings)) for row in estimate.rows]
+
+
+def print_cost(config: CostConfig) -> None:
+    """Print what `cost` returns, with a table for each source."""
+    console = Console(highlight=False)
+    for estimate in _estimates(config):
+        estimate.table().print(console, width=tables.WIDTH)
+
+
+def _estimates(config: CostConfig) -> list[_Estimate]:
+    """One for each record, or one of a step that is tried now."""
     names = [f"bench-{part}{kind}" for kind in ("", "-cuda") for part in ("step", "methods")]
     if config.record is not None:
         paths = [config.record]
@@ -60,18 +102,17 @@ def estimate(config: CostConfig) -> list[Table]:
     if config.devices > 1:
         read_records = [record for record in read_records if scaling.cases(record)]
         return [_scaled(record, config) for record in read_records] or [_scaled_trial(config)]
-    return [_table(record, config) for record in read_records] or [_trial(config)]
+    return [_recorded(record, config) for record in read_records] or [_trial(config)]
 
 
-def _trial(config: CostConfig) -> Table:
-    """The hours by a trial of pre-training's step with its default settings."""
+def _trial(config: CostConfig) -> _Estimate:
+    """By a trial of pre-training's step with its default settings."""
     name, seconds, note = _try_step(config)[1:]
     hours = config.images * config.epochs * seconds / 3600
-    return Table(
+    return _Estimate(
         f"{config.images:,} images x {config.epochs:g} epochs, by a trial on this machine",
-        ("step", "images/s", "hours"),
-        [(name, number(1 / seconds), number(hours))],
-        note=f"{note} Data, optimiser and evaluations come on top.",
+        [Cost(name, 1 / seconds, hours, "hours", _TRIAL)],
+        f"{note} Data, optimiser and evaluations come on top.",
     )
 
 
@@ -96,44 +137,37 @@ def _try_step(config: CostConfig) -> tuple[MIM, str, float, str]:
     return model, f"{name}, {config.img_size} px", seconds, note
 
 
-def _scaled(record: dict[str, Any], config: CostConfig) -> Table:
-    """The hours of every network in a record of steps, on several devices."""
-    steps = scaling.steps(record)
-    return _predicted(steps, f"{record['name']}-{record['date']}", tables.where(record), config)
+def _scaled(record: dict[str, Any], config: CostConfig) -> _Estimate:
+    """Of every network in a record of steps, on several devices."""
+    return _predicted(scaling.steps(record), _name(record), tables.where(record), config)
 
 
-def _scaled_trial(config: CostConfig) -> Table:
+def _scaled_trial(config: CostConfig) -> _Estimate:
     model, name, seconds, note = _try_step(config)
     step = scaling.fit({1: 1 / seconds}, scaling.gradient_bytes(model))
-    return _predicted({name: step}, "a trial on this machine", note.removesuffix("."), config)
+    return _predicted({name: step}, _TRIAL, note.removesuffix("."), config)
 
 
-def _predicted(steps: dict[str, scaling.Step], source: str, where: str, config: CostConfig) -> Table:
+def _predicted(steps: dict[str, scaling.Step], source: str, where: str, config: CostConfig) -> _Estimate:
     cluster = scaling.Cluster(
         config.devices, config.devices_per_node, config.inside, config.between, loader=config.loader
     )
-    found = {name: scaling.predict(step, cluster, config.batch_size) for name, step in steps.items()}
-    alone = {name: scaling.predict(step, scaling.Cluster(1), config.batch_size) for name, step in steps.items()}
-    total = config.images * config.epochs
-    return Table(
+    rows = []
+    for name, step in steps.items():
+        found = scaling.predict(step, cluster, config.batch_size)
+        alone = scaling.predict(step, scaling.Cluster(1), config.batch_size)
+        hours = config.images * config.epochs / found.images_per_s / 3600
+        share = found.images_per_s / (config.devices * alone.images_per_s)
+        rows.append(Cost(name, found.images_per_s, hours, "hours", source, share, found.bound))
+    return _Estimate(
         f"{config.images:,} images x {config.epochs:g} epochs on {config.devices} devices, predicted from {source}",
-        ("step", "images/s", "of linear", "bound by", "hours"),
-        [
-            (
-                name,
-                number(step.images_per_s),
-                f"{step.images_per_s / (config.devices * alone[name].images_per_s):.0%}",
-                step.bound,
-                number(total / step.images_per_s / 3600),
-            )
-            for name, step in found.items()
-        ],
-        note=f"{where}; {config.batch_size} images a step. A model on paper, not a measurement: docs/scaling.md.",
+        rows,
+        f"{where}; {config.batch_size} images a step. A model on paper, not a measurement: docs/scaling.md.",
     )
 
 
-def rows(record: dict[str, Any], images: int, epochs: float) -> list[Cost]:
-    """Images per second and device-hours of every step in a record, by CPU time on a CPU."""
+def _recorded(record: dict[str, Any], config: CostConfig) -> _Estimate:
+    """Of every step in a record, by CPU time on a CPU."""
     summary = record["summary"]
     if cases := scaling.cases(record):
         steps = {
@@ -141,8 +175,18 @@ def rows(record: dict[str, Any], images: int, epochs: float) -> list[Cost]:
         }
     else:
         steps = {f"{summary['backbone']}: {method}": numbers for method, numbers in summary["methods"].items()}
+    unit, num_images = "core-hours" if tables.on_cpu(record) else "device-hours", config.images * config.epochs
     rates = {name: tables.rate(numbers) for name, numbers in steps.items()}
-    return [Cost(name, rate, images * epochs / rate / 3600) for name, rate in rates.items()]
+    return _Estimate(
+        f"{config.images:,} images x {config.epochs:g} epochs, by {_name(record)}",
+        [Cost(name, rate, num_images / rate / 3600, unit, _name(record)) for name, rate in rates.items()],
+        f"{tables.where(record)}; the training step alone, without waiting for data.",
+        tables.clock(record),
+    )
+
+
+def _name(record: dict[str, Any]) -> str:
+    return f"{record['name']}-{record['date']}"
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -161,17 +205,3 @@ def read(path: Path) -> dict[str, Any]:
     if not known:
         raise RequestError(f"record is {path}; expected a bench-step or bench-methods record of fastmim bench")
     return record
-
-
-def _table(record: dict[str, Any], config: CostConfig) -> Table:
-    on_cpu = record["hardware"]["device"] == "cpu"
-    unit = "core-hours" if on_cpu else "device-hours"
-    return Table(
-        f"{config.images:,} images x {config.epochs:g} epochs, by {record['name']}-{record['date']}",
-        ("step", tables.clock(record), unit),
-        [
-            (cost.step, number(cost.images_per_s), number(cost.hours))
-            for cost in rows(record, config.images, config.epochs)
-        ],
-        note=f"{tables.where(record)}; the training step alone, without waiting for data.",
-    )

@@ -65,16 +65,17 @@ def backbones(
     out
         Table that --check writes; a .jsonl beside it keeps every outcome, so that a later call skips the successes.
     """
-    if img_size < 1:
-        raise RequestError(f"img_size is {img_size}; expected at least 1 pixel, such as 128")
     if check:
+        if img_size < 1:
+            raise RequestError(f"img_size is {img_size}; expected at least 1 pixel, such as 128")
         from fastmim.studies import survey
 
         journal = out.with_suffix(".jsonl")
         return survey.check(pattern, max_parameters=max_parameters * 1e6, img_size=img_size, out=out, journal=journal)
     from fastmim.studies import listing
 
-    return listing.print_list(pattern, max_parameters=max_parameters * 1e6, img_size=img_size)
+    listing.print_list(pattern, max_parameters=max_parameters, img_size=img_size)
+    return DONE
 
 
 @app.command
@@ -112,22 +113,12 @@ def visualise(
     seed
         Decides the masks of reconstructions.
     """
-    if what == "reconstruction":
-        from fastmim.method import visualise
-        from fastmim.method.loss import describe_explained
+    from fastmim.method.loss import describe_explained
 
-        if patch is not None:
-            raise RequestError(f"patch is {patch[0]},{patch[1]}, but what is {what}; expected --what attention with it")
-        path = out or Path("reconstructions.png")
-        explained = visualise.visualise_run(
-            Path(run), images=images, grey_range=range, out=path, num_images=num_images, seed=seed
-        )
-        print(printable(f"wrote {path}: {describe_explained(explained)}"))
-        return DONE
-    from fastmim.transfer.features.visualise import visualise_features
-
-    path = visualise_features(
-        run, what=what, images=images, grey_range=range, out=out, num_images=num_images, patch=patch
+    found = fastmim.visualise(
+        run, what=what, images=images, range=range, out=out, num_images=num_images, patch=patch, seed=seed
     )
-    print(printable(f"wrote {path}"))
+    explained = found.explained_variance
+    about = "" if explained is None else f": {describe_explained(explained)}"
+    print(printable(f"wrote {found.out}{about}"))
     return DONE

@@ -40,5 +40,5 @@ def report(
     if watch:
         writing.watch(runs, out=out, hourly_rate=hourly_rate, say=say)
     else:
-        say(f"wrote {writing.write(runs, out=out, hourly_rate=hourly_rate)[0]}")
+        say(f"wrote {writing.report(*runs, out=out, hourly_rate=hourly_rate)}")
     return DONE

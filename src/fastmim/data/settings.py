@@ -5,6 +5,7 @@ No `from __future__ import annotations` here, for the reason given in `training/
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 from fastmim.config import Settings
 from fastmim.errors import RequestError, shown
@@ -21,6 +22,8 @@ _NAMED = {"8bit": None, "16bit": (0.0, 65535.0)}
 @dataclass(frozen=True, kw_only=True)
 class ImageConfig(Settings):
     """The images, and how they become 8-bit RGB."""
+
+    PLACES: ClassVar[frozenset[str]] = frozenset({"data"})
 
     data: str | None = None
     """Images: a directory, a list, a pack or a dataset."""

@@ -8,12 +8,41 @@ else differs from the official code is in docs/as-published.md, with numbers.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 from fastmim.published.pretraining import RECIPES, Settings
 from fastmim.published.transfer import DETECT_RECIPES, FINETUNE_RECIPES, SEGMENT_RECIPES
 
-__all__ = ["DETECT_RECIPES", "FINETUNE_RECIPES", "RECIPES", "SEGMENT_RECIPES", "Settings", "describe", "result"]
+__all__ = [
+    "DETECT_RECIPES",
+    "FINETUNE_RECIPES",
+    "RECIPES",
+    "SEGMENT_RECIPES",
+    "Recipe",
+    "describe",
+    "recipes",
+    "result",
+]
+
+_COMMANDS: Mapping[str, Mapping[str, Callable[[], Settings]]] = {
+    "pretrain": RECIPES,
+    "finetune": FINETUNE_RECIPES,
+    "segment": SEGMENT_RECIPES,
+    "detect": DETECT_RECIPES,
+}
+
+
+class Recipe(NamedTuple):
+    """Published settings of a command."""
+
+    command: str
+    """The command, and the function of `fastmim`, that takes it as `recipe`."""
+    name: str
+    settings: Settings
+    """What it sets, apart from the defaults."""
+    result: str
+    """The result as published, and its source."""
 
 
 def result(recipe: Callable[[], Settings]) -> str:
@@ -21,34 +50,34 @@ def result(recipe: Callable[[], Settings]) -> str:
     return (recipe.__doc__ or "").split("\n")[0]
 
 
+def recipes() -> list[Recipe]:
+    """List the recipes of all commands.
+
+    `fastmim.pretrain(recipe="vit-b")` starts from one; settings that are given beside it override its own.
+    """
+    return [
+        Recipe(command, name, recipe(), result(recipe))
+        for command, found in _COMMANDS.items()
+        for name, recipe in found.items()
+    ]
+
+
 def describe() -> str:
     """List every recipe with its image size, length and batch, followed by its published result."""
-    lines = ["fastmim pretrain --recipe"]
-    for name, recipe in RECIPES.items():
-        settings = recipe()
-        if name == "adapt":
-            lines += [f"  {name:<16}the network of --init, {settings['epochs']:g} epochs", f"{'':<18}{result(recipe)}"]
-            continue
-        sizes = settings.get("stages", settings["img_size"])
-        how = f"{settings['backbone']}, {sizes} px, {settings['epochs']:g} epochs, batch {settings['batch_size']}"
-        lines += [f"  {name:<16}{how}", f"{'':<18}{result(recipe)}"]
-    lines.append("fastmim finetune --recipe")
-    for name, recipe in FINETUNE_RECIPES.items():
-        settings = recipe()
-        how = f"{settings['img_size']} px, {settings['epochs']:g} epochs, batch {settings['batch_size']}"
-        lines += [f"  {name:<16}{how}", f"{'':<18}{result(recipe)}"]
-    lines.append("fastmim segment --recipe")
-    for name, recipe in SEGMENT_RECIPES.items():
-        settings = recipe()
-        how = f"{settings['img_size']} px, {settings['steps']:,} steps, batch {settings['batch_size']}"
-        lines += [f"  {name:<16}{how}", f"{'':<18}{result(recipe)}"]
-    lines.append("fastmim detect --recipe")
-    for name, recipe in DETECT_RECIPES.items():
-        settings = recipe()
-        length = f"{settings['steps']:,} steps" if "steps" in settings else f"{settings['epochs']:g} epochs"
-        lines += [
-            f"  {name:<16}{settings['img_size']} px, {length}, batch {settings['batch_size']}",
-            f"{'':<18}{result(recipe)}",
-        ]
+    lines: list[str] = []
+    for recipe in recipes():
+        if (title := f"fastmim {recipe.command} --recipe") not in lines:
+            lines.append(title)
+        lines += [f"  {recipe.name:<16}{_summary(recipe)}", f"{'':<18}{recipe.result}"]
     lines.append("Results: as published, ImageNet-1K top-1 unless another is named; we have not repeated these runs.")
     return "\n".join(lines)
+
+
+def _summary(recipe: Recipe) -> str:
+    settings = recipe.settings
+    length = f"{settings['steps']:,} steps" if "steps" in settings else f"{settings['epochs']:g} epochs"
+    if recipe.name == "adapt":
+        return f"the network of --init, {length}"
+    network = f"{settings['backbone']}, " if recipe.command == "pretrain" else ""
+    sizes = settings.get("stages", settings["img_size"])
+    return f"{network}{sizes} px, {length}, batch {settings['batch_size']}"

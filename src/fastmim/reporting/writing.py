@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,6 +15,25 @@ from fastmim.system.run_directory import RunDirectory
 
 WATCH_SECONDS, RELOAD_SECONDS = 2.0, 10
 """Between two looks at a watched run, and after which the open page loads itself again."""
+
+
+def report(
+    *runs: str | os.PathLike[str], out: str | os.PathLike[str] | None = None, hourly_rate: float | None = None
+) -> Path:
+    """Write one self-contained HTML page of runs: whether they learn, curves, pictures, scores and settings.
+
+    Args:
+        runs: Run directories, several of which are compared; or the directory of one study.
+        out: The HTML file. [default: report.html in the only directory, or in the working directory]
+        hourly_rate: The price of a device-hour, to tell what a run has cost.
+
+    Returns:
+        The file.
+
+    Raises:
+        RequestError: a directory holds no run, or the file cannot be written.
+    """
+    return write([Path(run) for run in runs], out=None if out is None else Path(out), hourly_rate=hourly_rate)[0]
 
 
 def write(

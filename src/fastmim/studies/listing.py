@@ -9,42 +9,56 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
+from fastmim.errors import RequestError
+
 TABLE = Path(__file__).with_name("backbones.csv")
 """All models of one version of timm at one image size, in timm's order; the first line names both."""
 
 
 class Entry(NamedTuple):
-    """A model at an image size."""
+    """A timm model at an image size."""
 
     name: str
     stride: int
+    """Pixels between neighbouring features."""
     width: int
+    """Channels of the last map."""
     parameters: int
 
 
-def print_list(pattern: str, *, max_parameters: float = 150e6, img_size: int = 128) -> int:
-    """Print stride, width and parameters of the models whose names match a shell pattern.
+def backbones(pattern: str = "*", *, max_parameters: float = 150, img_size: int = 128) -> list[Entry]:
+    """List the timm models that can be pre-trained.
 
-    Returns:
-        0, the exit status.
+    Args:
+        pattern: Names to list, such as "swin*".
+        max_parameters: The largest model, in millions of parameters.
+        img_size: Image side in pixels, at which the stride is told.
 
     Raises:
         RequestError: no name matches.
     """
-    entries = known(pattern, img_size)
-    if entries:
-        wide = max(len(entry.name) for entry in entries)
-        found: Iterator[Entry] = iter(entries)
-    else:
-        from fastmim.backbone import describe, find  # not with this module: they import torch and timm for seconds
+    return [entry for entry in _found(pattern, img_size)[1] if entry.parameters <= max_parameters * 1e6]
 
-        names = find(pattern)
-        wide, found = max(map(len, names)), (Entry(name, *describe(name, img_size)) for name in names)
+
+def print_list(pattern: str, *, max_parameters: float = 150, img_size: int = 128) -> None:
+    """Print what `backbones` returns, line by line as it is found."""
+    wide, found = _found(pattern, img_size)
     print(f"{'name':<{wide}}  stride  width  parameters (M)")
     for name, stride, width, parameters in found:
-        if parameters <= max_parameters:
+        if parameters <= max_parameters * 1e6:
             print(f"{name:<{wide}}  {stride:>6}  {width:>5}  {parameters / 1e6:>14.1f}", flush=True)
-    return 0
+
+
+def _found(pattern: str, img_size: int) -> tuple[int, Iterator[Entry]]:
+    """The length of the longest name, and the models one by one: without the table each takes a moment."""
+    if img_size < 1:
+        raise RequestError(f"img_size is {img_size}; expected at least 1 pixel, such as 128")
+    if entries := known(pattern, img_size):
+        return max(len(entry.name) for entry in entries), iter(entries)
+    from fastmim.backbone import describe, find  # not with this module: they import torch and timm for seconds
+
+    names = find(pattern)
+    return max(map(len, names)), (Entry(name, *describe(name, img_size)) for name in names)
 
 
 def known(pattern: str, img_size: int) -> list[Entry]:

@@ -27,6 +27,7 @@ MAX_EPOCHS = 800.0
 class StudyConfig(Settings):
     """Settings to compare, labelled images to compare them on, and budget."""
 
+    PLACES: ClassVar[frozenset[str]] = frozenset({"data", "val_data", "pretrain_data"})
     RESUMABLE: ClassVar[frozenset[str]] = frozenset({"out", "device", "parallel", "records", "num_workers"})
 
     data: str = ""

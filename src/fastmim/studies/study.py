@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 from rich.console import Console
 
 from fastmim import config as configs
+from fastmim.config import takes
 from fastmim.errors import RequestError, RunError
 from fastmim.reporting.writing import keep_current
 from fastmim.studies import budget, processes, results, settings
@@ -46,6 +47,7 @@ class Studied:
         return self.num_done == self.num_trials
 
 
+@takes(StudyConfig, sweep=Sequence[str] | Mapping[str, Any])
 def study(*, dry_run: bool = False, **given: Any) -> Studied:
     """Compare pre-training settings: each pre-trained, fine-tuned and probed with several seeds, and from scratch.
 

@@ -40,9 +40,6 @@ class TrainConfig(ImageConfig):
         }
     )
 
-    PLACES: ClassVar[frozenset[str]] = frozenset({"data"})
-    """Settings that may name files; config.yaml holds them as absolute paths."""
-
     DEFAULT_EPOCHS: ClassVar[float] = 200.0
     """The length of a run that gives neither epochs nor steps; see `epochs`."""
 

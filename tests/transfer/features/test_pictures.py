@@ -154,6 +154,16 @@ def test_training_draws_features_and_measures_blocks(tmp_path: Path, photos: Pat
     assert "Mean attention distance by block" in text and "Effective rank of the patch features by block" in text
 
 
+def test_from_python_a_notebook_shows_the_picture(pretrained: Path, photos: Path, tmp_path: Path) -> None:
+    drawn = fastmim.visualise(pretrained, images=str(photos), out=tmp_path / "drawn.png", num_images=2)
+    assert drawn._repr_png_() == (tmp_path / "drawn.png").read_bytes() and drawn.explained_variance is not None
+    assert fastmim.visualise(pretrained, out=tmp_path / "drawn.jpg", num_images=1)._repr_png_() is None
+    drawn = fastmim.visualise(pretrained, what="features", num_images=2)
+    assert drawn.out == pretrained / "samples/features_000000004.png" and drawn.explained_variance is None
+    with pytest.raises(RequestError, match="what is 'feature'; expected reconstruction or features or attention or"):
+        fastmim.visualise(pretrained, what="feature")  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

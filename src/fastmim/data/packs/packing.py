@@ -14,6 +14,7 @@ import numpy as np
 from rich.console import Console
 
 from fastmim import config as configs
+from fastmim.config import takes
 from fastmim.data.bad_images import BadImages
 from fastmim.data.packs.settings import PackConfig
 from fastmim.data.packs.shrinking import SUBSAMPLING, load_small
@@ -45,6 +46,7 @@ class Packing:
         return self.num_read == self.num_source
 
 
+@takes(PackConfig)
 def pack(
     data: str | os.PathLike[str] = "",
     out: str | os.PathLike[str] | None = None,

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastmim.config import takes
 from fastmim.data import sources
 from fastmim.data.labelled import Labelled, Subset, limit_labels, open_labelled
 from fastmim.data.mixing import Mix
@@ -44,6 +45,7 @@ class Result(RunResult):
         return RunDirectory(self.out).best_weights
 
 
+@takes(FinetuneConfig)
 def finetune(*, overwrite: bool = False, dry_run: bool = False, **settings: Any) -> Result:
     """Train a classifier end to end, from pre-trained weights or from scratch.
 

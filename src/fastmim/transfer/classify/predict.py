@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from fastmim import config as configs
 from fastmim.backbone.maps import resample
+from fastmim.config import takes
 from fastmim.data.bad_images import BadImages
 from fastmim.data.sources import Source, open_source
 from fastmim.errors import RequestError
@@ -75,6 +76,7 @@ class Trained(nn.Module):
         return self.model(resample(images, self.input_size))
 
 
+@takes(PredictConfig)
 def predict(*, overwrite: bool = False, dry_run: bool = False, **settings: Any) -> Predicted:
     """Classify images with a fine-tuned classifier, cropped and resized as in its validation.
 

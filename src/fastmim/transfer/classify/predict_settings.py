@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from fastmim.config import check_bad_share, check_positive, check_workers
 from fastmim.data.settings import ImageConfig
@@ -14,6 +14,8 @@ from fastmim.errors import RequestError
 @dataclass(frozen=True, kw_only=True)
 class PredictConfig(ImageConfig):
     """A fine-tuned classifier, the images to classify, and the file to write."""
+
+    PLACES: ClassVar[frozenset[str]] = ImageConfig.PLACES | {"weights"}
 
     weights: str | None = None
     """A fine-tuning run, or a weights file with a classifier, such as its weights_best.safetensors."""

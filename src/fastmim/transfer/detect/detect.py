@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from fastmim import config as configs
+from fastmim.config import takes
 from fastmim.data.augment import normalise
 from fastmim.errors import RequestError, listed
 from fastmim.published import DETECT_RECIPES
@@ -43,6 +44,7 @@ class Result(RunResult):
     """The same of the boxes at an overlap (IoU) of 0.5 alone."""
 
 
+@takes(DetectConfig)
 def detect(
     *, predict_images: str | None = None, overwrite: bool = False, dry_run: bool = False, **settings: Any
 ) -> Result | Predicted:

@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from fastmim import config as configs
+from fastmim.config import takes
 from fastmim.data.bad_images import BadImages
 from fastmim.data.sources import Source, open_source
 from fastmim.errors import RequestError
@@ -44,6 +45,7 @@ class Embedded:
         return self.num_read == self.num_images
 
 
+@takes(EmbedConfig)
 def embed(*, overwrite: bool = False, dry_run: bool = False, **settings: Any) -> Embedded:
     """Write the features of a source's images to a Parquet or NumPy file.
 

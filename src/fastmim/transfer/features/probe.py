@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fastmim import config as configs
+from fastmim.config import takes
 from fastmim.data.labelled import Labelled, limit_labels, open_labelled
 from fastmim.data.sources import Source
 from fastmim.errors import RequestError
@@ -37,6 +38,7 @@ class Probed:
     """The content of the JSON file; empty after a dry run."""
 
 
+@takes(ProbeConfig)
 def probe(*, overwrite: bool = False, dry_run: bool = False, **settings: Any) -> Probed:
     """Evaluate frozen features by kNN or by a linear probe.
 

@@ -13,6 +13,8 @@ from fastmim.errors import RequestError
 class FeatureConfig(ImageConfig):
     """Backbone, layer and images of the frozen features."""
 
+    PLACES: ClassVar[frozenset[str]] = ImageConfig.PLACES | {"weights"}
+
     weights: str | None = None
     """A run directory, a weights file, a timm model (its published weights), or `none` for an untrained backbone."""
 
@@ -62,6 +64,8 @@ class FeatureConfig(ImageConfig):
 @dataclass(frozen=True, kw_only=True)
 class ProbeConfig(FeatureConfig):
     """Method and validation split of a probe."""
+
+    PLACES: ClassVar[frozenset[str]] = FeatureConfig.PLACES | {"val_data"}
 
     method: Literal["knn", "linear"] = "knn"
     """Nearest neighbours (no training; low accuracy for masked image modeling), or linear heads."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fastmim import config as configs
+from fastmim.config import takes
 from fastmim.data.label_crops import load_crops
 from fastmim.data.label_images import LabelledPixels, open_scenes
 from fastmim.errors import RequestError, listed
@@ -44,6 +45,7 @@ class Result(RunResult):
     """The same of the best weights so far."""
 
 
+@takes(SegmentConfig)
 def segment(
     *, predict_images: str | None = None, overwrite: bool = False, dry_run: bool = False, **settings: Any
 ) -> Result | Predicted:
