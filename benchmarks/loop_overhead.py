@@ -1,9 +1,11 @@
 """The cost of `fastmim pretrain`'s loop over a bare training loop with the same model, data and optimiser.
 
     OMP_NUM_THREADS=1 python benchmarks/loop_overhead.py
+    OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 benchmarks/loop_overhead.py
 
 The bare loop only goes forward and backward and steps AdamW: no logs, no checks, no seeding, no norms. Both loops see
-the same batch, drawn in advance, so that neither loads data. CPU time per step, the loops taking turns.
+the same batch, drawn in advance, so that neither loads data. CPU time per step, the loops taking turns. With several
+processes both train through DistributedDataParallel, and the time is the main process's.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ from fastmim.training.logs import Logs
 from fastmim.training.plan import Plan
 from fastmim.training.schedule import Stage
 from fastmim.training.settings import TrainConfig
+from fastmim.training.world import ALONE, World, joined
 
 LEARNING_RATE = 1e-4
 
@@ -42,15 +45,17 @@ Build = Callable[[torch.nn.Module], torch.optim.AdamW]
 
 def main() -> None:
     options = parse(__doc__, steps=20, batch_size=32, img_size=128)
-    compare(
-        "loop-overhead",
-        "fastmim's loop costs at most 5 % more than a bare loop per step",
-        lambda: MIM(options.backbone, img_size=options.img_size),
-        prepare=prepare,
-        build=functools.partial(optim.build, weight_decay=0.05, betas=(0.9, 0.95)),
-        batch=noise(options),
-        options=options,
-    )
+    with joined() as world:
+        compare(
+            "loop-overhead" if world.size == 1 else "loop-overhead-ddp",
+            "fastmim's loop costs at most 5 % more than a bare loop per step",
+            lambda: MIM(options.backbone, img_size=options.img_size),
+            prepare=prepare,
+            build=functools.partial(optim.build, weight_decay=0.05, betas=(0.9, 0.95)),
+            batch=noise(options),
+            options=options,
+            world=world,
+        )
 
 
 def prepare(batch: dict[str, Any]) -> dict[str, Any]:
@@ -86,29 +91,36 @@ def compare(
     build: Build,
     batch: dict[str, Any],
     options: argparse.Namespace,
+    world: World = ALONE,
 ) -> None:
-    """Time both loops in turns, each with a model from `make`, and write the record."""
+    """Time both loops in turns, each round with a new model from `make`, and write the record."""
     with tempfile.TemporaryDirectory() as folder:
         sides = {
-            "bare": functools.partial(bare, make(), prepare, build, batch, options.steps),
-            "fastmim": functools.partial(ours, make(), prepare, build, batch, options, Path(folder)),
+            "bare": lambda: bare(make(), prepare, build, batch, options.steps, world),
+            "fastmim": lambda: ours(make(), prepare, build, batch, options, Path(folder), world),
         }
         seconds = take_turns(sides, rounds=options.rounds).cpu
+    if not world.main:
+        return
     per_step = {side: 1000 * statistics.median(values) / options.steps for side, values in seconds.items()}
     records.write(
         Path(__file__).parent / "records",
         name,
         show=True,
         claim=claim,
-        config=vars(options),
+        config=vars(options) | {"processes": world.size},
         raw=seconds,
         summary={"ms_per_step": per_step, "fastmim_over_bare": ratios(seconds, baseline="fastmim", side="bare")},
     )
 
 
-def bare(model: torch.nn.Module, prepare: Prepare, build: Build, batch: dict[str, Any], steps: int) -> None:
+def bare(
+    model: torch.nn.Module, prepare: Prepare, build: Build, batch: dict[str, Any], steps: int, world: World
+) -> None:
     """Go forward and backward and step, nothing else."""
     optimizer = build(model)
+    if world.size > 1:
+        model = torch.nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True)
     for group in optimizer.param_groups:
         group["lr"] = LEARNING_RATE * group.get("lr_scale", 1.0)
     model.train()
@@ -150,11 +162,12 @@ def ours(
     batch: dict[str, Any],
     options: argparse.Namespace,
     folder: Path,
+    world: World,
 ) -> None:
     """Train with `loop.fit`: logs, seeding, gradient norms, the check for non-finite steps."""
     plan = Plan(
-        num_images=100 * options.batch_size,
-        batch_size=options.batch_size,
+        num_images=100 * options.batch_size * world.size,
+        batch_size=options.batch_size * world.size,
         steps_per_epoch=100,
         total_steps=options.steps + 1,
         warmup_steps=1,
@@ -164,9 +177,10 @@ def ours(
         bf16=False,
         compile=False,
         num_workers=0,
+        world=world,
     )
     logs = Logs(RunDirectory(folder), total_steps=plan.total_steps, console=Console(quiet=True))
-    config = TrainConfig(out=folder, batch_size=options.batch_size)
+    config = TrainConfig(out=folder, batch_size=options.batch_size * world.size)
     with suppress(EnoughError):
         loop.fit(Trained(model, prepare, build, batch, options.steps), config, plan, logs=logs)
     logs.close()
