@@ -1,6 +1,7 @@
 """The losses of two processes against those of one: `python benchmarks/processes.py`.
 
-Both take the same command of 30 steps in float32 on the CPU, whose global batch the two share through gloo.
+All take the same command of 30 steps in float32 on the CPU, whose global batch two processes share through gloo: with
+the whole model in each (DDP), and with its state divided between them (`--shard`, FSDP2).
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ CASES = {
     "ViT, two stages": f"{SMALL_VIT} --stages 32:0.5,48:0.5",
     "Swin": SMALL_SWIN,
     "ConvNeXt": "--backbone test_convnext --img-size 64",
+    "ResNet": "--backbone resnet10t --img-size 64",
 }
+WAYS = {"one": "--devices 1", "two, DDP": "--devices 2", "two, FSDP2": "--devices 2 --shard"}
 SHARED = "--data samples --batch-size 16 --lr 1e-3 --log-every 1 --num-workers 1 --device cpu --precision float32"
 SHARED += f" --steps {STEPS} --trackers none --picture-every never"
 
@@ -32,30 +35,33 @@ SHARED += f" --steps {STEPS} --trackers none --picture-every never"
 def main() -> None:
     raw: dict[str, dict[str, list[float]]] = {}
     for name, words in CASES.items():
-        raw[name] = {str(count): losses(words, count) for count in (1, 2)}
-        print(f"{name}: {apart(raw[name]):.1e}", flush=True)
+        raw[name] = {way: losses(f"{words} {flags}") for way, flags in WAYS.items()}
+        print(f"{name}: {apart(raw[name])}", flush=True)
     records.write(
         Path(__file__).parent / "records",
         "processes",
         show=True,
-        claim="Two processes train as one does: their losses differ by rounding.",
-        config={"steps": STEPS, "cases": CASES, "shared": SHARED},
+        claim="Two processes train as one does, whole or divided: their losses differ by rounding.",
+        config={"steps": STEPS, "cases": CASES, "shared": SHARED, "ways": WAYS},
         raw=raw,
         summary={name: {"largest relative difference of the loss": apart(found)} for name, found in raw.items()},
     )
 
 
-def losses(words: str, count: int) -> list[float]:
+def losses(words: str) -> list[float]:
+    """The loss of each step."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "fastmim", "pretrain", *SHARED.split(), *words.split()]
-        command += ["--devices", str(count), "--out", folder]
+        command = [sys.executable, "-m", "fastmim", "pretrain", *SHARED.split(), *words.split(), "--out", folder]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         lines = Path(folder, "metrics.jsonl").read_text().splitlines()
         return [json.loads(line)["loss"] for line in lines]
 
 
-def apart(found: dict[str, list[float]]) -> float:
-    return max(abs(a - b) / a for a, b in zip(found["1"], found["2"], strict=True))
+def apart(found: dict[str, list[float]]) -> dict[str, float]:
+    """The largest relative difference of each way from one process, and of the two ways from each other."""
+    one, whole, divided = found.values()
+    pairs = {"DDP from one": (one, whole), "FSDP2 from one": (one, divided), "FSDP2 from DDP": (whole, divided)}
+    return {name: max(abs(a - b) / a for a, b in zip(*pair, strict=True)) for name, pair in pairs.items()}
 
 
 if __name__ == "__main__":
