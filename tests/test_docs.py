@@ -80,11 +80,11 @@ def test_python_in_documents_runs(
     (tmp_path / "photo.jpg").symlink_to(photos / "00.jpg")
     fastmim.export(tuning.finetune(tmp_path / "tuned", labelled, steps=1).out, to="timm", out=tmp_path / "classifier")
     blocks = list(dict.fromkeys(re.findall(r"```python\n(.*?)```", DOCUMENTS, flags=re.DOTALL)))
-    small = 'out="runs/photos", steps=1, batch_size=2, device="cpu", trackers="none", picture_every="never"'
+    small = r'out="\1", steps=1, batch_size=2, device="cpu", trackers="none", picture_every="never"'
     names: dict[str, object] = {"images": torch.randn(2, 3, 128, 128), "torch": torch, "__name__": "__main__"}
     blocks = [block for block in blocks if "Pyramid" not in block]  # tests/transfer/segment runs that one
     for block in sorted(blocks, key=lambda block: "fastmim.pretrain(" not in block):  # train before loading
-        exec(block.replace('out="runs/photos"', small), names)
+        exec(re.sub(r'out="(runs/(photos|pictures))"', small, block), names)
     assert isinstance(names["backbone"], torch.nn.Module)
 
 

@@ -32,7 +32,10 @@ def stub() -> str:
         value = getattr(fastmim, name)
         if hasattr(value, "__signature__"):
             signature = inspect.signature(value)
-            imports |= {f"import {module}" for module in _modules(signature.return_annotation)}
+            hints = [parameter.annotation for parameter in signature.parameters.values()]
+            imports |= {
+                f"import {module}" for hint in (*hints, signature.return_annotation) for module in _modules(hint)
+            }
             functions.append(_definition(name, signature))
         elif name != "__version__":
             imports.add(f"from {fastmim._HOMES[name]} import {name} as {name}")
@@ -69,7 +72,7 @@ def _type(hint: Any) -> str:
 
 
 def _modules(hint: Any) -> set[str]:
-    own = {hint.__module__} if hint.__module__.startswith("fastmim") else set()
+    own = {hint.__module__} if getattr(hint, "__module__", "").startswith("fastmim") else set()
     return own.union(*map(_modules, typing.get_args(hint)))
 
 
@@ -105,6 +108,7 @@ def test_a_type_checker_finds_misspelt_settings_and_wrong_types(check: Any, monk
         'fastmim.pretrain(target="hogs")\n'
         "from pathlib import Path\n"
         'fastmim.pretrain(out=Path("runs"), betas=(0.9, 0.95), backbone_args={"depth": 4}, data=Path("photos"))\n'
+        'fastmim.pretrain(data=[Path("a.jpg")])\n'
         'fastmim.study(data="a", sweep={"target": ["hog", "pixels"]})'
     )
     errors = [line.partition(".py:")[2].partition(":")[0] for line in said.splitlines() if " error:" in line]

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import fastmim.adaptation.adapt
 import fastmim.bench.cost
+import fastmim.config
 import fastmim.data.packs.packing
 import fastmim.studies.study
 import fastmim.training.result
@@ -40,7 +41,7 @@ def adapt(
     *,
     overwrite: bool = False,
     dry_run: bool = False,
-    data: str | PathLike[str] = "samples",
+    data: fastmim.config.Dataset | str | PathLike[str] = "samples",
     range: str = "auto",
     max_pixels: int = 178956970,
     out: str | PathLike[str] = "runs/adapt",
@@ -91,7 +92,7 @@ def adapt(
     encoder_depth: float = 1.0,
     layer_decay: float = 1.0,
     picture_every: str = "10%",
-    probe: str | PathLike[str] | None = None,
+    probe: fastmim.config.Dataset | str | PathLike[str] | None = None,
     probe_every: str = "10%",
     keep: Literal["both", "best"] = "both",
 ) -> fastmim.adaptation.adapt.Result: ...
@@ -172,7 +173,7 @@ def embed(
     *,
     overwrite: bool = False,
     dry_run: bool = False,
-    data: str | PathLike[str] | None = None,
+    data: fastmim.config.Dataset | str | PathLike[str] | None = None,
     range: str = "auto",
     max_pixels: int = 178956970,
     weights: str | PathLike[str] | None = None,
@@ -193,7 +194,7 @@ def finetune(
     *,
     overwrite: bool = False,
     dry_run: bool = False,
-    data: str | PathLike[str] = "",
+    data: fastmim.config.Dataset | str | PathLike[str] = "",
     range: str = "auto",
     max_pixels: int = 178956970,
     out: str | PathLike[str] = "runs/finetune",
@@ -234,7 +235,7 @@ def finetune(
     flip: bool = True,
     mean: tuple[float, float, float] | None = None,
     std: tuple[float, float, float] | None = None,
-    val_data: str | PathLike[str] | None = None,
+    val_data: fastmim.config.Dataset | str | PathLike[str] | None = None,
     val_share: float = 0.1,
     num_labels: int | None = None,
     smoothing: float = 0.1,
@@ -247,7 +248,7 @@ def finetune(
     eval_crop: float = 1.0,
 ) -> fastmim.transfer.classify.finetune.Result: ...
 def pack(
-    data: str | PathLike[str] = "",
+    data: str | PathLike[str] | fastmim.config.Dataset = "",
     out: str | PathLike[str] | None = None,
     *,
     overwrite: bool = False,
@@ -264,7 +265,7 @@ def predict(
     *,
     overwrite: bool = False,
     dry_run: bool = False,
-    data: str | PathLike[str] | None = None,
+    data: fastmim.config.Dataset | str | PathLike[str] | None = None,
     range: str = "auto",
     max_pixels: int = 178956970,
     weights: str | PathLike[str] | None = None,
@@ -279,7 +280,7 @@ def pretrain(
     *,
     overwrite: bool = False,
     dry_run: bool = False,
-    data: str | PathLike[str] = "samples",
+    data: fastmim.config.Dataset | str | PathLike[str] = "samples",
     range: str = "auto",
     max_pixels: int = 178956970,
     out: str | PathLike[str] = "runs/pretrain",
@@ -330,14 +331,14 @@ def pretrain(
     encoder_depth: float = 1.0,
     layer_decay: float = 1.0,
     picture_every: str = "10%",
-    probe: str | PathLike[str] | None = None,
+    probe: fastmim.config.Dataset | str | PathLike[str] | None = None,
     probe_every: str = "10%",
 ) -> fastmim.training.result.Result: ...
 def probe(
     *,
     overwrite: bool = False,
     dry_run: bool = False,
-    data: str | PathLike[str] | None = None,
+    data: fastmim.config.Dataset | str | PathLike[str] | None = None,
     range: str = "auto",
     max_pixels: int = 178956970,
     weights: str | PathLike[str] | None = None,
@@ -353,7 +354,7 @@ def probe(
     seed: int = 0,
     max_bad_share: float = 0.05,
     method: Literal["knn", "linear"] = "knn",
-    val_data: str | PathLike[str] | None = None,
+    val_data: fastmim.config.Dataset | str | PathLike[str] | None = None,
     val_share: float = 0.1,
     num_labels: int | None = None,
     out: str | PathLike[str] = "probe.json",

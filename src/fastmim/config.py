@@ -20,7 +20,7 @@ import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self, TypeVar
+from typing import Any, ClassVar, Literal, Protocol, Self, TypeVar
 
 import yaml
 
@@ -36,6 +36,9 @@ class Settings:
     PLACES: ClassVar[frozenset[str]] = frozenset()
     """Settings whose text may name a file or a folder. A run's config.yaml holds them as absolute paths."""
 
+    FROM_PYTHON: ClassVar[frozenset[str]] = frozenset()
+    """Settings that from Python may be a dataset or a list of images, in place of text."""
+
     given: dict[str, Any]
     """The keyword arguments of this instance, without defaults: on the command line, the flags that were typed."""
 
@@ -43,6 +46,14 @@ class Settings:
         self = super().__new__(cls)
         object.__setattr__(self, "given", given)
         return self
+
+
+class Dataset(Protocol):
+    """A map-style dataset, such as torch's and Hugging Face's, or a list of images."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Any: ...
 
 
 Config = TypeVar("Config", bound=Any)  # any of the frozen dataclasses of settings
@@ -119,7 +130,8 @@ def takes(cls: type[Settings], **wider: Any) -> Callable[[Function], Function]:
         own = inspect.signature(function, eval_str=True)
         named = [p for p in own.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
         hints = typing.get_type_hints(cls)
-        hints |= {name: _accepted(hint, path=name in cls.PLACES) for name, hint in hints.items()} | wider
+        hints |= {name: _accepted(hint, path=name in cls.PLACES) for name, hint in hints.items()}
+        hints |= {name: Dataset | hints[name] for name in cls.FROM_PYTHON} | wider
         shown = [
             inspect.Parameter(
                 field.name, inspect.Parameter.KEYWORD_ONLY, default=_shown(field), annotation=hints[field.name]
@@ -191,7 +203,7 @@ def _coerce(key: str, value: Any, hint: Any) -> Any:
         if origin is float and not isinstance(value, bool):
             return float(value)
         if origin in (str, Path) and isinstance(value, str | int | float | Path):
-            text = origin(value)
+            text = value if isinstance(value, origin) else origin(value)
             _check_text(key, text)
             return text
     except RequestError:

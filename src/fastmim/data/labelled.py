@@ -11,6 +11,7 @@ import numpy as np
 from fastmim.data.greys import Decoding
 from fastmim.data.settings import ImageConfig
 from fastmim.data.sources import Source, open_source
+from fastmim.data.sources.objects import with_labels
 from fastmim.data.sources.source import NoSuchSplit
 from fastmim.errors import RequestError
 from fastmim.system.files import expanded, is_folder
@@ -117,10 +118,10 @@ def open_labelled(
     """
     if not 0 < val_share < 1:
         raise RequestError(f"val_share is {val_share:g}; expected more than 0 and less than 1, such as 0.1")
-    train = open_source(_training_part(data), config, inherited=inherited)
+    train = with_labels(open_source(_training_part(data), config, inherited=inherited))
     config = ImageConfig(range=train.decoding.range, max_pixels=config.max_pixels)
     if val_data is not None:
-        val: Source | None = open_source(val_data, config)
+        val: Source | None = with_labels(open_source(val_data, config))
     else:
         val = _val_split(data, config) if data.startswith(_WITH_SPLITS) else _val_folder(data, config)
     labels, classes = _check(train)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import multiprocessing
+import pickle
+import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
@@ -17,6 +19,7 @@ from fastmim.data.augment import CROP_STREAM, NUM_RANDOMS, decode_crop
 from fastmim.data.order import Shuffle, StepSampler, steps_per_epoch
 from fastmim.data.replacement import Replacement
 from fastmim.data.sources import Source
+from fastmim.data.sources.objects import SCHEME as PYTHON
 from fastmim.data.workers import dismiss, obey_parent_only, signals_blocked
 from fastmim.errors import RequestError, RunError, first_line
 from fastmim.randomness import image_keys, uniform
@@ -167,7 +170,16 @@ def read_ahead(
     with signals_blocked():  # before a worker's first instruction
         others = multiprocessing.active_children()
         try:
-            batches = iter(loader)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Got pickle error")  # an error follows
+                batches = iter(loader)
+        except (pickle.PicklingError, AttributeError, TypeError) as error:
+            if not origin.startswith(f"{PYTHON}://"):
+                raise
+            raise RequestError(
+                f"data is {origin}, which cannot be sent to data workers ({first_line(error)}); expected what pickle "
+                f"takes: define its class at the top of a module, or give num_workers=0"
+            ) from None
         except BrokenPipeError:  # the dataset is no longer awaited
             raise RequestError(f"a data worker died as it started, most often because {_NO_GUARD}") from None
         workers = [child for child in multiprocessing.active_children() if child not in others]

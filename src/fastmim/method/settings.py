@@ -19,6 +19,7 @@ class PretrainConfig(CropConfig):
 
     RESUMABLE: ClassVar[frozenset[str]] = CropConfig.RESUMABLE | {"picture_every", "probe", "probe_every"}
     PLACES: ClassVar[frozenset[str]] = CropConfig.PLACES | {"init", "probe"}
+    FROM_PYTHON: ClassVar[frozenset[str]] = frozenset({"data", "probe"})
 
     recipe: str | None = None
     """Published settings to start from, such as `vit-b`; flags override them. `fastmim recipes` lists all."""

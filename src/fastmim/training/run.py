@@ -17,7 +17,7 @@ from torch.optim import AdamW
 from fastmim import config as configs
 from fastmim.data import loader, sources
 from fastmim.data.bad_images import BadImages
-from fastmim.data.sources import Source
+from fastmim.data.sources import Source, objects
 from fastmim.errors import RunError
 from fastmim.reporting import writing
 from fastmim.system.display import say
@@ -231,6 +231,7 @@ def launch(
         RequestError: the request is wrong.
         RunError: the run failed.
     """
+    settings = objects.named(settings, kind.config_class)
     with joined() as world, ExitStack() as stack:
         console = Console(highlight=False, quiet=not world.main)
         config = _opened(kind, settings, overwrite, dry_run, console=console, world=world, stack=stack)

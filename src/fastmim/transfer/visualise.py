@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
+from fastmim.config import Dataset
+from fastmim.data.sources import objects
 from fastmim.errors import RequestError, shown
 from fastmim.method.visualise import visualise_run
 from fastmim.transfer.features.visualise import visualise_features
@@ -30,7 +32,7 @@ def visualise(
     run: str | os.PathLike[str],
     *,
     what: What = "reconstruction",
-    images: str | None = None,
+    images: str | os.PathLike[str] | Dataset | None = None,
     range: str | None = None,
     out: str | os.PathLike[str] | None = None,
     num_images: int = 8,
@@ -44,7 +46,7 @@ def visualise(
         what: "reconstruction": image, masked image, target and prediction of a pre-training run. "features": the first
             three principal components of the patch features as colours, fitted across the images. "attention": where
             the class token of a ViT looks. "neighbours": images, each beside those with the most similar features.
-        images: Images to draw, as `data` takes them. [default: the run's own]
+        images: Dataset to draw, as `data` takes them. [default: the run's own]
         range: Greys of more than 8 bits that become black and white, as in `pretrain`. [default: that of the run]
         out: The picture to write. [default: reconstructions.png; else in the run's samples/, where its report finds it]
         num_images: Number of images, spread evenly over the source.
@@ -57,14 +59,15 @@ def visualise(
     """
     if what not in (known := get_args(What)):
         raise RequestError(f"what is {shown(what)}; expected {' or '.join(known)}")
+    chosen = objects.text(images, name="images")
     path = None if out is None else Path(out)
     if what != "reconstruction":
         drawn = visualise_features(
-            str(run), what=what, images=images, grey_range=range, out=path, num_images=num_images, patch=patch
+            str(run), what=what, images=chosen, grey_range=range, out=path, num_images=num_images, patch=patch
         )
         return Picture(drawn)
     if patch is not None:
         raise RequestError(f"patch is {patch[0]},{patch[1]}, but what is {what}; expected --what attention with it")
     path = path or Path("reconstructions.png")
-    explained = visualise_run(Path(run), images=images, grey_range=range, out=path, num_images=num_images, seed=seed)
+    explained = visualise_run(Path(run), images=chosen, grey_range=range, out=path, num_images=num_images, seed=seed)
     return Picture(path, explained)

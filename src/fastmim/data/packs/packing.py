@@ -14,12 +14,12 @@ import numpy as np
 from rich.console import Console
 
 from fastmim import config as configs
-from fastmim.config import takes
+from fastmim.config import Dataset, takes
 from fastmim.data.bad_images import BadImages
 from fastmim.data.packs.settings import PackConfig
 from fastmim.data.packs.shrinking import SUBSAMPLING, load_small
 from fastmim.data.packs.writer import PackWriter, clean
-from fastmim.data.sources import Source, open_source
+from fastmim.data.sources import Source, objects, open_source
 from fastmim.data.sources.pack import IMAGES, find_damage, is_packed, open_packed, read_manifest
 from fastmim.errors import RequestError, RunError
 from fastmim.system import devices, display, growing
@@ -48,7 +48,7 @@ class Packing:
 
 @takes(PackConfig)
 def pack(
-    data: str | os.PathLike[str] = "",
+    data: str | os.PathLike[str] | Dataset = "",
     out: str | os.PathLike[str] | None = None,
     *,
     overwrite: bool = False,
@@ -73,7 +73,7 @@ def pack(
         RequestError: The request is wrong, `out` exists, or its unfinished part was begun differently.
         RunError: Too many unreadable images, a full disk, or a worker process died.
     """
-    config = configs.build(PackConfig, {"data": os.fspath(data), "out": out and Path(out)}, settings)
+    config = configs.build(PackConfig, {"data": objects.text(data, name="data"), "out": out and Path(out)}, settings)
     if not config.data or config.out is None:
         missing = "out" if config.data else "data"
         raise RequestError(f"{missing} is not given; expected two arguments, images and the directory to make")

@@ -76,6 +76,23 @@ def open_huggingface(name: str, options: Mapping[str, str], *, origin: str) -> R
     return Rows(undecoded, column, _folders(name), origin=origin, labels=labels, classes=classes)
 
 
+def rows(dataset: Any, *, origin: str) -> Rows:
+    """The rows of a dataset that a Python program has loaded; its images may lie anywhere.
+
+    Raises:
+        RequestError: it has no image column or several, or a transform of its own, which would not be applied.
+    """
+    if dataset.format["type"] == "custom":
+        raise RequestError(
+            f"--data {origin} has a transform, which would not be applied, as images are cropped as they are decoded; "
+            f"expected none: dataset.with_format(None)"
+        )
+    column = _image_column(dataset.features, None, origin)
+    labels, classes = _labels(dataset, _label_column(dataset.features, None, origin), origin)
+    plain = dataset.with_format(None).select_columns([column])
+    return Rows(_undecoded(plain, column), column, ("",), origin=origin, labels=labels, classes=classes)
+
+
 def _local(name: str) -> Path | None:
     return expanded(name) if name[0] in "./~" else None
 
@@ -153,7 +170,8 @@ def _image_column(features: Mapping[str, Any], given: str | None, origin: str) -
     if len(images) != 1:
         seen = ", ".join(f"{name} ({kind})" for name, kind in kinds.items())
         count = f"several image columns: {', '.join(images)}" if images else f"no image column among {seen}"
-        raise RequestError(f"--data {origin} has {count}; choose the one with encoded images with ?column=...")
+        how = "?column=..." if origin.startswith("hf://") else "dataset.select_columns"
+        raise RequestError(f"--data {origin} has {count}; choose the one with encoded images with {how}")
     return images[0]
 
 

@@ -12,6 +12,8 @@ from fastmim.data.settings import ImageConfig
 from fastmim.data.sources import huggingface, torchvision_datasets
 from fastmim.data.sources.folder import scan
 from fastmim.data.sources.image_list import read_list
+from fastmim.data.sources.objects import SCHEME as PYTHON
+from fastmim.data.sources.objects import Given, open_given
 from fastmim.data.sources.pack import is_packed, open_packed
 from fastmim.data.sources.samples import SCHEME as SAMPLES
 from fastmim.data.sources.samples import open_samples
@@ -46,7 +48,7 @@ def open_source(
             "torchvision://NAME?split=test&root=/path", "hf://owner/name?split=test&column=image", a directory of images
             or one that `fastmim pack` made, tar shards ("shards/{000..127}.tar", "shards/*.tar", one .tar, or a
             directory that holds nothing else), or a .txt, .csv or .tsv list. Write "./samples" for a directory called
-            samples.
+            samples. Or a `Given`, which stands for a dataset or a list of images in memory.
         config: How images are decoded.
         inherited: The range of the weights that the images are for; see `sampling.decoded_as`.
         cache_dir: For indices of directories and for downloads; $XDG_CACHE_HOME/fastmim or ~/.cache/fastmim
@@ -65,11 +67,18 @@ def open_source(
 
 
 def _find(data: str, cache_dir: Path) -> Source:
+    if isinstance(data, Given):
+        return open_given(data)
     if data == SAMPLES:
         return open_samples()
     scheme, separator, rest = data.partition("://")
     if separator and scheme == SAMPLES and rest:
         return open_samples(rest)
+    if separator and scheme == PYTHON:
+        raise RequestError(
+            f"--data {data} stands for images that a Python program had in memory; expected the same call from Python "
+            f"with the same images, or others, such as --data photos/"
+        )
     if separator and scheme == "torchvision":
         name, options = _parse(rest, torchvision_datasets.OPTIONS, data)
         return torchvision_datasets.open_torchvision(name, options, origin=data, cache_dir=cache_dir)
@@ -115,6 +124,8 @@ def _what_is_missing(path: Path) -> str:
 
 def faster(source: Source) -> str:
     """Advice for a run whose device waits for images from this source."""
+    if source.origin.startswith(f"{PYTHON}://"):
+        return "raise num_workers, or take paths or encoded images in place of a dataset that decodes them"
     if is_packed(Path(source.origin)):
         return "raise --num-workers, or pack with --codec raw"
     return f"`fastmim pack {shlex.quote(source.origin)} packed/` once and give --data packed/, or raise --num-workers"

@@ -18,6 +18,7 @@ from fastmim.data.pillow import identified
 from fastmim.data.settings import ImageConfig
 from fastmim.data.sources.files import Files
 from fastmim.data.sources.huggingface import Rows
+from fastmim.data.sources.objects import Items
 from fastmim.data.sources.pack import Packed
 from fastmim.data.sources.source import Source
 from fastmim.data.sources.tar_shards import Shards
@@ -64,12 +65,14 @@ def _images(source: Source, max_pixels: int) -> Iterator[Image.Image]:
         names = source.paths if isinstance(source, Files) else source.members
         positions = np.flatnonzero(~names.ending_in(_JPEG))
     else:
-        positions = np.arange(len(source) if isinstance(source, Rows) else 0)
+        positions = np.arange(len(source) if isinstance(source, Rows | Items) else 0)
     spread = np.linspace(0, len(positions) - 1, min(NUM_SAMPLED, len(positions))).round().astype(np.int64)
     for index in positions[spread].tolist():
         with suppress(*UNREADABLE):
-            data = source.read(index)
-            if isinstance(data, bytes) and not data.startswith(b"\xff\xd8"):
+            data = source.image(index) if isinstance(source, Items) else source.read(index)
+            if isinstance(data, Image.Image):
+                yield data
+            elif isinstance(data, bytes) and not data.startswith(b"\xff\xd8"):
                 with identified(data, max_pixels) as image:
                     yield image
 

@@ -16,7 +16,7 @@ from fastmim import config as configs
 from fastmim.backbone.maps import resample
 from fastmim.config import takes
 from fastmim.data.bad_images import BadImages
-from fastmim.data.sources import Source, open_source
+from fastmim.data.sources import Source, objects, open_source
 from fastmim.errors import RequestError
 from fastmim.system import devices
 from fastmim.system.display import say
@@ -94,7 +94,7 @@ def predict(*, overwrite: bool = False, dry_run: bool = False, **settings: Any) 
         RequestError: the request is wrong, or `out` exists or cannot be written.
         RunError: too many unreadable images.
     """
-    config = configs.build(PredictConfig, settings)
+    config = configs.build(PredictConfig, objects.named(settings, PredictConfig))
     console = Console(highlight=False)
     if config.weights is None:
         raise RequestError("weights are not given; expected a fine-tuning run: --weights runs/finetune")

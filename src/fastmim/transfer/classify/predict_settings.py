@@ -16,6 +16,7 @@ class PredictConfig(ImageConfig):
     """A fine-tuned classifier, the images to classify, and the file to write."""
 
     PLACES: ClassVar[frozenset[str]] = ImageConfig.PLACES | {"weights"}
+    FROM_PYTHON: ClassVar[frozenset[str]] = frozenset({"data"})
 
     weights: str | None = None
     """A fine-tuning run, or a weights file with a classifier, such as its weights_best.safetensors."""

@@ -17,6 +17,8 @@ from fastmim.transfer.supervised_settings import SupervisedConfig
 class FinetuneConfig(SupervisedConfig, CropConfig):
     """End-to-end classification: initial weights, labelled images, augmentation and regularisation."""
 
+    FROM_PYTHON: ClassVar[frozenset[str]] = frozenset({"data", "val_data"})
+
     recipe: str | None = None
     """Published settings to start from (`vit-b`, `swin-b`); flags override them."""
 

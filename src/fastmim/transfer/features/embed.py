@@ -14,7 +14,7 @@ from rich.console import Console
 from fastmim import config as configs
 from fastmim.config import takes
 from fastmim.data.bad_images import BadImages
-from fastmim.data.sources import Source, open_source
+from fastmim.data.sources import Source, objects, open_source
 from fastmim.errors import RequestError
 from fastmim.system import devices, display, growing
 from fastmim.system.files import exists
@@ -67,7 +67,7 @@ def embed(*, overwrite: bool = False, dry_run: bool = False, **settings: Any) ->
         RequestError: the request is wrong, `out` exists, or its unfinished part has other settings.
         RunError: too many unreadable images, a full disk, or published weights that cannot be downloaded.
     """
-    config = configs.build(EmbedConfig, settings)
+    config = configs.build(EmbedConfig, objects.named(settings, EmbedConfig))
     console = Console(highlight=False)
     if config.data is None:
         raise RequestError("data is not given; expected images: --data photos/")

@@ -14,7 +14,7 @@ from rich.table import Table
 from fastmim import config as configs
 from fastmim.config import takes
 from fastmim.data.labelled import Labelled, limit_labels, open_labelled
-from fastmim.data.sources import Source
+from fastmim.data.sources import Source, objects
 from fastmim.errors import RequestError
 from fastmim.system import devices
 from fastmim.system.display import say
@@ -54,7 +54,7 @@ def probe(*, overwrite: bool = False, dry_run: bool = False, **settings: Any) ->
         RequestError: the request is wrong, or `out` exists.
         RunError: too many unreadable images, or published weights that cannot be downloaded.
     """
-    config = configs.build(ProbeConfig, settings)
+    config = configs.build(ProbeConfig, objects.named(settings, ProbeConfig))
     console = Console(highlight=False)
     if config.data is None:
         raise RequestError("data is not given; expected labelled images: --data labelled/")

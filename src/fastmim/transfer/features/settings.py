@@ -14,6 +14,7 @@ class FeatureConfig(ImageConfig):
     """Backbone, layer and images of the frozen features."""
 
     PLACES: ClassVar[frozenset[str]] = ImageConfig.PLACES | {"weights"}
+    FROM_PYTHON: ClassVar[frozenset[str]] = frozenset({"data"})
 
     weights: str | None = None
     """A run directory, a weights file, a timm model (its published weights), or `none` for an untrained backbone."""
@@ -66,6 +67,7 @@ class ProbeConfig(FeatureConfig):
     """Method and validation split of a probe."""
 
     PLACES: ClassVar[frozenset[str]] = FeatureConfig.PLACES | {"val_data"}
+    FROM_PYTHON: ClassVar[frozenset[str]] = FeatureConfig.FROM_PYTHON | {"val_data"}
 
     method: Literal["knn", "linear"] = "knn"
     """Nearest neighbours (no training; low accuracy for masked image modeling), or linear heads."""
