@@ -38,7 +38,7 @@ DETECTION = {"img_size": SIZE, "batch_size": 8, "channels": 32, "num_regions": 4
 TASKS: dict[str, dict[str, Any]] = {
     "upernet": SEGMENTATION | {"head": "upernet", "lr": 5e-4 * 16, "steps": 300},
     "linear": SEGMENTATION | {"head": "linear", "lr": 1e-3 * 16, "steps": 150},
-    "mask-rcnn": DETECTION | {"lr": 1e-3 * 32, "scale": (0.8, 1.25), "steps": 300},
+    "mask-rcnn": DETECTION | {"lr": 1e-3 * 32, "scale": (0.8, 1.25), "steps": 1000},
 }
 FIGURES = {"upernet": ("val_miou",), "linear": ("val_miou",), "mask-rcnn": ("val_box_ap", "val_mask_ap")}
 QUIET = {"trackers": "none", "report": "never", "num_workers": 1}

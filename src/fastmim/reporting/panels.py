@@ -47,11 +47,12 @@ def find(folder: Path) -> dict[str, list[tuple[int, Path]]]:
 
 
 def frames(pictures: list[tuple[int, Path]], problems: list[str], *, most: int = MAX_FRAMES) -> list[Frame]:
-    """The pictures of one kind, evenly spread if there are more than `most`; broken ones become problems."""
-    spread = np.unique(np.linspace(0, len(pictures) - 1, min(most, len(pictures))).round().astype(int))
+    """The pictures of one kind; of more than `most` every second, fourth or so, and the last. Broken ones become problems.
+
+    So a page that is written again with a new picture shows those that it had, which need not be compressed again.
+    """
     found = []
-    for index in spread:
-        step, path = pictures[index]
+    for step, path in _spread(pictures, most):
         try:
             stamp = path.stat()
             titles, panels = _cut(path, stamp.st_mtime_ns, stamp.st_size)
@@ -62,13 +63,20 @@ def frames(pictures: list[tuple[int, Path]], problems: list[str], *, most: int =
     return found
 
 
+def _spread(pictures: list[tuple[int, Path]], most: int) -> list[tuple[int, Path]]:
+    stride = 1
+    while len(kept := {*pictures[::stride], *pictures[-1:]}) > most:
+        stride *= 2
+    return sorted(kept)
+
+
 def picture(path: Path, problems: list[str]) -> str:
     """One whole picture as a data URI; empty, and a problem, if it is broken."""
     shown = frames([(0, path)], problems)
     return shown[0].panels[0][0] if shown else ""
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=4 * MAX_FRAMES)
 def _cut(path: Path, changed: int, size: int) -> tuple[list[str], list[list[str]]]:
     """Titles, and panels by title; what a page showed before need not be compressed again."""
     with Image.open(path, formats=["PNG"]) as sheet:
@@ -114,9 +122,9 @@ def _encode(image: Image.Image, side: int) -> str:
 @lru_cache(maxsize=256)
 def _encode_bytes(pixels: bytes, size: tuple[int, int], side: int) -> str:
     image = Image.frombytes("RGB", size, pixels)
-    image.thumbnail((side, 4 * side), Image.Resampling.LANCZOS)
+    image.thumbnail((side, 4 * side), Image.Resampling.BICUBIC)
     buffer = io.BytesIO()
-    image.save(buffer, "WEBP", quality=_QUALITY, method=2)
+    image.save(buffer, "WEBP", quality=_QUALITY, method=1)
     return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 

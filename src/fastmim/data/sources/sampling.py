@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -63,11 +63,11 @@ def _images(source: Source, max_pixels: int) -> Iterator[Image.Image]:
     """The images of the sample that can be read; only their headers have been."""
     if isinstance(source, Files | Shards):
         names = source.paths if isinstance(source, Files) else source.members
-        positions = np.flatnonzero(~names.ending_in(_JPEG))
+        positions: Sequence[int] | np.ndarray = np.flatnonzero(~names.ending_in(_JPEG))
     else:
-        positions = np.arange(len(source) if isinstance(source, Rows | Items) else 0)
+        positions = range(len(source) if isinstance(source, Rows | Items) else 0)
     spread = np.linspace(0, len(positions) - 1, min(NUM_SAMPLED, len(positions))).round().astype(np.int64)
-    for index in positions[spread].tolist():
+    for index in (int(positions[place]) for place in spread.tolist()):
         with suppress(*UNREADABLE):
             data = source.image(index) if isinstance(source, Items) else source.read(index)
             if isinstance(data, Image.Image):
