@@ -47,7 +47,7 @@ def find(folder: Path) -> dict[str, list[tuple[int, Path]]]:
 
 
 def frames(pictures: list[tuple[int, Path]], problems: list[str], *, most: int = MAX_FRAMES) -> list[Frame]:
-    """The pictures of one kind; of more than `most` every second, fourth or so, and the last. Broken ones become problems.
+    """The pictures of one kind; of more than `most`, each second, fourth or so, and the last. Broken ones: problems.
 
     So a page that is written again with a new picture shows those that it had, which need not be compressed again.
     """

@@ -6,6 +6,7 @@ import copy
 import pickle
 import shutil
 import sys
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,10 @@ import fastmim
 from conftest import SMALL, UNTRAINED
 from fastmim import cli
 from fastmim.data.loader import load
+from fastmim.data.settings import ImageConfig
 from fastmim.data.sources import open_source
 from fastmim.data.sources.objects import Given
+from fastmim.data.sources.sampling import decoded_as
 from fastmim.errors import RequestError
 from tuning import NETWORK, TINY, equal, tensors
 
@@ -206,6 +209,25 @@ def test_damaged_images_of_a_dataset_are_skipped(tmp_path: Path) -> None:
 
     fastmim.pretrain(data=Damaged(), out=tmp_path, max_bad_share=0.1, **FEW)
     assert "python://Damaged[24]#0\t" in (tmp_path / "bad_images.txt").read_text()
+
+
+class Billion:
+    """Images made from their number."""
+
+    def __len__(self) -> int:
+        return 10**9
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return np.full((8, 8, 3), index % 256, dtype=np.uint8)
+
+
+def test_a_billion_images_by_number_need_no_list() -> None:
+    tracemalloc.start()
+    source = decoded_as(open_source(Given(Billion(), name="data")), ImageConfig())
+    batch = next(load(source, size=8, seed=0, global_batch=4, first_step=0, last_step=1))
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(source) == 10**9 and batch["images"].shape == (4, 3, 8, 8) and most < 20e6
 
 
 def test_settings_hold_text() -> None:
