@@ -3,8 +3,9 @@
     OMP_NUM_THREADS=1 python benchmarks/detect_step.py
 
 Both have the same backbone, feature pyramid, heads and number of regions, see the same images and objects, in float32,
-and step AdamW. The sides take turns; CPU time. What the pyramid itself takes is measured as the backbone with it less
-the backbone alone, forward and backward.
+and step AdamW. Their proposals are computed and then replaced by the same boxes, or one network, as it happened to
+start, would have more masks to learn than the other. The sides take turns; CPU time. What the pyramid itself takes is
+measured as the backbone with it less the backbone alone, forward and backward.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
-from torchvision.models.detection.rpn import RPNHead
+from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
@@ -90,6 +91,30 @@ def targets(batch: dict[str, Any]) -> list[dict[str, Tensor]]:
     return [{"boxes": boxes, "labels": labels + 1, "masks": masks} for boxes, labels, masks in parts]
 
 
+def with_regions(proposer: RegionProposalNetwork, regions: list[Tensor]) -> None:
+    """Let it propose these boxes in each image, after it has chosen its own."""
+    choose = proposer.filter_proposals
+
+    def chosen(*arguments: Any) -> tuple[list[Tensor], list[Tensor]]:
+        _, scores = choose(*arguments)
+        return regions, scores
+
+    proposer.filter_proposals = chosen
+
+
+def around(batch: dict[str, Any], size: int, *, num: int = 1000) -> list[Tensor]:
+    """Boxes of each image: the objects moved a little, which makes some of them positive, and chance ones."""
+    found = []
+    for boxes in batch["boxes"].split(batch["counts"]):
+        near = boxes.repeat(8, 1)
+        sides = (near[:, 2:] - near[:, :2]).repeat(1, 2)
+        near = near + sides * (torch.rand_like(near) - 0.5) * 0.4
+        corners = torch.rand(num - len(near), 2) * size * 0.8
+        far = torch.cat([corners, corners + 8 + torch.rand_like(corners) * size * 0.3], 1)
+        found.append(torch.cat([near, far]).clamp(0, size))
+    return found
+
+
 def stepper(model: nn.Module, loss: Callable[[nn.Module], Tensor]) -> Callable[[], None]:
     """One step of training."""
     model.train()
@@ -126,10 +151,14 @@ def main() -> None:
     batch = scenes(options.batch_size, size)
     listed, wanted = list(batch["images"]), targets(batch)
     ours = Detector(MultiScale(name, img_size=size), CLASSES, masks=True, channels=CHANNELS, num_regions=REGIONS)
+    theirs = plain(name, size)
+    regions = around(batch, size)
+    with_regions(ours.proposals, regions)
+    with_regions(theirs.rpn, regions)
     pyramid = Pyramid(MultiScale(name, img_size=size))
     sides = {
         "fastmim": stepper(ours, lambda model: model(**batch)["loss"]),
-        "torchvision": stepper(plain(name, size), lambda model: sum(model(listed, wanted).values())),
+        "torchvision": stepper(theirs, lambda model: sum(model(listed, wanted).values())),
         "backbone and pyramid": passes(pyramid, batch["images"]),
         "backbone": passes(pyramid.trunk, batch["images"]),
     }
