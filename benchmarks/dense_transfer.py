@@ -36,8 +36,8 @@ PRETRAINING = {"img_size": SIZE, "batch_size": 64, "lr": 2.4e-3, "picture_every"
 SEGMENTATION = {"img_size": SIZE, "batch_size": 16, "channels": 32, "num_pictures": 2}
 DETECTION = {"img_size": SIZE, "batch_size": 8, "channels": 32, "num_regions": 48, "num_pictures": 2}
 TASKS: dict[str, dict[str, Any]] = {
-    "upernet": SEGMENTATION | {"head": "upernet", "lr": 5e-4 * 16, "steps": 300},
-    "linear": SEGMENTATION | {"head": "linear", "lr": 1e-3 * 16, "steps": 150},
+    "upernet": SEGMENTATION | {"head": "upernet", "lr": 5e-4 * 16, "steps": 1500},
+    "linear": SEGMENTATION | {"head": "linear", "lr": 1e-3 * 16, "steps": 300},
     "mask-rcnn": DETECTION | {"lr": 1e-3 * 32, "scale": (0.8, 1.25), "steps": 1000},
 }
 FIGURES = {"upernet": ("val_miou",), "linear": ("val_miou",), "mask-rcnn": ("val_box_ap", "val_mask_ap")}
