@@ -280,10 +280,6 @@ def test_a_plan_for_two_processes_is_printed_once(photos: Path, tmp_path: Path) 
             {"batch_size": 12, "masks_per_image": 4},
             "batch_size is 12; expected a multiple of the 2 processes times 4 copies of an image: take 8 or 16",
         ),
-        (
-            {"backbone": "test_resnet", "backbone_args": {}, "img_size": 64},
-            "batch norms, which 2 processes cannot share on cpu; expected CUDA devices, or one process: take --devices 1",
-        ),
     ],
 )
 def test_what_two_processes_cannot_train(photos: Path, tmp_path: Path, settings: dict[str, Any], message: str) -> None:

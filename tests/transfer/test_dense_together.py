@@ -21,7 +21,7 @@ DETECT: dict[str, Any] = scenes.SEGMENT | {"num_regions": 16, "channels": 8, "lr
 def test_two_processes(tmp_path: Path, command: str, shard: bool) -> None:
     draw = scenes.draw_scenes if command == "segment" else shapes.draw_coco
     network = {"backbone": "vit_tiny_patch16_224", "backbone_args": {"depth": 2, "embed_dim": 24, "num_heads": 2}}
-    own = scenes.SEGMENT | {"head": "linear"} if command == "segment" else DETECT  # no batch norms
+    own = scenes.SEGMENT | {"channels": 16} if command == "segment" else DETECT
     settings = own | network | {"steps": 2, "shard": shard}
     out = tmp_path / "run"
     statuses, said = together(command, draw(tmp_path / "data"), out, settings, settings)

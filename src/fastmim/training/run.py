@@ -324,7 +324,6 @@ def _prepared(
             task.check_resumable(found)
         torch.manual_seed(config.seed)
         task.build(found)
-        world.check_norms(task.model)
     if config.micro_batch == "auto":
         with world.together():
             largest = _largest_micro_batch(task)

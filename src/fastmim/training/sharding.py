@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Callable
 
 import torch
-from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -16,6 +15,7 @@ from torch.optim import AdamW
 
 from fastmim.backbone.surgery import list_blocks
 from fastmim.training import optim
+from fastmim.training.batch_norm import share_batch_norms
 from fastmim.training.plan import Plan
 
 Rebuild = Callable[[nn.Module], AdamW]
@@ -39,8 +39,7 @@ def divide(model: nn.Module, optimizer: AdamW, plan: Plan, *, rebuild: Rebuild) 
         A copy of the model, and the optimiser over its parameters.
     """
     divided = copy.deepcopy(model.cpu())
-    if plan.device.type == "cuda":
-        convert_sync_batchnorm(divided)
+    share_batch_norms(divided, plan.device)
     # The loop goes backward from the loss alone, which nothing changes in place.
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
     mesh = init_device_mesh(plan.device.type, (plan.world.size,))

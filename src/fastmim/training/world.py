@@ -17,17 +17,16 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.rendezvous import rendezvous
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from fastmim.errors import ElsewhereError, RequestError, RunError, first_line
 from fastmim.system.processes import Place, find_place
 from fastmim.system.signals import Stopped
+from fastmim.training.batch_norm import share_batch_norms
 
 # torch has it under the second name before 2.15.
 _set_timeout: Callable[..., None] = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout
@@ -216,12 +215,11 @@ class World:
         return value / self.size
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        """The model with gradients averaged over the processes, and batch norms over the whole batch (on CUDA)."""
+        """The model with gradients averaged over the processes, and batch norms over the whole batch."""
         if self.size == 1 or isinstance(model, FSDPModule):
             return model
         device = next(model.parameters()).device
-        if device.type == "cuda":
-            convert_sync_batchnorm(model)  # in place, as the model is not a norm itself
+        share_batch_norms(model, device)
         # A kernel of one channel has the same memory in both layouts.
         warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
         with warnings.catch_warnings():
@@ -234,19 +232,6 @@ class World:
             )
         _settle_buckets(wrapped)
         return wrapped
-
-    def check_norms(self, model: nn.Module) -> None:
-        """Refuse batch norms on a CPU.
-
-        Raises:
-            RequestError: their statistics would be those of each process alone.
-        """
-        device = next(model.parameters()).device.type
-        if self.size > 1 and device != "cuda" and any(isinstance(module, _BatchNorm) for module in model.modules()):
-            raise RequestError(
-                f"the network has batch norms, which {self.size} processes cannot share on {device}; expected CUDA "
-                f"devices, or one process: take --devices 1"
-            )
 
     def accumulating(self, model: nn.Module) -> AbstractContextManager[None]:
         """For the micro-batches of a step but the last: gradients stay where they are."""
