@@ -120,8 +120,15 @@ def test_a_straggler_is_slow_twice_in_a_row(monkeypatch: pytest.MonkeyPatch) -> 
     world = World()
     world.size = 3
     lines = iter([(0.1, 0.1, 0.1), (0.1, 0.3, 0.1), (0.1, 0.3, 0.1), (0.1, 0.3, 0.1), (0.3, 0.1, 0.1), (0.1, 0.1, 0.1)])
-    monkeypatch.setattr(world, "exchange", lambda _: [("node", 0.0, seconds) for seconds in next(lines)])
-    said = [world.straggler(0.0, 0.1) for _ in range(6)]
+    metrics = {"loss": 0.5, "data_wait_share": 0.1, "memory_gb": 1.0}
+    more = metrics | {"data_wait_share": 0.2, "memory_gb": 3.0}
+    each = [(metrics, "node", 0.0), (more, "node", 0.0), (metrics, "node", 0.0)]
+    monkeypatch.setattr(
+        world, "exchange", lambda _: [(*one, line) for one, line in zip(each, next(lines), strict=True)]
+    )
+    found = [world.compare(metrics, 0.0, 0.1) for _ in range(6)]
+    assert all(compared == more for compared, _ in found)
+    said = [line for _, line in found]
     assert said == [
         None,
         None,
@@ -325,6 +332,14 @@ def test_a_step_of_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
     assert find_place() == Place(5, 8, 1, 4)
     assert os.environ["MASTER_ADDR"] == "gpu003" and os.environ["MASTER_PORT"] == "34567"
     assert [first_host(hosts) for hosts in ("a", "a,b", "n[1,3]", "n[01-20],m2")] == ["a", "a", "n1", "n01"]
+
+
+def test_a_pack_is_made_by_one_process(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(RequestError, match="pack was started in 2 processes; expected one, which uses all cores of"):
+        fastmim.pack(photos, tmp_path / "packed")
+    assert not list(tmp_path.iterdir())
 
 
 def test_nobody_at_the_address(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -73,19 +73,12 @@ def detect(
 
 
 @app.command
-def probe(
-    settings: Annotated[ProbeConfig, AsFlags] | None = None,
-    *,
-    config: ConfigFile = None,
-    overwrite: Overwrite = False,
-    dry_run: DryRun = False,
-) -> int:
+def probe(settings: Annotated[ProbeConfig, AsFlags] | None = None, *, options: Options = OPTIONS) -> int:
     """Measure frozen features on labelled images, by kNN or a linear probe."""
-    fastmim.probe(overwrite=overwrite, dry_run=dry_run, **given(settings, config))
-    return DONE
+    return options.call(fastmim.probe, settings, "", on_devices=True)
 
 
 @app.command
 def embed(settings: Annotated[EmbedConfig, AsFlags] | None = None, *, options: Options = OPTIONS) -> int:
     """Write the features of any number of images to a file. The same command again resumes."""
-    return options.call(fastmim.embed, settings, "after {num_read} of {num_images} images")
+    return options.call(fastmim.embed, settings, "after {num_read} of {num_images} images", on_devices=True)

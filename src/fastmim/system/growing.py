@@ -180,6 +180,7 @@ class GrowingFiles:
         *,
         seconds: float,
         console: Console,
+        agree: Callable[[bool], bool] = bool,
     ) -> None:
         """Open the files and run the steps; return early, with everything committed, if a signal asks for it.
 
@@ -189,6 +190,7 @@ class GrowingFiles:
             facts: Returns what to record at a commit (JSON types).
             seconds: Time between commits; a kill loses no more work than this.
             console: Shows the progress.
+            agree: Called after each step with whether a signal has come; returns whether to stop.
 
         Raises:
             RequestError: the image that an earlier call read last is no longer at its position.
@@ -205,16 +207,17 @@ class GrowingFiles:
         if done:
             console.print(f"resuming at image {done:,} of {len(images):,}")
         committed = time.monotonic()
-        stopping = StopSignals(answer="stopping after these images; again to leave without saving")
-        with ExitStack() as stack, stopping as stop, progress(console, total=len(images), done=done) as show:
+        signals = StopSignals(answer="stopping after these images; again to leave without saving")
+        with ExitStack() as stack, signals as stop, progress(console, total=len(images), done=done) as show:
             self._files = {name: stack.enter_context(self._open(name)) for name in self.lengths}
             try:
                 for done in steps:
-                    if done == len(images) or stop.requested or time.monotonic() - committed > seconds:
+                    stopping = agree(stop.requested)
+                    if done == len(images) or stopping or time.monotonic() - committed > seconds:
                         self._commit(done, images.name(done - 1), facts())
                         committed = time.monotonic()
                     show(done)
-                    if stop.requested:
+                    if stopping:
                         return
             except Stopped:  # no images came; all that came before have been appended
                 if done > self.num_saved:

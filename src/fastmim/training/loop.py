@@ -145,8 +145,10 @@ def fit(
                         trained.after_step(step)  # type: ignore[operator]
                     logs.advance(step)
                     if step % config.log_every == 0 or step == total:
-                        logs.log(step, world.slowest(meter.read(step, rate)))
-                        for hint in (meter.hint(), world.straggler(*meter.own)):
+                        metrics = meter.read(step, rate)
+                        metrics, straggler = world.compare(metrics, *meter.own)
+                        logs.log(step, metrics)
+                        for hint in (meter.hint(), straggler):
                             if hint:
                                 logs.say(hint)
                     if world.size == 1 or step % config.log_every == 0:  # processes must look at the same step

@@ -76,15 +76,6 @@ def resolve(cls: type[Config], settings: Mapping[str, Any], *, recipes: Recipes,
     return configs.build(cls, recipes[recipe](), settings)
 
 
-def check_devices(config: TrainConfig, *, alone: bool) -> None:
-    """Refuse several devices in one process, which only the command line divides among them."""
-    if alone and config.devices not in (None, 1, "all"):
-        raise RequestError(
-            f"devices is {config.devices} in one process; expected the command line, which starts the others "
-            f"(`fastmim pretrain --devices {config.devices}`), or torchrun"
-        )
-
-
 def in_full(cls: type[TrainConfig], settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings with absolute paths, so that a run resumes wherever its command is given."""
     found = dict(settings)

@@ -157,7 +157,7 @@ def make_plan(config: TrainConfig, source: Source, *, sizes: Sequence[tuple[int,
         schedule.to_steps(duration, total_steps=total, steps_per_epoch=per_epoch, batch_size=images_per_step)
         for duration in (config.warmup, config.lr_drop or "100%")
     )
-    device = devices.resolve_device(config.device, local_rank=world.local_rank if world.size > 1 else None)
+    device = world.device(config.device)
     plan = Plan(
         num_images=len(source),
         batch_size=config.batch_size,

@@ -285,7 +285,7 @@ def _opened(
 ) -> Config:
     """The config, resolved in every process once the main one holds the run directory's lock, until the stack ends."""
     with world.together():
-        opening.check_devices(configs.build(kind.config_class, settings), alone=world.size == 1)
+        world.check_devices(configs.build(kind.config_class, settings).devices)
         if world.main:
             request = opening.opened(
                 kind.config_class,

@@ -9,7 +9,7 @@ import statistics
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
@@ -24,6 +24,7 @@ from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from fastmim.errors import ElsewhereError, RequestError, RunError, first_line
+from fastmim.system import devices
 from fastmim.system.processes import Place, find_place
 from fastmim.system.signals import Stopped
 from fastmim.training.batch_norm import share_batch_norms
@@ -92,6 +93,14 @@ class World:
         dist.all_gather_object(values, value, group=self._words)
         return values
 
+    def collect(self, value: T) -> list[T]:
+        """Everyone's value, by rank, in the main process; nothing in the others."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size if self.main else []
+        dist.gather_object(value, values if self.main else None, group=self._words)
+        return values
+
     def agree(self, wish: bool) -> bool:
         """Whether any process wishes it."""
         if self.size == 1:
@@ -153,6 +162,14 @@ class World:
                     f"with the same command, files and packages"
                 )
 
+    def check_devices(self, wanted: int | str | None) -> None:
+        """Refuse several devices in one process, which only the command line divides among them."""
+        if self.size == 1 and wanted not in (None, 1, "all"):
+            raise RequestError(
+                f"devices is {wanted} in one process; expected the command line, which starts the others "
+                f"(`fastmim ... --devices {wanted}`), or torchrun"
+            )
+
     def check_sees(self, folder: Path) -> None:
         """Let every process look for a file that the main one makes in a folder for the moment.
 
@@ -176,21 +193,26 @@ class World:
             if self.main:
                 probe.unlink(missing_ok=True)
 
-    def slowest(self, metrics: dict[str, float]) -> dict[str, float]:
-        """Metrics of a log line, with the longest wait for data and the most memory of all processes."""
-        found = self.exchange(metrics)
-        return metrics | {name: max(line[name] for line in found) for name in ("data_wait_share", "memory_gb")}
-
-    def straggler(self, loading_share: float, forward_seconds: float) -> str | None:
-        """Name the process that all wait for, once, if it is the same at two log lines in a row.
+    def compare(
+        self, metrics: dict[str, float], loading_share: float, forward_seconds: float
+    ) -> tuple[dict[str, float], str | None]:
+        """Compare the processes at a log line.
 
         Args:
+            metrics: Those of the line.
             loading_share: Share of the time that this process waits for its own data.
             forward_seconds: Seconds of its forward pass, which waits for nobody.
+
+        Returns:
+            The metrics, with the longest wait for data and the most memory of all processes; and a line that names the
+            process that all wait for, once, if it is the same at two log lines in a row.
         """
-        if self.size == 1:
-            return None
-        nodes, loading, forward = zip(*self.exchange((platform.node(), loading_share, forward_seconds)), strict=True)
+        found = self.exchange((metrics, platform.node(), loading_share, forward_seconds))
+        all_metrics, nodes, loading, forward = zip(*found, strict=True)
+        most = {name: max(each[name] for each in all_metrics) for name in ("data_wait_share", "memory_gb")}
+        return metrics | most, self._straggler(nodes, loading, forward) if self.size > 1 else None
+
+    def _straggler(self, nodes: Sequence[str], loading: Sequence[float], forward: Sequence[float]) -> str | None:
         before, self._suspect = self._suspect, None
         for values, least, text in (
             (loading, _LOADS, "waits for its data {:.0%} of the time, the others {:.0%}"),
@@ -238,6 +260,10 @@ class World:
         if isinstance(model, FSDPModule):
             return _without_sync(model)
         return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
+
+    def device(self, name: str) -> torch.device:
+        """This process's device of a kind; see `devices.resolve_device`."""
+        return devices.resolve_device(name, local_rank=self.local_rank if self.size > 1 else None)
 
     def share(self, global_batch: int, *, copies: int = 1) -> int:
         """Images of a step for one process, each of which is `copies` images of the batch.

@@ -23,6 +23,7 @@ from fastmim.data.sources import Source, objects, open_source
 from fastmim.data.sources.pack import IMAGES, find_damage, is_packed, open_packed, read_manifest
 from fastmim.errors import RequestError, RunError
 from fastmim.system import devices, display, growing
+from fastmim.system.processes import find_place
 from fastmim.system.progress import progress
 
 COMMIT_SECONDS = 10.0
@@ -73,6 +74,11 @@ def pack(
         RequestError: The request is wrong, `out` exists, or its unfinished part was begun differently.
         RunError: Too many unreadable images, a full disk, or a worker process died.
     """
+    if (place := find_place()).size > 1:
+        raise RequestError(
+            f"pack was started in {place.size} processes; expected one, which uses all cores of its machine: start it "
+            f"without torchrun, and in Slurm without srun or with srun --ntasks 1"
+        )
     config = configs.build(PackConfig, {"data": objects.text(data, name="data"), "out": out and Path(out)}, settings)
     if not config.data or config.out is None:
         missing = "out" if config.data else "data"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from fastmim.data.sources import Source, objects, open_source
 from fastmim.errors import RequestError
 from fastmim.system import devices, display, growing
 from fastmim.system.files import exists
+from fastmim.training.sharing import follow, in_order, share
+from fastmim.training.world import World, joined
 from fastmim.transfer.features.encoder import Encoder, open_encoder
 from fastmim.transfer.features.extraction import extract
 from fastmim.transfer.features.feature_file import FeatureWriter, clear, holds
@@ -68,14 +71,38 @@ def embed(*, overwrite: bool = False, dry_run: bool = False, **settings: Any) ->
         RunError: too many unreadable images, a full disk, or published weights that cannot be downloaded.
     """
     config = configs.build(EmbedConfig, objects.named(settings, EmbedConfig))
-    console = Console(highlight=False)
     if config.data is None:
         raise RequestError("data is not given; expected images: --data photos/")
     if config.out.suffix == ".parquet" and find_spec("pyarrow") is None:
         raise RequestError(
             f"out is {config.out}, but pyarrow is not installed; run: pip install 'fastmim[embed]', or take a .npy"
         )
-    encoder, facts = open_encoder(config)
+    with joined() as world, ExitStack() as stack:
+        console = Console(highlight=False, quiet=not world.main)
+        with world.together():
+            world.check_devices(config.devices)
+            encoder, source, asked = _open(config, console, world)
+        for what, value in (configs.to_mapping(config) | asked).items():
+            world.check_same(what, value)
+        result, writer = Embedded(config.out, len(source), 0, 0, encoder.width), None
+        with world.together():
+            if world.main:
+                found = _begin(result, asked, console, stack, overwrite=overwrite, dry_run=dry_run)
+                result, writer = (result, found) if isinstance(found, FeatureWriter) else (found, None)
+        first = world.exchange(writer.num_read if writer else None)[0]
+        if first is not None:
+            rounds = _append(config, encoder, source, writer, world, first=first)
+            if writer:
+                result = _write(config, source, writer, rounds, console, world)
+            else:
+                follow(rounds, world)
+        return world.exchange(result)[0]
+
+
+def _open(config: EmbedConfig, console: Console, world: World) -> tuple[Encoder, Source, dict[str, Any]]:
+    """The encoder, the images, and what decides the rows."""
+    encoder, facts = open_encoder(config, world)
+    assert config.data is not None
     source = open_source(config.data, config, inherited=encoder.grey_range)
     notes = devices.precision_notes(config.precision, encoder.mean.device)
     display.say(
@@ -87,35 +114,43 @@ def embed(*, overwrite: bool = False, dry_run: bool = False, **settings: Any) ->
     asked = {key: value for key, value in configs.to_mapping(config).items() if key not in config.RESUMABLE}
     asked |= {"range": source.decoding.range}
     asked |= {"img_size": encoder.backbone.img_size, "num_images": len(source)} | facts
-    _finished(config.out, encoder.width, asked, overwrite)
+    return encoder, source, asked
+
+
+def _begin(
+    nothing: Embedded, asked: dict[str, Any], console: Console, stack: ExitStack, *, overwrite: bool, dry_run: bool
+) -> FeatureWriter | Embedded:
+    """Hold the output until the stack ends, and return its writer; or the result, if nothing is to be written."""
+    out, width, say = nothing.out, nothing.width, functools.partial(display.say, console)
+    _finished(out, width, asked, overwrite)
     if dry_run:
-        return Embedded(config.out, len(source), 0, 0, encoder.width)
-    say = functools.partial(display.say, console)
-    with growing.hold(config.out, say):
-        if (num_rows := _finished(config.out, encoder.width, asked, overwrite)) is not None:
-            clear(growing.partial_folder(config.out))
-            say(f"{config.out} is finished already: {num_rows:,} x {encoder.width}; nothing to do")
-            return Embedded(config.out, len(source), len(source), num_rows, encoder.width)
-        writer = FeatureWriter(config.out, width=encoder.width, settings=asked, overwrite=overwrite)
-        return _write(config, encoder, source, writer, console)
+        return nothing
+    stack.enter_context(growing.hold(out, say))
+    if (num_rows := _finished(out, width, asked, overwrite)) is not None:
+        clear(growing.partial_folder(out))
+        say(f"{out} is finished already: {num_rows:,} x {width}; nothing to do")
+        return replace(nothing, num_read=nothing.num_images, num_rows=num_rows)
+    return FeatureWriter(out, width=width, settings=asked, overwrite=overwrite)
 
 
-def _write(config: EmbedConfig, encoder: Encoder, source: Source, writer: FeatureWriter, console: Console) -> Embedded:
-    """Encode the remaining images, and make the file when it is complete."""
+def _write(
+    config: EmbedConfig, source: Source, writer: FeatureWriter, rounds: Iterator[int], console: Console, world: World
+) -> Embedded:
+    """Write the remaining images, and make the file when it is complete."""
+    files = writer.files
     try:
         if writer.num_read != len(source):
-            steps = _append(config, encoder, source, writer)
-            writer.files.grow(source, steps, writer.facts, seconds=COMMIT_SECONDS, console=console)
-        result = Embedded(config.out, len(source), writer.num_read, writer.num_rows, encoder.width)
+            files.grow(source, rounds, writer.facts, seconds=COMMIT_SECONDS, console=console, agree=world.agree)
+        result = Embedded(config.out, len(source), writer.num_read, writer.num_rows, writer.width)
         if result.finished:
             writer.finish()
     except OSError as error:
-        raise writer.files.failure(error, len(source)) from error
+        raise files.failure(error, len(source)) from error
     if result.finished:
         left_out = len(source) - writer.num_rows
         note = f"; {left_out:,} unreadable, listed in {writer.bad_images}" if left_out else ""
         paths = f", their paths and labels in {config.out.with_suffix('.csv')}" if config.out.suffix == ".npy" else ""
-        display.say(console, f"wrote {config.out}: {writer.num_rows:,} x {encoder.width}{paths}{note}")
+        display.say(console, f"wrote {config.out}: {writer.num_rows:,} x {writer.width}{paths}{note}")
     return result
 
 
@@ -128,25 +163,32 @@ def _finished(out: Path, width: int, settings: dict[str, Any], overwrite: bool) 
     return num_rows
 
 
-def _append(config: EmbedConfig, encoder: Encoder, source: Source, writer: FeatureWriter) -> Iterator[int]:
-    """Encode the remaining images batch by batch; yield the number of images read."""
-    bad_images = BadImages(writer.files.folder, num_images=len(source), max_share=config.max_bad_share)
+def _append(
+    config: EmbedConfig, encoder: Encoder, source: Source, writer: FeatureWriter | None, world: World, *, first: int
+) -> Iterator[int]:
+    """Encode the images from `first` on; yield the number of images read, where the writer is."""
+    bad_images = None
+    if writer:
+        bad_images = BadImages(writer.files.folder, num_images=len(source), max_share=config.max_bad_share)
     batches = extract(
         encoder,
         source,
-        indices=range(writer.num_read, len(source)),
+        indices=share(len(source), config.batch_size, world, first=first),
         batch_size=config.batch_size,
-        num_workers=devices.resolve_workers(config.num_workers),
+        num_workers=devices.resolve_workers(config.num_workers, sharing=world.local_size),
         bf16=devices.resolve_bf16(config.precision, encoder.mean.device),
     )
-    for batch in batches:
-        positions = batch.indices.tolist()
-        num_read = len(positions) + len(batch.bad)
-        names = [source.name(index) for index in positions]
-        labels = [_label(source, index) for index in positions]
-        writer.append(batch.features.numpy(), names, labels, num_read=num_read)
-        bad_images.update(batch.bad, num_seen=num_read)
-        yield writer.num_read
+    for batches_of_all in in_order(batches, len(source) - first, config.batch_size, world):
+        with world.together():
+            for batch in batches_of_all:
+                assert writer is not None and bad_images is not None
+                positions = batch.indices.tolist()
+                num_read = len(positions) + len(batch.bad)
+                names = [source.name(index) for index in positions]
+                labels = [_label(source, index) for index in positions]
+                writer.append(batch.features.numpy(), names, labels, num_read=num_read)
+                bad_images.update(batch.bad, num_seen=num_read)
+        yield writer.num_read if writer else 0
 
 
 def _label(source: Source, index: int) -> str:

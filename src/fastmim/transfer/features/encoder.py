@@ -12,16 +12,16 @@ from fastmim.backbone import Backbone
 from fastmim.data.augment import normalise
 from fastmim.data.statistics import IMAGENET_MEAN, IMAGENET_STD
 from fastmim.errors import RequestError
-from fastmim.system import devices
 from fastmim.training.evaluating import evaluating
+from fastmim.training.world import ALONE, World
 from fastmim.transfer.features.settings import FeatureConfig
 from fastmim.weights import open_weights
 
 Pool = Literal["avg", "cls", "both"]
 
 
-def open_encoder(config: FeatureConfig) -> tuple[Encoder, dict[str, Any]]:
-    """The encoder that a config describes, on its device, and the facts that identify its weights (JSON types).
+def open_encoder(config: FeatureConfig, world: World = ALONE) -> tuple[Encoder, dict[str, Any]]:
+    """The encoder that a config describes, on this process's device, and the facts (JSON types) about its weights.
 
     Raises:
         RequestError: no such weights, other weights than expected, or a size, block or pooling that they do not have.
@@ -36,7 +36,7 @@ def open_encoder(config: FeatureConfig) -> tuple[Encoder, dict[str, Any]]:
         facts["seed"] = config.seed
     backbone = opened.load(config.img_size)
     encoder = Encoder(
-        backbone.to(devices.resolve_device(config.device)),
+        backbone.to(world.device(config.device)),
         pool=config.pool,
         block=config.block,
         mean=opened.mean,

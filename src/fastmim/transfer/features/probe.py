@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from rich.console import Console
@@ -19,9 +19,11 @@ from fastmim.errors import RequestError
 from fastmim.system import devices
 from fastmim.system.display import say
 from fastmim.system.files import exists, is_folder, write_json
+from fastmim.training.sharing import in_order, share
+from fastmim.training.world import World, joined
 from fastmim.transfer.features import scores
 from fastmim.transfer.features.encoder import Encoder, open_encoder
-from fastmim.transfer.features.extraction import extract, gather
+from fastmim.transfer.features.extraction import Extracted, extract, gather
 from fastmim.transfer.features.scores import LabelledFeatures
 from fastmim.transfer.features.settings import ProbeConfig
 
@@ -36,6 +38,7 @@ class Probed:
     """Effective rank of the validation images' features."""
     report: dict[str, Any]
     """The content of the JSON file; empty after a dry run."""
+    finished: ClassVar[bool] = True
 
 
 @takes(ProbeConfig)
@@ -55,27 +58,66 @@ def probe(*, overwrite: bool = False, dry_run: bool = False, **settings: Any) ->
         RunError: too many unreadable images, or published weights that cannot be downloaded.
     """
     config = configs.build(ProbeConfig, objects.named(settings, ProbeConfig))
-    console = Console(highlight=False)
     if config.data is None:
         raise RequestError("data is not given; expected labelled images: --data labelled/")
-    _check_writable(config.out, overwrite=overwrite)
-    encoder, facts = open_encoder(config)
+    with joined() as world:
+        console = Console(highlight=False, quiet=not world.main)
+        with world.together():
+            world.check_devices(config.devices)
+            if world.main:
+                _check_writable(config.out, overwrite=overwrite)
+            encoder, facts = open_encoder(config, world)
+            labelled = _open(config, encoder, facts, console)
+        sizes = {"the number of images": (len(labelled.train), len(labelled.val))}
+        for what, value in (configs.to_mapping(config) | facts | sizes).items():
+            world.check_same(what, value)
+        probed = Probed(float("nan"), float("nan"), {})
+        if not dry_run:
+            found = {
+                part: _extract(config, encoder, source, world, console, part)
+                for part, source in (("train", labelled.train), ("val", labelled.val))
+            }
+            with world.together():  # the others wait for the scores
+                if world.main:
+                    probed = _report(config, encoder, facts, labelled, found, console)
+        return world.exchange(probed)[0]
+
+
+def _open(config: ProbeConfig, encoder: Encoder, facts: dict[str, Any], console: Console) -> Labelled:
+    """The labelled images of both parts; tells of them and of the features."""
+    assert config.data is not None
     named = {"inherited": encoder.grey_range, "val_data": config.val_data}
     labelled = open_labelled(config.data, config, **named, val_share=config.val_share)
-    train: Source = labelled.train
+    remarks = labelled.remarks
     if config.num_labels is not None:
-        train = limit_labels(train, config.num_labels, seed=config.seed)
+        labelled = replace(labelled, train=limit_labels(labelled.train, config.num_labels, seed=config.seed))
     notes = devices.precision_notes(config.precision, encoder.mean.device)
     say(
         console,
         f"weights   {config.weights}: {', '.join(f'{k} {v}' for k, v in facts.items())}\n"
         f"features  {config.pool} of block {encoder.block} at {encoder.backbone.img_size} px: {encoder.width} numbers\n"
-        f"data      {config.data}: {len(train):,} images train, {len(labelled.val):,} validate, "
-        + "\n".join([f"{len(labelled.classes)} classes", *labelled.remarks, *notes]),
+        f"data      {config.data}: {len(labelled.train):,} images train, {len(labelled.val):,} validate, "
+        + "\n".join([f"{len(labelled.classes)} classes", *remarks, *notes]),
     )
-    if dry_run:
-        return Probed(float("nan"), float("nan"), {})
-    features, bad = _features(config, encoder, train, labelled, console)
+    return labelled
+
+
+def _report(
+    config: ProbeConfig,
+    encoder: Encoder,
+    facts: dict[str, Any],
+    labelled: Labelled,
+    found: dict[str, list[Extracted]],
+    console: Console,
+) -> Probed:
+    """Score the features, and write and print the result."""
+    features, bad = {}, []
+    for part, source in (("train", labelled.train), ("val", labelled.val)):
+        gathered = gather(found[part], source.origin, max_bad_share=config.max_bad_share)
+        labels = torch.as_tensor(source.labels)[gathered.indices]
+        device = encoder.mean.device
+        features[part] = LabelledFeatures(gathered.features.to(device), labels.to(device))
+        bad += gathered.bad
     rank = scores.effective_rank(features["val"].features)
     rows = _score(config, features["train"], features["val"])
     best = max(rows, key=lambda row: row["top1"])
@@ -126,26 +168,21 @@ def _check_writable(out: Path, *, overwrite: bool) -> None:
         raise RequestError(f"out is {out}: {error.strerror}; expected a file that can be written") from None
 
 
-def _features(
-    config: ProbeConfig, encoder: Encoder, train: Source, labelled: Labelled, console: Console
-) -> tuple[dict[str, LabelledFeatures], list[tuple[str, str]]]:
-    """Features and labels of both parts on the encoder's device, and the unreadable images."""
+def _extract(
+    config: ProbeConfig, encoder: Encoder, source: Source, world: World, console: Console, part: str
+) -> list[Extracted]:
+    """The features of a part by all processes, in the main one."""
     device = encoder.mean.device
-    features, bad = {}, []
-    for part, source in (("train", train), ("val", labelled.val)):
-        with console.status(f"extracting features of {len(source):,} images ({part})"):
-            batches = extract(
-                encoder,
-                source,
-                batch_size=config.batch_size,
-                num_workers=devices.resolve_workers(config.num_workers),
-                bf16=devices.resolve_bf16(config.precision, device),
-            )
-            found = gather(batches, source.origin, max_bad_share=config.max_bad_share)
-        labels = torch.as_tensor(source.labels)[found.indices]
-        features[part] = LabelledFeatures(found.features.to(device), labels.to(device))
-        bad += found.bad
-    return features, bad
+    batches = extract(
+        encoder,
+        source,
+        indices=share(len(source), config.batch_size, world),
+        batch_size=config.batch_size,
+        num_workers=devices.resolve_workers(config.num_workers, sharing=world.local_size),
+        bf16=devices.resolve_bf16(config.precision, device),
+    )
+    with console.status(f"extracting features of {len(source):,} images ({part})"):
+        return [each for found in in_order(batches, len(source), config.batch_size, world) for each in found]
 
 
 def _table(rows: list[dict[str, float]], best: dict[str, float]) -> Table:

@@ -46,6 +46,10 @@ class FeatureConfig(ImageConfig):
     device: str = "auto"
     """`cpu`, `cuda`, `cuda:1`, `mps`; `auto` takes the accelerator, if any."""
 
+    devices: int | Literal["all"] | None = None
+    """Devices of this machine that share the images, with a process for each.
+    [default: all GPUs; 1 on a CPU and from Python]"""
+
     precision: Literal["auto", "bf16", "float32"] = "auto"
     """Precision of the forward pass; `auto` is bf16 where the device multiplies it fast, else float32."""
 
@@ -57,7 +61,7 @@ class FeatureConfig(ImageConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_positive(self, "batch_size", "img_size")
+        check_positive(self, "batch_size", "img_size", "devices")
         check_workers(self.num_workers)
         check_bad_share(self.max_bad_share)
 
@@ -96,7 +100,7 @@ class EmbedConfig(FeatureConfig):
     """Output file of the features."""
 
     RESUMABLE: ClassVar[frozenset[str]] = frozenset(
-        {"batch_size", "num_workers", "device", "max_bad_share", "max_pixels", "out"}
+        {"batch_size", "num_workers", "device", "devices", "max_bad_share", "max_pixels", "out"}
     )
 
     out: Path = Path("features.parquet")
