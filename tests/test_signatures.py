@@ -18,7 +18,7 @@ from fastmim.method.settings import PretrainConfig
 STUB = Path(fastmim.__file__).with_suffix(".pyi")
 BEGIN = '''"""The public names with their types, for editors and type checkers: written by tests/test_signatures.py."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from typing import Any, Literal
 
@@ -61,6 +61,8 @@ def _type(hint: Any) -> str:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if hint is types.NoneType:
         return "None"
+    if isinstance(hint, list):  # the arguments of a Callable
+        return f"[{', '.join(map(_type, hint))}]"
     if origin in (types.UnionType, typing.Union):
         return " | ".join(map(_type, args))
     if origin is typing.Literal:
@@ -73,7 +75,7 @@ def _type(hint: Any) -> str:
 
 def _modules(hint: Any) -> set[str]:
     own = {hint.__module__} if getattr(hint, "__module__", "").startswith("fastmim") else set()
-    return own.union(*map(_modules, typing.get_args(hint)))
+    return own.union(*map(_modules, hint if isinstance(hint, list) else typing.get_args(hint)))
 
 
 def test_the_stub_is_up_to_date() -> None:

@@ -1,6 +1,6 @@
 """The public names with their types, for editors and type checkers: written by tests/test_signatures.py."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from typing import Any, Literal
 
@@ -8,6 +8,7 @@ import fastmim.adaptation.adapt
 import fastmim.bench.cost
 import fastmim.config
 import fastmim.data.packs.packing
+import fastmim.method.mim
 import fastmim.studies.study
 import fastmim.training.result
 import fastmim.transfer.classify.finetune
@@ -281,6 +282,8 @@ def pretrain(
     *,
     overwrite: bool = False,
     dry_run: bool = False,
+    periodic: Callable[[int, fastmim.method.mim.MIM], Mapping[str, float] | None] | None = None,
+    periodic_every: str = "10%",
     data: fastmim.config.Dataset | str | PathLike[str] = "samples",
     range: str = "auto",
     max_pixels: int = 178956970,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -39,7 +39,8 @@ from fastmim.method.teacher import Teacher
 from fastmim.published import RECIPES
 from fastmim.system import files
 from fastmim.system.display import say
-from fastmim.training import optim
+from fastmim.system.notebook import Place
+from fastmim.training import measuring, optim
 from fastmim.training.checkpoint import Checkpoint
 from fastmim.training.logs import Logs
 from fastmim.training.loop import Periodic
@@ -55,7 +56,14 @@ _FEW = 4  # visible blocks; at 128 px a backbone of stride 32 has as many
 
 
 @takes(PretrainConfig)
-def pretrain(*, overwrite: bool = False, dry_run: bool = False, **settings: Any) -> Result:
+def pretrain(
+    *,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    periodic: Callable[[int, MIM], Mapping[str, float] | None] | None = None,
+    periodic_every: str = "10%",
+    **settings: Any,
+) -> Result:
     """Pre-train a backbone by masked image modeling (FastMIM).
 
     The same call with the same `out` resumes an interrupted run.
@@ -63,13 +71,20 @@ def pretrain(*, overwrite: bool = False, dry_run: bool = False, **settings: Any)
     Args:
         overwrite: Delete the run that `out` holds and start from scratch.
         dry_run: Print the resolved config and the plan, and stop.
+        periodic: A function of the steps made and the model, which is called as the run goes on and after the last step
+            and returns numbers by name: they go into metrics.jsonl and are curves of the report. It runs in the main
+            process while others wait, with the model in evaluation mode and without gradients; modes and random
+            generators are restored. It must not change the weights.
+        periodic_every: How often: "500 steps", "5 epochs" or "10%".
         settings: Fields of `PretrainConfig` (`fastmim pretrain --help` lists them).
 
     Raises:
         RequestError: the request is wrong.
-        RunError: the run failed.
+        RunError: the run failed, or `periodic` did.
     """
-    return launch(Pretraining, settings, overwrite=overwrite, dry_run=dry_run)
+    return launch(
+        Pretraining, settings, overwrite=overwrite, dry_run=dry_run, periodic=periodic, periodic_every=periodic_every
+    )
 
 
 class Pretraining(Task[PretrainConfig]):
@@ -84,7 +99,18 @@ class Pretraining(Task[PretrainConfig]):
     """Normalisation of the images, per channel, for pixels in [0, 1]: that of the initial weights, else ImageNet's."""
     std: tuple[float, ...]
 
-    def __init__(self, config: PretrainConfig, console: Console, world: World) -> None:
+    def __init__(
+        self,
+        config: PretrainConfig,
+        console: Console,
+        world: World,
+        *,
+        periodic: Callable[[int, MIM], Mapping[str, float] | None] | None = None,
+        periodic_every: str = "10%",
+    ) -> None:
+        if periodic is not None:
+            measuring.check(periodic, periodic_every)
+        self.measure, self.measure_every, self.place = periodic, periodic_every, Place()
         super().__init__(with_backbone(config), console, world)
         images = ImageConfig(max_pixels=config.max_pixels)
         self.probe_data: Labelled | None = (
@@ -165,6 +191,9 @@ class Pretraining(Task[PretrainConfig]):
         if self.probe_data:
             probe = functools.partial(self.probe, self.probe_data, logs)
             found.append((self.plan.steps(config.probe_every), on_main(probe)))
+        if self.measure:
+            measure = on_main(measuring.measuring(self.measure, self.model, self.plan.device))
+            found.append((self.plan.steps(self.measure_every), measure))
         every = config.picture_every if config.picture_every != "never" else "10%"
         return [*found, *self.reporting(every, logs)]
 
@@ -177,6 +206,7 @@ class Pretraining(Task[PretrainConfig]):
         picture = pictures.picture(images, output, self.model.target, mean=self.mean, std=self.std, caption=caption)
         path = self.directory.picture(f"step_{step:09d}.png")
         pictures.save(picture, path)
+        self.place.draw(path)
         explained = explained_variance(output["prediction"], output["target"], output["mask"])
         logs.say(f"{path}: {describe_explained(explained)}")
         self.draw_features(images, step)
@@ -261,4 +291,7 @@ class Pretraining(Task[PretrainConfig]):
         lines += licences.describe(self.learned_from)
         if config.probe:
             lines.append(f"probe     {config.probe}, every {plan.steps(config.probe_every)} steps")
+        if self.measure:
+            name = measuring.name_of(self.measure)
+            lines.append(f"periodic  {name}, every {plan.steps(self.measure_every)} steps")
         return [*lines, f"out       {config.out}"]

@@ -44,8 +44,8 @@ class Result(RunResult):
 def adapt(*, overwrite: bool = False, dry_run: bool = False, **settings: Any) -> Result:
     """Adapt a public model to unlabelled images, and say whether it got better.
 
-    Arguments, resuming and errors are those of `fastmim.pretrain`, with the fields of `AdaptConfig` as settings
-    (`fastmim adapt --help` lists them).
+    Arguments, resuming and errors are those of `fastmim.pretrain`, without `periodic` and with the fields of
+    `AdaptConfig` as settings (`fastmim adapt --help` lists them).
     """
     return launch(Adaptation, settings, overwrite=overwrite, dry_run=dry_run)
 

@@ -15,10 +15,12 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Column
 
 from fastmim.system.display import say
+from fastmim.system.notebook import Place, in_notebook
 from fastmim.system.run_directory import RunDirectory
 from fastmim.training.trackers import Tracker
 
 PLAIN_LINE_SECONDS = 10.0
+_NOTEBOOK_SECONDS = 0.5
 
 
 class Logs:
@@ -30,7 +32,8 @@ class Logs:
         step: The step that the run resumes at. Later lines of metrics.jsonl, written after the last checkpoint,
             are removed because they will be written again.
         trackers: From `open_trackers`.
-        console: Where progress is shown: a live bar on a terminal, else a line every ten seconds.
+        console: Where progress is shown: a live bar on a terminal, one changing line in a notebook, else a line every
+            ten seconds.
         writes: False in the processes of a run that leave metrics.jsonl to the main one.
     """
 
@@ -50,7 +53,7 @@ class Logs:
         if writes:
             directory.drop_metrics_after(step)
         self._file = (directory.metrics if writes else Path(os.devnull)).open("a", buffering=1, encoding="utf-8")
-        self._last_line = 0.0
+        self._last_line, self._interval = 0.0, _NOTEBOOK_SECONDS if in_notebook() else PLAIN_LINE_SECONDS
         # A narrow terminal first loses the bar, then what stands on the right.
         text = "step {task.completed}/{task.total}  {task.fields[left]}  {task.fields[facts]}"
         columns = BarColumn(bar_width=20), TextColumn(text, table_column=Column(no_wrap=True))
@@ -59,6 +62,7 @@ class Logs:
         self._pace: float | None = None  # seconds a step, as measured between log lines
         self._began, self._first = time.monotonic(), (0, 0.0)  # the first step, and when it was done
         self._live = self.console.is_terminal
+        self._place = Place() if in_notebook() and not self.console.quiet else None
         if self._live:
             self._bar.start()
 
@@ -73,9 +77,8 @@ class Logs:
         facts, left = f"{pace:.2g} s a step", _left(pace * (self._total - step))
         if self._live:
             self._bar.update(self._task, completed=step, left=left, facts=facts)
-        elif now - max(self._began, self._last_line) > PLAIN_LINE_SECONDS:
-            self._last_line = now
-            say(self.console, f"step {step}/{self._total}  {facts}  {left}")
+        elif now - max(self._began, self._last_line) > self._interval:
+            self._print(f"step {step}/{self._total}  {facts}  {left}")
 
     def _early_pace(self, step: int, now: float) -> float:
         """Seconds a step so far; the first one, in which workers start and kernels compile, counts only on its own."""
@@ -98,10 +101,17 @@ class Logs:
         facts, self._pace = describe(metrics), metrics["seconds_per_step"]
         left = _left(self._pace * (self._total - step))
         self._bar.update(self._task, completed=step, facts=facts, left=left)
-        due = time.monotonic() - self._last_line > PLAIN_LINE_SECONDS
+        due = time.monotonic() - self._last_line > self._interval
         if not self._live and (due or step == self._total):
-            self._last_line = time.monotonic()
-            say(self.console, f"step {step}/{self._total}  {facts}  {left}")
+            self._print(f"step {step}/{self._total}  {facts}  {left}")
+
+    def _print(self, line: str) -> None:
+        """Print a line of progress; in a notebook it takes the place of the last one."""
+        self._last_line = time.monotonic()
+        if self._place:
+            self._place.write(line)
+        else:
+            say(self.console, line)
 
     def say(self, message: str) -> None:
         """Print a line above the bar."""

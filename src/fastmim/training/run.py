@@ -214,28 +214,30 @@ class Task(ABC, Generic[Config]):
 
 
 def launch(
-    kind: type[Task[Config]], settings: Mapping[str, Any], *, overwrite: bool = False, dry_run: bool = False
+    kind: type[Task[Config]],
+    settings: Mapping[str, Any],
+    *,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    **more: Any,
 ) -> Any:
-    """Run a task from its settings; the same call with the same `out` resumes an interrupted run.
+    """Run a task from its settings, as `pretrain` does.
 
     Args:
         kind: What to train.
         settings: Fields of the task's config.
         overwrite: Delete the run that `out` holds and start from scratch.
         dry_run: Print the resolved config and the plan, and stop.
+        more: Further arguments of the task.
 
     Returns:
         The task's `Result`.
-
-    Raises:
-        RequestError: the request is wrong.
-        RunError: the run failed.
     """
     settings = objects.named(settings, kind.config_class)
     with joined() as world, ExitStack() as stack:
         console = Console(highlight=False, quiet=not world.main)
         config = _opened(kind, settings, overwrite, dry_run, console=console, world=world, stack=stack)
-        task, found = _prepared(kind, config, console, world, overwrite=overwrite)
+        task, found = _prepared(functools.partial(kind, config, console, world, **more), world, overwrite=overwrite)
         default, config = config.batch_size, task.config
         if dry_run:
             say(console, configs.to_yaml(config))
@@ -306,11 +308,11 @@ def _opened(
 
 
 def _prepared(
-    kind: type[Task[Config]], config: Config, console: Console, world: World, *, overwrite: bool
+    make: Callable[[], Task[Config]], world: World, *, overwrite: bool
 ) -> tuple[Task[Config], Checkpoint | None]:
     """A task with its model built, and the checkpoint to resume; the same in every process."""
     with world.together():
-        task = kind(config, console, world)
+        task = make()
         found = None if overwrite else checkpoint.newest(task.directory.checkpoints)
     for what, value in (
         *configs.to_mapping(task.config).items(),
@@ -322,9 +324,9 @@ def _prepared(
     with world.together():
         if found:
             task.check_resumable(found)
-        torch.manual_seed(config.seed)
+        torch.manual_seed(task.config.seed)
         task.build(found)
-    if config.micro_batch == "auto":
+    if task.config.micro_batch == "auto":
         with world.together():
             largest = _largest_micro_batch(task)
         largest = min(world.exchange(largest)) * task.plan.copies

@@ -49,8 +49,8 @@ class Result(RunResult):
 def finetune(*, overwrite: bool = False, dry_run: bool = False, **settings: Any) -> Result:
     """Train a classifier end to end, from pre-trained weights or from scratch.
 
-    Arguments, resuming and errors are those of `fastmim.pretrain`, with the fields of `FinetuneConfig` as settings
-    (`fastmim finetune --help` lists them).
+    Arguments, resuming and errors are those of `fastmim.pretrain`, without `periodic` and with the fields of
+    `FinetuneConfig` as settings (`fastmim finetune --help` lists them).
     """
     return launch(Finetuning, settings, overwrite=overwrite, dry_run=dry_run)
 
