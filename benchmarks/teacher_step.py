@@ -17,8 +17,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from fastmim.backbone import Backbone
 from fastmim.bench import records
 from fastmim.bench.timing import Times, spread, take_turns
+from fastmim.method.joint import Joint
 from fastmim.method.mim import MIM
-from fastmim.method.targets import HOG, Joint, RandomProjection, Target
+from fastmim.method.targets import HOG, RandomProjection, Target
 from fastmim.method.teacher import Teacher
 
 STUDENT, SIZE, FOLDER = "vit_small_patch16_224", 128, Path(__file__).parent / "records"

@@ -21,7 +21,7 @@ from typing import Any
 _HOMES = {
     "Backbone": "fastmim.backbone",
     "HOG": "fastmim.method.targets",
-    "Joint": "fastmim.method.targets",
+    "Joint": "fastmim.method.joint",
     "MIM": "fastmim.method.mim",
     "Pixels": "fastmim.method.targets",
     "RandomProjection": "fastmim.method.targets",

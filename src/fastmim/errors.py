@@ -11,11 +11,26 @@ DONE, FAILED, REFUSED, STOPPED = 0, 1, 2, 75
 
 
 class RequestError(ValueError):
-    """The request is wrong: one line with the value, what was expected, the remedy. Exit status REFUSED."""
+    """The request is wrong: one line with the value, what was expected, the remedy. Exit status REFUSED.
+
+    Example:
+        >>> try:
+        ...     fastmim.pretrain(mask_ratio=2)
+        ... except fastmim.RequestError as error:
+        ...     print(error)
+        mask_ratio is 2.0; expected at least 0 and less than 1, such as 0.75
+    """
 
 
 class RunError(RuntimeError):
-    """The run failed for a reason that the user can act on, in one line. Exit status FAILED."""
+    """The run failed for a reason that the user can act on, in one line. Exit status FAILED.
+
+    Example:
+        >>> try:
+        ...     fastmim.pretrain(data="photos/", backbone="vit_tiny_patch16_224", out="runs/photos")
+        ... except fastmim.RunError as error:
+        ...     print(error)
+    """
 
 
 class ElsewhereError(RunError):

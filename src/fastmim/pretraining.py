@@ -81,6 +81,11 @@ def pretrain(
     Raises:
         RequestError: the request is wrong.
         RunError: the run failed, or `periodic` did.
+
+    Example:
+        >>> run = fastmim.pretrain(data="photos/", backbone="vit_tiny_patch16_224", out="runs/photos")
+        >>> run.finished, run.weights
+        (True, PosixPath('runs/photos/weights.safetensors'))
     """
     return launch(
         Pretraining, settings, overwrite=overwrite, dry_run=dry_run, periodic=periodic, periodic_every=periodic_every

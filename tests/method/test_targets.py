@@ -15,8 +15,9 @@ from hypothesis.extra import numpy as hnp
 
 import fastmim
 from fastmim.errors import RequestError
+from fastmim.method.joint import Joint
 from fastmim.method.mim import MIM
-from fastmim.method.targets import HOG, Joint, Pixels, RandomProjection, Target
+from fastmim.method.targets import HOG, Pixels, RandomProjection, Target
 
 
 def gradients_by_loop(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

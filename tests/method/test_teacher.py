@@ -19,9 +19,10 @@ from fastmim import weights
 from fastmim.backbone import Backbone
 from fastmim.errors import RequestError
 from fastmim.method import pictures
+from fastmim.method.joint import Joint
 from fastmim.method.loss import explained_variance, masked_loss
 from fastmim.method.mim import MIM
-from fastmim.method.targets import HOG, Joint
+from fastmim.method.targets import HOG
 from fastmim.method.teacher import Teacher
 from fastmim.method.visualise import visualise_run
 from fastmim.randomness import image_keys

@@ -46,6 +46,11 @@ def adapt(*, overwrite: bool = False, dry_run: bool = False, **settings: Any) ->
 
     Arguments, resuming and errors are those of `fastmim.pretrain`, without `periodic` and with the fields of
     `AdaptConfig` as settings (`fastmim adapt --help` lists them).
+
+    Example:
+        >>> name = "timm:vit_tiny_patch16_224"
+        >>> adapted = fastmim.adapt(init=name, data="photos/", probe="labelled/", out="runs/adapted")
+        >>> print(adapted.verdict.sentence)
     """
     return launch(Adaptation, settings, overwrite=overwrite, dry_run=dry_run)
 

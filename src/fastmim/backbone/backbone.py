@@ -58,6 +58,10 @@ class Backbone(nn.Module):
     Raises:
         RequestError: an unknown name or argument, a size or a depth that the model cannot take.
         RunError: the pretrained weights could not be loaded.
+
+    Example:
+        >>> fastmim.Backbone("resnet18", img_size=128)(images).shape  # images: (B, 3, 128, 128), normalised
+        torch.Size([2, 512, 4, 4])
     """
 
     width: int

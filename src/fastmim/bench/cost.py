@@ -78,6 +78,10 @@ def cost(**settings: Any) -> list[Cost]:
 
     Raises:
         RequestError: the record is not one of `fastmim bench`, or the backbone or device of a trial cannot be had.
+
+    Example:
+        >>> rows = fastmim.cost(images=1_281_167, epochs=800, backbone="vit_small_patch16_224")
+        >>> print(f"{rows[0].hours:,.0f} {rows[0].unit} with {rows[0].step}")
     """
     return [row for estimate in _estimates(configs.build(CostConfig, settings)) for row in estimate.rows]
 

@@ -11,9 +11,10 @@ import torch
 from fastmim.backbone import resolve
 from fastmim.data.statistics import IMAGENET_MEAN, IMAGENET_STD
 from fastmim.errors import RequestError
+from fastmim.method.joint import Joint
 from fastmim.method.mim import MIM
 from fastmim.method.settings import PretrainConfig
-from fastmim.method.targets import TARGETS, Joint
+from fastmim.method.targets import TARGETS
 from fastmim.method.teacher import Teacher
 from fastmim.system.text import printable
 from fastmim.training import checkpoint, schedule

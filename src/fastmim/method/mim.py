@@ -68,6 +68,10 @@ class MIM(nn.Module):
     Raises:
         RequestError: The backbone is unknown or cannot take the size, the block does not fit, or tokens are to
             be dropped where the backbone or the decoder needs all of them.
+
+    Example:
+        >>> model = fastmim.MIM("vit_tiny_patch16_224", img_size=128, target=fastmim.HOG())
+        >>> model(images)["loss"].backward()  # images: (B, 3, 128, 128), normalised
     """
 
     target: Target

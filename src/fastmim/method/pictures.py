@@ -22,9 +22,10 @@ from fastmim.data.sources import Source
 from fastmim.data.statistics import IMAGENET_MEAN, IMAGENET_STD
 from fastmim.data.unreadable import UNREADABLE
 from fastmim.errors import RunError
+from fastmim.method.joint import Joint
 from fastmim.method.masking import expand
 from fastmim.method.mim import MIM
-from fastmim.method.targets import HOG, Joint, Pixels, Target
+from fastmim.method.targets import HOG, Pixels, Target
 from fastmim.randomness import image_keys
 from fastmim.system.fonts import fitting
 from fastmim.training.evaluating import evaluating

@@ -76,6 +76,10 @@ class HOG(nn.Module):
 
     Raises:
         ValueError: cell below 1, num_bins below 2.
+
+    Example:
+        >>> fastmim.HOG(cell=8).forward(images).shape  # images: (B, 3, 128, 128), normalised
+        torch.Size([2, 27, 16, 16])
     """
 
     name = "hog"
@@ -162,6 +166,10 @@ class Pixels(nn.Module):
 
     Raises:
         ValueError: patch below 1.
+
+    Example:
+        >>> fastmim.Pixels(patch=16).forward(images).shape  # images: (B, 3, 128, 128), normalised
+        torch.Size([2, 768, 8, 8])
     """
 
     name = "pixels"
@@ -247,6 +255,10 @@ class RandomProjection(nn.Module):
 
     Raises:
         ValueError: patch or width below 1.
+
+    Example:
+        >>> fastmim.RandomProjection(patch=16).forward(images).shape  # images: (B, 3, 128, 128), normalised
+        torch.Size([2, 256, 8, 8])
     """
 
     name = "random-projection"
@@ -292,45 +304,6 @@ class RandomProjection(nn.Module):
     def extra_repr(self) -> str:
         """The settings, for `print`."""
         return f"patch={self.cell}, width={self.width}, seed={self.seed}"
-
-
-class Joint(nn.Module):
-    """Several targets at once. The decoder's last layer has a head for each, and their losses are added, each with
-    weight 1.
-
-    The weights are fixed: with a teacher, small changes of a weight cost much (arXiv 2603.29009), and nobody should
-    have to tune them.
-
-    Args:
-        parts: The targets, in the order of the channels; pictures show the first.
-    """
-
-    def __init__(self, *parts: Target) -> None:
-        super().__init__()
-        self.parts = parts
-        for number, part in enumerate(parts):
-            if isinstance(part, nn.Module):
-                self.add_module(str(number), part)
-        self.cell = max(part.cell for part in parts)
-
-    @property
-    def name(self) -> str:
-        """The names of the parts, such as "hog+teacher"."""
-        return "+".join(getattr(part, "name", type(part).__name__) for part in self.parts)
-
-    def for_stride(self, stride: int) -> Joint:
-        """The parts for a backbone of this stride; its cell is the stride."""
-        fitted = Joint(*(part.for_stride(stride) for part in self.parts))
-        fitted.cell = stride
-        return fitted
-
-    def num_channels(self, in_chans: int) -> int:
-        """Target channels of one cell: those of all parts."""
-        return sum(part.num_channels(in_chans) * (self.cell // part.cell) ** 2 for part in self.parts)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) normalised -> (B, `num_channels(C)`, H / `cell`, W / `cell`) float32, part after part."""
-        return torch.cat([F.pixel_unshuffle(part.forward(images), self.cell // part.cell) for part in self.parts], 1)
 
 
 def sobel(images: Tensor) -> tuple[Tensor, Tensor]:

@@ -40,6 +40,10 @@ class Teacher(nn.Module):
     Raises:
         RequestError: there are no such weights, or the network cannot take the size.
         RunError: published weights cannot be loaded.
+
+    Example:
+        >>> teacher = fastmim.Teacher("runs/photos")
+        >>> model = fastmim.MIM("vit_tiny_patch16_224", img_size=128, target=teacher)
     """
 
     name = "teacher"

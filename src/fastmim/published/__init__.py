@@ -54,6 +54,11 @@ def recipes() -> list[Recipe]:
     """List the recipes of all commands.
 
     `fastmim.pretrain(recipe="vit-b")` starts from one; settings that are given beside it override its own.
+
+    Example:
+        >>> settings = {recipe.name: recipe.settings for recipe in fastmim.recipes() if recipe.command == "pretrain"}
+        >>> settings["swin-b"]["batch_size"]
+        2048
     """
     return [
         Recipe(command, name, recipe(), result(recipe))

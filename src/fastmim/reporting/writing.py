@@ -32,6 +32,12 @@ def report(
 
     Raises:
         RequestError: a directory holds no run, or the file cannot be written.
+
+    Example:
+        >>> fastmim.report("runs/photos")
+        PosixPath('runs/photos/report.html')
+        >>> fastmim.report("runs/photos", "runs/tuned", out="comparison.html")
+        PosixPath('comparison.html')
     """
     return write([Path(run) for run in runs], out=None if out is None else Path(out), hourly_rate=hourly_rate)[0]
 

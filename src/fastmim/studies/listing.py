@@ -36,6 +36,10 @@ def backbones(pattern: str = "*", *, max_parameters: float = 150, img_size: int 
 
     Raises:
         RequestError: no name matches.
+
+    Example:
+        >>> [row.stride for row in fastmim.backbones("swin_tiny_patch4*")]
+        [32]
     """
     return [entry for entry in _found(pattern, img_size)[1] if entry.parameters <= max_parameters * 1e6]
 

@@ -61,6 +61,10 @@ def study(*, dry_run: bool = False, **given: Any) -> Studied:
     Raises:
         RequestError: the request is wrong.
         RunError: some trials failed; the others are kept, and no table is written.
+
+    Example:
+        >>> sweep = {"target": ["hog", "pixels"], "mask_ratio": [0.6, 0.75]}
+        >>> studied = fastmim.study(data="labelled/", sweep=sweep, budget="2h", out="runs/study")
     """
     config = _resolve(given)
     if find_spec("matplotlib") is None:

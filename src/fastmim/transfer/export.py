@@ -35,6 +35,9 @@ def export(
         RequestError: no such weights, a size that the network cannot take, a path that exists or does not suit the
             format, a missing package, or a detector as a graph.
         RunError: the format cannot express the network, or the export's outputs differ.
+
+    Example:
+        >>> exported = fastmim.export("runs/photos", to="timm", out="backbone/")
     """
     facts = files.read(source)[1] if to in _GRAPHS else {}
     if "detector" in facts:

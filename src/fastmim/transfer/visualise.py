@@ -46,7 +46,7 @@ def visualise(
         what: "reconstruction": image, masked image, target and prediction of a pre-training run. "features": the first
             three principal components of the patch features as colours, fitted across the images. "attention": where
             the class token of a ViT looks. "neighbours": images, each beside those with the most similar features.
-        images: Dataset to draw, as `data` takes them. [default: the run's own]
+        images: Images to draw, as `data` takes them. [default: the run's own]
         range: Greys of more than 8 bits that become black and white, as in `pretrain`. [default: that of the run]
         out: The picture to write. [default: reconstructions.png; else in the run's samples/, where its report finds it]
         num_images: Number of images, spread evenly over the source.
@@ -56,6 +56,9 @@ def visualise(
     Raises:
         RequestError: there are no such weights or images, no class token or patch, or the file cannot be written.
         RunError: none of the images can be read.
+
+    Example:
+        >>> picture = fastmim.visualise("runs/photos", images="photos/", out="reconstructions.png")
     """
     if what not in (known := get_args(What)):
         raise RequestError(f"what is {shown(what)}; expected {' or '.join(known)}")

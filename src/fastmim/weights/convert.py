@@ -95,7 +95,6 @@ def convert(
     """Write another project's checkpoint as a fastmim weights file, at the image size that it was trained at.
 
     The decoder and the mask token of pre-training go into a second file, from which `pretrain --init` takes them.
-
     Supported are the pre-trained and fine-tuned checkpoints of FastMIM (ViT, Swin, PVTv2, CMT-S), MAE (ViT; with or
     without decoder) and SimMIM (Swin, ViT), the original Swin and PVTv2, and any timm state dict, as a PyTorch pickle
     or safetensors. Only tensors, plain Python values, `argparse.Namespace` and yacs' configs are loaded from a pickle.
@@ -109,15 +108,16 @@ def convert(
         overwrite: Replace `out`.
 
     Raises:
-        RequestError: the file is missing, damaged or holds other objects; tensors are unknown, missing or of other
-            shapes (the message names them); there is no classifier to keep; `out` exists or cannot be written.
-        RunError: the written file does not read back the same.
+        RequestError: the file is missing, damaged or of other objects; tensors are unknown, missing or of other shapes
+            (the message names them); there is no classifier to keep; `out` exists or cannot be written.
+        RunError: it does not read back the same.
+
+    Example:
+        >>> converted = fastmim.convert("mae_pretrain_vit.pth", out="backbone.safetensors")
     """
-    file, out = Path(file), Path(out)
-    _check_out(out, overwrite=overwrite)
+    file, out = Path(file), _checked(Path(out), overwrite=overwrite)
     state, left = foreign_file.read(file)
-    layout = foreign.recognise(state)
-    tensors, dropped = foreign.split(state, layout)
+    tensors, dropped = foreign.split(state, layout := foreign.recognise(state))
     found = _identify(file, tensors, state, layout, name=backbone and resolve(backbone), arguments=backbone_args or {})
     encoder = _encoder(found)
     network, head = _network(file, found, encoder, tensors, keep_head=keep_head)
@@ -145,13 +145,14 @@ def convert(
     )
 
 
-def _check_out(out: Path, *, overwrite: bool) -> None:
+def _checked(out: Path, *, overwrite: bool) -> Path:
     if out.suffix != ".safetensors":
         raise RequestError(f"out is {out}; expected a file ending in .safetensors")
     for path in (out, decoders.path_beside(out)):
         if exists(path) and not overwrite:
             what = "which exists" if path == out else f"beside which {path.name} exists"
             raise RequestError(f"out is {out}, {what}; expected a path that is free: take another, or --overwrite")
+    return out
 
 
 def _encoder(found: foreign.TimmModel) -> Backbone:

@@ -122,6 +122,11 @@ def load_backbone(
     Raises:
         RequestError: the file holds another architecture or arguments (it names them), or the model cannot take the
             size.
+
+    Example:
+        >>> backbone = fastmim.load_backbone("runs/photos", img_size=128)
+        >>> backbone(images).shape  # images: (B, 3, 128, 128), normalised
+        torch.Size([2, 192])
     """
     tensors, facts = read(source)
     check(facts, backbone=backbone, backbone_args=backbone_args)

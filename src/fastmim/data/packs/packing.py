@@ -73,6 +73,10 @@ def pack(
     Raises:
         RequestError: The request is wrong, `out` exists, or its unfinished part was begun differently.
         RunError: Too many unreadable images, a full disk, or a worker process died.
+
+    Example:
+        >>> packing = fastmim.pack("photos/", "packed/")
+        >>> run = fastmim.pretrain(data="packed/", backbone="vit_tiny_patch16_224", out="runs/packed")
     """
     if (place := find_place()).size > 1:
         raise RequestError(

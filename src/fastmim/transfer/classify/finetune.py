@@ -51,6 +51,10 @@ def finetune(*, overwrite: bool = False, dry_run: bool = False, **settings: Any)
 
     Arguments, resuming and errors are those of `fastmim.pretrain`, without `periodic` and with the fields of
     `FinetuneConfig` as settings (`fastmim finetune --help` lists them).
+
+    Example:
+        >>> tuned = fastmim.finetune(weights="runs/photos", data="labelled/", out="runs/tuned")
+        >>> print(f"{tuned.top1:.1%}, at best {tuned.best_top1:.1%}")
     """
     return launch(Finetuning, settings, overwrite=overwrite, dry_run=dry_run)
 

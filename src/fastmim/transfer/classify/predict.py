@@ -93,6 +93,9 @@ def predict(*, overwrite: bool = False, dry_run: bool = False, **settings: Any) 
     Raises:
         RequestError: the request is wrong, or `out` exists or cannot be written.
         RunError: too many unreadable images.
+
+    Example:
+        >>> predicted = fastmim.predict(weights="runs/tuned", data="photos/", out="predictions.csv")
     """
     config = configs.build(PredictConfig, objects.named(settings, PredictConfig))
     console = Console(highlight=False)

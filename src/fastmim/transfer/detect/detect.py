@@ -59,6 +59,9 @@ def detect(
         overwrite: Start from scratch; of predictions: write to a folder that exists.
         dry_run: Print what would be done, and stop.
         settings: Fields of `DetectConfig`.
+
+    Example:
+        >>> detected = fastmim.detect(weights="runs/photos", data="coco/", out="runs/coco")
     """
     if predict_images is not None:
         config = configs.build(DetectConfig, settings)

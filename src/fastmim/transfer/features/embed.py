@@ -69,6 +69,10 @@ def embed(*, overwrite: bool = False, dry_run: bool = False, **settings: Any) ->
     Raises:
         RequestError: the request is wrong, `out` exists, or its unfinished part has other settings.
         RunError: too many unreadable images, a full disk, or published weights that cannot be downloaded.
+
+    Example:
+        >>> embedded = fastmim.embed(weights="runs/photos", data="photos/", out="features.npy")
+        >>> features = numpy.load(embedded.out)  # (number of images, width)
     """
     config = configs.build(EmbedConfig, objects.named(settings, EmbedConfig))
     if config.data is None:

@@ -56,6 +56,10 @@ def probe(*, overwrite: bool = False, dry_run: bool = False, **settings: Any) ->
     Raises:
         RequestError: the request is wrong, or `out` exists.
         RunError: too many unreadable images, or published weights that cannot be downloaded.
+
+    Example:
+        >>> probed = fastmim.probe(weights="runs/photos", data="labelled/", method="knn", out="probe.json")
+        >>> print(f"{probed.top1:.1%}")
     """
     config = configs.build(ProbeConfig, objects.named(settings, ProbeConfig))
     if config.data is None:

@@ -60,6 +60,10 @@ def segment(
         overwrite: Start from scratch; of predictions: write to a folder that exists.
         dry_run: Print what would be done, and stop.
         settings: Fields of `SegmentConfig`.
+
+    Example:
+        >>> segmented = fastmim.segment(weights="runs/photos", data="scenes/", out="runs/scenes")
+        >>> segmented = fastmim.segment(weights="runs/scenes", predict_images="photos/", out="labels/")
     """
     if predict_images is not None:
         config = configs.build(SegmentConfig, settings)
