@@ -22,6 +22,8 @@ import conftest
 import fastmim
 from conftest import SMALL, command_line
 from fastmim import Backbone, RequestError, RunError
+from fastmim.data.augment import normalise
+from fastmim.data.center_crops import load_centers
 from fastmim.data.sources import open_source
 from fastmim.system import growing
 from fastmim.transfer.features import embed as embedding
@@ -321,3 +323,37 @@ def test_parquet_without_pyarrow_is_refused(tmp_path: Path, photos: Path, monkey
     monkeypatch.setattr(embedding, "find_spec", lambda name: None)
     with pytest.raises(RequestError, match=r"pyarrow is not installed; run: pip install 'fastmim\[embed\]', or take a"):
         embed(photos, tmp_path / "x.parquet")
+
+
+def test_patches_are_the_map_row_by_row(tmp_path: Path, photos: Path) -> None:
+    patches, means = tmp_path / "patches.npy", tmp_path / "means.npy"
+    result = embed(photos, patches, pool="patches")
+    embed(photos, means)
+    rows = np.load(patches).reshape(24, 4, 4, 48)
+    assert result.width == 4 * 4 * 48 and np.allclose(rows.mean(axis=(1, 2)), np.load(means), atol=1e-5)
+    torch.manual_seed(0)
+    backbone = Backbone(SMALL["backbone"], img_size=32, args=SMALL["backbone_args"]).eval()
+    encoder = Encoder(backbone)
+    [batch] = load_centers(open_source(str(photos)), size=32, batch_size=24)
+    with torch.no_grad():
+        found = backbone.inner_map(normalise(batch["images"], encoder.mean, encoder.std), encoder.block)[0]
+    assert np.allclose(rows, found.permute(0, 2, 3, 1), atol=1e-5)
+    assert json.loads(patches.with_suffix(".settings.json").read_text())["grid"] == [4, 4]
+    with pytest.raises(RequestError, match="pool is 'patches', no vector of an image; expected --pool avg, cls or"):
+        fastmim.probe(data=photos, pool="patches", out=tmp_path / "a.json", **UNTRAINED)
+
+
+def test_attention_of_the_class_token_head_by_head(tmp_path: Path, photos: Path) -> None:
+    embed(photos, tmp_path / "attention.npy", pool="attention")
+    rows = np.load(tmp_path / "attention.npy").reshape(24, -1, 4, 4)
+    torch.manual_seed(0)
+    backbone = Backbone(SMALL["backbone"], img_size=32, args=SMALL["backbone_args"]).eval()
+    encoder = Encoder(backbone)
+    [batch] = load_centers(open_source(str(photos)), size=32, batch_size=24)
+    maps, num_prefix = backbone.attention_maps(normalise(batch["images"], encoder.mean, encoder.std))
+    expected = maps[-1][:, :, 0, num_prefix:].unflatten(-1, (4, 4))
+    assert rows.shape == expected.shape and np.allclose(rows, expected, atol=1e-6)
+    with pytest.raises(RequestError, match="pool is 'attention', but .* gives no class token; expected avg"):
+        fastmim.embed(
+            data=photos, pool="attention", weights="none", backbone="test_convnext", img_size=32, out=tmp_path / "b.npy"
+        )

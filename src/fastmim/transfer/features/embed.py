@@ -56,7 +56,9 @@ def embed(*, overwrite: bool = False, dry_run: bool = False, **settings: Any) ->
     float32); its metadata records which weights were used. A .npy file holds a float32 array (rows, D), and a
     .csv file of the same name the path and label of each row, and one ending in .settings.json what the metadata
     would. Rows are in the source's order. An unreadable image has no row; it is listed in a file of the same name
-    ending in .bad_images.txt.
+    ending in .bad_images.txt. With `pool="patches"` a row holds the features of all positions: of D numbers each,
+    row by row of the map, whose height and width are `grid` in the metadata; with `pool="attention"` the weights of
+    these positions, head by head.
 
     Until `out` is complete, everything is in `<out>.partial`. After a kill the same call resumes, having lost
     30 seconds of work at most, and writes the same file as an uninterrupted call.
@@ -117,6 +119,8 @@ def _open(config: EmbedConfig, console: Console, world: World) -> tuple[Encoder,
     )
     asked = {key: value for key, value in configs.to_mapping(config).items() if key not in config.RESUMABLE}
     asked |= {"range": source.decoding.range}
+    if config.pool in ("patches", "attention"):
+        facts = facts | {"grid": list(encoder.grid)}
     asked |= {"img_size": encoder.backbone.img_size, "num_images": len(source)} | facts
     return encoder, source, asked
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -17,7 +18,7 @@ from fastmim.training.world import ALONE, World
 from fastmim.transfer.features.settings import FeatureConfig
 from fastmim.weights import open_weights
 
-Pool = Literal["avg", "cls", "both"]
+Pool = Literal["avg", "cls", "both", "patches", "attention"]
 
 
 def open_encoder(config: FeatureConfig, world: World = ALONE) -> tuple[Encoder, dict[str, Any]]:
@@ -52,7 +53,9 @@ class Encoder(nn.Module):
 
     Args:
         backbone: Set to the size of the images.
-        pool: "avg", the mean over the map; "cls", the class token; "both", the two concatenated.
+        pool: "avg", the mean over the map; "cls", the class token; "both", the two concatenated; "patches", the
+            features of all positions, row by row; "attention", how each head of a plain ViT lets the class token weigh
+            these positions, head by head.
         block: Index of the block of a ViT or stage of a hierarchical backbone whose output to pool; negative from
             the end. Blocks that `encoder_depth` skips return their input, so -1 is the last trained one.
         mean: Per channel, for pixels in [0, 1].
@@ -61,7 +64,7 @@ class Encoder(nn.Module):
         grey_range: Of the images of more than 8 bits that the weights were trained on, as the setting `range` has it.
 
     Raises:
-        RequestError: no such block, or no class token.
+        RequestError: no such block, no class token, or attention that is not a plain ViT's.
     """
 
     def __init__(
@@ -90,21 +93,37 @@ class Encoder(nn.Module):
         self.register_buffer("mean", torch.tensor(mean, device=device))
         self.register_buffer("std", torch.tensor(std, device=device))
         size = backbone.img_size
+        blank = torch.zeros(1, backbone.in_chans, size, size, device=device)
         with evaluating(self):
-            feature_map, token = backbone.inner_map(
-                torch.zeros(1, backbone.in_chans, size, size, device=device), self.block
-            )
-        if pool != "avg" and token is None:
+            feature_map, token = backbone.inner_map(blank, self.block)
+        if pool in ("cls", "both", "attention") and token is None:
             raise RequestError(f"pool is {pool!r}, but {backbone.name} gives no class token; expected avg: --pool avg")
-        self.width: int = feature_map.shape[1] * (2 if pool == "both" else 1)
+        height, width = feature_map.shape[2:]
+        self.grid = height, width
+        """Height and width of the map."""
+        self.width: int = feature_map.shape[1] * {"both": 2, "patches": math.prod(self.grid)}.get(pool, 1)
         """Length of the vectors."""
+        if pool == "attention":
+            with evaluating(self):
+                self.width = self._attention(blank).shape[1]
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, S, S) uint8, S = `backbone.img_size` -> (B, `width`) float32."""
-        feature_map, token = self.backbone.inner_map(normalise(images, self.mean, self.std), self.block)
+        images = normalise(images, self.mean, self.std)
+        if self.pool == "attention":
+            return self._attention(images)
+        feature_map, token = self.backbone.inner_map(images, self.block)
+        if self.pool == "patches":
+            return feature_map.float().flatten(2).transpose(1, 2).flatten(1)  # (B, h * w * D)
         parts = []
         if self.pool != "cls":
             parts.append(feature_map.float().mean(dim=(2, 3)))
         if token is not None and self.pool != "avg":
             parts.append(token.float())
         return torch.cat(parts, dim=1)
+
+    def _attention(self, images: Tensor) -> Tensor:
+        """(B, 3, S, S) normalised -> (B, heads * h * w) float32, the class token's weights of the patches."""
+        maps, num_prefix = self.backbone.attention_maps(images)
+        weights = maps[min(self.block, len(maps) - 1)]  # (B, heads, T, T); blocks that are skipped have none
+        return weights[:, :, 0, num_prefix:].float().flatten(1)

@@ -31,8 +31,10 @@ class FeatureConfig(ImageConfig):
     img_size: int | None = None
     """Side of the images in pixels. [default: the size that the weights were trained at]"""
 
-    pool: Literal["avg", "cls", "both"] = "avg"
-    """Mean over the feature map, class token (where the backbone has one), or both concatenated."""
+    pool: Literal["avg", "cls", "both", "patches", "attention"] = "avg"
+    """Mean over the feature map, class token (where the backbone has one), or both concatenated; for `embed` also
+    `patches`, the features of all positions, row by row, or `attention`, how each head of a plain ViT lets the class
+    token weigh them."""
 
     block: int = -1
     """Block of a ViT, or stage of a hierarchical backbone, whose output is taken; negative counts from the end."""
@@ -91,6 +93,8 @@ class ProbeConfig(FeatureConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.pool in ("patches", "attention"):
+            raise RequestError(f"pool is {self.pool!r}, no vector of an image; expected --pool avg, cls or both")
         if self.num_labels is not None and self.num_labels < 1:
             raise RequestError(f"num_labels is {self.num_labels}; expected at least one for each class")
 
