@@ -115,9 +115,9 @@ def compare(folder: Path) -> int:
 
 
 def start_now(job: str) -> None:
-    """Slurm holds requeued jobs back for two minutes."""
-    wait("the queue", lambda: state(job) in ("PENDING", "RUNNING"))
-    subprocess.run(["scontrol", "update", f"jobid={job}", "starttime=now"], capture_output=True)
+    """Slurm holds requeued jobs back for two minutes, and refuses this while one is still ending."""
+    command = ["scontrol", "update", f"jobid={job}", "starttime=now"]
+    wait("the queue", lambda: subprocess.run(command, capture_output=True).returncode == 0)
 
 
 def state(job: str) -> str:
