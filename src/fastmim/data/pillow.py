@@ -15,6 +15,7 @@ from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
 from fastmim.data.jpeg import ORIENTATION_TAG, ORIENTATIONS, count_scans
 from fastmim.data.limits import MAX_INSIDE, check_opened, check_pixels, more_than
+from fastmim.data.png import inflated
 from fastmim.data.settings import MAX_PIXELS
 from fastmim.data.unreadable import BadImage, one_line
 
@@ -55,7 +56,7 @@ def opened(data: bytes, max_pixels: int) -> Iterator[tuple[Image.Image, int]]:
     Raises:
         BadImage: The data is not an image, is corrupted, or is too large; or the block raises something.
     """
-    with identified(data, max_pixels) as image:
+    with identified(inflated(data, max_pixels), max_pixels) as image:
         image.load()
         yield image, _orientation(image)
 
