@@ -115,9 +115,10 @@ def compare(folder: Path) -> int:
 
 
 def start_now(job: str) -> None:
-    """Slurm holds requeued jobs back for two minutes, and refuses this while one is still ending."""
-    command = ["scontrol", "update", f"jobid={job}", "starttime=now"]
-    wait("the queue", lambda: subprocess.run(command, capture_output=True).returncode == 0)
+    """Slurm holds requeued jobs back for two minutes; one that starts within a second or so finds its rights gone."""
+    wait("the queue", lambda: state(job) == "PENDING")
+    time.sleep(5)
+    subprocess.run(["scontrol", "update", f"jobid={job}", "starttime=now"], capture_output=True)
 
 
 def state(job: str) -> str:
