@@ -87,6 +87,11 @@ FIGURES: tuple[Row, ...] = (
 MORE: tuple[Row, ...] = (
     data("Reading a raw pack: times less CPU time per image than a folder by Pillow + torchvision", "raw pack"),
     data("Reading a folder of JPEGs: times less CPU time per image than Pillow + torchvision", "folder"),
+    Row(
+        "Reading a folder of PNGs with the extra `png`: times less CPU time per image than Pillow + torchvision",
+        "png-reading",
+        ("folder", "times_faster", "Pillow + torchvision"),
+    ),
     gpu_step("Swin-B at 128 px, 256 images", "swin_base_patch4_window7_224, in-place, batch 256"),
     gpu_step("ConvNeXt-B at 128 px, 256 images", "convnext_base, in-place, batch 256"),
     gpu_step("PVTv2-B2 at 128 px, 256 images", "pvt_v2_b2, in-place, batch 256"),

@@ -20,7 +20,7 @@ from fastmim.data.greys import Decoding
 from fastmim.data.unreadable import BadImage
 from pictures import encode, photograph, png
 
-needs_deflate = pytest.mark.skipif(module.deflate is None, reason="needs deflate (the extra png)")
+needs_deflate = pytest.mark.skipif(module.deflate is None, reason="needs deflate and kornia-rs (the extra png)")
 
 Chunks = list[tuple[bytes, bytes]]
 Stream = Callable[[bytes, random.Random], bytes]
@@ -67,6 +67,7 @@ def same(data: bytes) -> bool:
     found = verdict(data)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "deflate", None)
+        patch.setattr(module, "kornia_rs", None)
         expected = verdict(data)
     if isinstance(found, str) or isinstance(expected, str):
         return isinstance(found, str) and isinstance(expected, str) and found == expected
@@ -191,6 +192,15 @@ def test_nothing_large_is_inflated(data: bytes) -> None:
     _, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert most < len(data) + 100_000
+
+
+@needs_deflate
+def test_greys_and_colours_need_no_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = {kind: data for kind, data in files().items() if kind in ("L", "RGB", "turned")}
+    expected = {kind: verdict(data) for kind, data in plain.items()}
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", None)
+    for kind, data in plain.items():
+        np.testing.assert_array_equal(verdict(data), expected[kind])
 
 
 def test_without_the_package_pillow_inflates(without_deflate: None) -> None:

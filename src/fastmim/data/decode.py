@@ -18,8 +18,9 @@ from torch import Tensor
 from fastmim.data.greys import PLAIN, Decoding
 from fastmim.data.jpeg import decode_jpeg, jpeg_header, jpeg_orientation, reduction, snap
 from fastmim.data.limits import check_pixels
-from fastmim.data.pillow import opened
+from fastmim.data.pillow import identified, opened, orientation_of
 from fastmim.data.pixels import Box, to_array
+from fastmim.data.png import decode_plain
 from fastmim.data.unreadable import BadImage
 
 # EXIF orientation -> (transpose, then flip rows, then flip columns) that turns the stored frame upright.
@@ -71,8 +72,7 @@ def decode_box(
         pixels = decode_jpeg(data, height, width, factor, colours, max_pixels=decoding.max_pixels)
         crop = _resample(_cut(pixels, snap(box, factor, height, width)), size, size)
     else:
-        with opened(data, decoding.max_pixels) as (image, orientation):
-            region = to_array(image, decoding, _stored_box(choose_box, image.height, image.width, orientation))
+        region, _, _, orientation = _decode(data, decoding, choose_box)
         crop = _resample(region, size, size)
     return _turn_upright(crop.expand(3, size, size), orientation)
 
@@ -104,12 +104,28 @@ def decode_whole(data: bytes | np.ndarray, decoding: Decoding = PLAIN, *, short_
         factor = reduction(Box(0, 0, height, width), 2 * (short_side or max(height, width)))
         pixels = decode_jpeg(data, height, width, factor, colours, max_pixels=decoding.max_pixels)
     else:
-        with opened(data, decoding.max_pixels) as (image, orientation):
-            height, width, pixels = image.height, image.width, to_array(image, decoding)
+        pixels, height, width, orientation = _decode(data, decoding)
     transpose, flip_rows, flip_columns = _UPRIGHT[orientation]
     pixels = _shrink(pixels, height, width, short_side)
     pixels = pixels.transpose(1, 0, 2) if transpose else pixels
     return np.ascontiguousarray(pixels[:: -1 if flip_rows else 1, :: -1 if flip_columns else 1])
+
+
+def _decode(
+    data: bytes, decoding: Decoding, choose_box: Callable[[int, int], Box] | None = None
+) -> tuple[np.ndarray, int, int, int]:
+    """A box of an image that is no JPEG, by default all of it, and the whole one's height, width and orientation."""
+    choose_box = choose_box or (lambda height, width: Box(0, 0, height, width))
+    if data.startswith(b"\x89PNG"):
+        with identified(data, decoding.max_pixels) as image:
+            pixels = decode_plain(data, image)
+            if pixels is not None:
+                height, width, orientation = image.height, image.width, orientation_of(image)
+                return _cut(pixels, _stored_box(choose_box, height, width, orientation)), height, width, orientation
+    with opened(data, decoding.max_pixels) as (image, orientation):
+        height, width = image.height, image.width
+        pixels = to_array(image, decoding, _stored_box(choose_box, height, width, orientation))
+    return pixels, height, width, orientation
 
 
 def _crop_array(array: np.ndarray, size: int, choose_box: Callable[[int, int], Box]) -> Tensor:

@@ -58,7 +58,7 @@ def opened(data: bytes, max_pixels: int) -> Iterator[tuple[Image.Image, int]]:
     """
     with identified(inflated(data, max_pixels), max_pixels) as image:
         image.load()
-        yield image, _orientation(image)
+        yield image, orientation_of(image)
 
 
 @contextmanager
@@ -147,9 +147,10 @@ def _tiff_error_handling() -> Callable[[int | None], int | None]:
     return function
 
 
-def _orientation(image: Image.Image) -> int:
+def orientation_of(image: Image.Image) -> int:
+    """EXIF orientation, 1 to 8, of an image that has been decoded, or has nothing behind its pixels."""
     try:
-        orientation = image.getexif().get(ORIENTATION_TAG, 1)
+        orientation = Image.Image.getexif(image).get(ORIENTATION_TAG, 1)  # a PNG's own would decode it
     except Exception:  # corrupted EXIF does not affect the pixels
         return 1
     return orientation if orientation in ORIENTATIONS else 1
