@@ -52,6 +52,8 @@ RUN = [
     "0",
     "--device",
     "cpu",
+    "--precision",
+    "float32",
     "--trackers",
     "none",
     "--picture-every",
