@@ -116,12 +116,14 @@ MORE: tuple[Row, ...] = (
     ),
     Row("HOG target: times less CPU time than its one-hot form", "bench-hog", ("forms", "fastmim", "times_faster")),
     Row("Training loop: CPU time of a step over a bare loop's", "loop-overhead", ("fastmim_over_bare",)),
+    Row("The same on two processes (DDP)", "loop-overhead-ddp", ("fastmim_over_bare",)),
     Row("Fine-tuning loop: CPU time of a step over a bare loop's", "finetune-overhead", ("fastmim_over_bare",)),
     Row(
         "Feature extraction: the main process's CPU time over the bare forward pass's",
         "features",
         ("extract over bare forward, CPU of the main process",),
     ),
+    Row("10^9 images: MB of a process above torch's own", "billion", ("mb_above_torch",)),
     Row("`fastmim --help`: seconds of CPU", "help", ("seconds",)),
     Row(
         "Linear probe, 45,000 features of 384 numbers, 100 classes, 24 heads: seconds of CPU",
