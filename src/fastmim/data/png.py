@@ -30,8 +30,8 @@ def inflated(data: bytes, max_pixels: int) -> bytes:
     """The same PNG with its pixels stored instead of compressed.
 
     Returns:
-        `data` itself for any other file: not a PNG, interlaced, animated, large, or odd in any way, which Pillow then
-        judges; and always without the package `deflate`.
+        `data` itself for any other file: not a PNG, interlaced, large, or odd in any way, which Pillow then
+        judges; and always without the package `deflate`, or without `kornia_rs`.
     """
     start, end, raw = _inflate(data, max_pixels)
     return b"".join((data[:start], *_stored_chunk(raw), data[end:])) if raw else data
