@@ -156,7 +156,7 @@ def test_workers_that_are_started_afresh_are_sent_the_dataset(monkeypatch: pytes
     ):
         start(Local())
     monkeypatch.setattr(Photos, "__module__", "__main__")
-    monkeypatch.delattr(sys.modules["__main__"], "__file__")
+    monkeypatch.delattr(sys.modules["__main__"], "__file__", raising=False)  # of a worker of pytest
     with pytest.raises(RequestError, match="Photos is defined in a notebook, or at a prompt.*or give num_workers=0"):
         start(Photos())
 
