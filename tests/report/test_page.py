@@ -318,10 +318,10 @@ def test_panels_are_cut_from_the_sheets_of_a_run(tmp_path: Path) -> None:
     found = panels.find(run / "samples")["step"]
     problems: list[str] = []
     frames = panels.frames(found, problems)
-    assert [frame.step for frame in frames] == [*range(10, 501, 40), 500] and len(found) == 50 and not problems
-    assert len(panels.frames(found[:24], problems)) == panels.MAX_FRAMES
+    assert [frame.step for frame in frames] == [*range(10, 501, 80), 500] and len(found) == 50 and not problems
+    assert len(panels.frames(found[:12], problems)) == panels.MAX_FRAMES
     later = panels.frames([*found, (510, found[0][1])], problems)  # those shown before still are, but for the last
-    assert [frame.step for frame in later] == [*range(10, 501, 40), 510] and not problems
+    assert [frame.step for frame in later] == [*range(10, 501, 80), 510] and not problems
     assert (frames[0].step, frames[-1].step) == (10, 500) and frames[0].titles == ["image", "prediction"]
     assert frames[0].panels[0] == frames[-1].panels[0] and frames[0].panels[1] != frames[-1].panels[1]
     assert panels.num_characters(frames) < sum(len(uri) for frame in frames for row in frame.panels for uri in row)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-MAX_FRAMES = 24
+MAX_FRAMES = 12
 """Steps whose pictures are on the page, of a run that drew more."""
 MAX_BYTES = 1_700_000
 """Of all pictures of a page, as characters of their data URIs."""
