@@ -117,6 +117,11 @@ MORE: tuple[Row, ...] = (
     Row("HOG target: times less CPU time than its one-hot form", "bench-hog", ("forms", "fastmim", "times_faster")),
     Row("Training loop: CPU time of a step over a bare loop's", "loop-overhead", ("fastmim_over_bare",)),
     Row("The same on two processes (DDP)", "loop-overhead-ddp", ("fastmim_over_bare",)),
+    Row(
+        "Detection, a step of Swin-T at 256 px: CPU time over torchvision's own Mask R-CNN's",
+        "detect-step",
+        ("fastmim_over_torchvision",),
+    ),
     Row("Fine-tuning loop: CPU time of a step over a bare loop's", "finetune-overhead", ("fastmim_over_bare",)),
     Row(
         "Feature extraction: the main process's CPU time over the bare forward pass's",
