@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import TypeVar
-
-import numpy as np
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeVar, overload
 
 from fastmim.system.signals import Stopped, StopSignals
 from fastmim.training.world import World
@@ -13,24 +12,42 @@ from fastmim.training.world import World
 T = TypeVar("T")
 
 
-def share(num_images: int, batch_size: int, world: World, *, first: int = 0) -> np.ndarray:
-    """The positions of the images in this process's batches, int64: with its first batch it begins `rank` batches on.
+@dataclass(frozen=True)
+class Share(Sequence[int]):
+    """The positions of the images in this process's batches: with its first batch it begins `rank` batches on.
 
-    Args:
-        num_images: Of the whole pass.
-        batch_size: Images in a batch.
-        world: The processes.
-        first: Position of the first image.
+    They are computed where they are needed: there may be 10^9.
     """
-    positions = np.arange(first, num_images)
-    return positions[(positions - first) // batch_size % world.size == world.rank]
+
+    num_images: int
+    """Of the whole pass."""
+    batch_size: int
+    world: World
+    first: int = 0
+    """Position of the first image."""
+
+    def __len__(self) -> int:
+        rounds, rest = divmod(self.num_images - self.first, self.batch_size * self.world.size)
+        return rounds * self.batch_size + min(max(rest - self.world.rank * self.batch_size, 0), self.batch_size)
+
+    @overload
+    def __getitem__(self, place: int) -> int: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> list[int]: ...
+
+    def __getitem__(self, place: int | slice) -> int | list[int]:
+        if isinstance(place, slice):
+            return [self[each] for each in range(len(self))[place]]
+        number, within = divmod(range(len(self))[place], self.batch_size)
+        return self.first + (number * self.world.size + self.world.rank) * self.batch_size + within
 
 
 def in_order(batches: Iterator[T], num_images: int, batch_size: int, world: World) -> Iterator[list[T]]:
     """Yield everyone's next batch, by rank, in the main process, and as many empty lists in the others.
 
     Args:
-        batches: Of the images of `share`.
+        batches: Of the images of `Share`.
         num_images: Of all processes.
         batch_size: Images in a batch.
         world: The processes, each of which makes this call.

@@ -8,6 +8,7 @@ import shutil
 import signal
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -15,6 +16,9 @@ import pytest
 import fastmim
 from conftest import UNTRAINED
 from fastmim import RequestError
+from fastmim.system.processes import Place
+from fastmim.training.sharing import Share
+from fastmim.training.world import World
 from fastmim.transfer.features.feature_file import FeatureWriter
 from processes import together
 
@@ -85,3 +89,19 @@ def test_several_devices_need_the_command_line(photos: Path, tmp_path: Path, com
     out = tmp_path / ("x.npy" if command == "embed" else "x.json")
     with pytest.raises(RequestError, match="devices is 2 in one process; expected the command line"):
         getattr(fastmim, command)(**UNTRAINED, data=str(photos), out=out, devices=2)
+
+
+@pytest.mark.parametrize(("num", "batch", "size", "first"), [(0, 4, 2, 0), (7, 4, 3, 0), (31, 7, 2, 3), (24, 4, 1, 0)])
+def test_shares_are_every_nth_batch(num: int, batch: int, size: int, first: int) -> None:
+    positions = np.arange(first, num)
+    for rank in range(size):
+        place = Place(rank=rank, size=size, local_rank=rank, local_size=size)
+        with patch.object(World, "_meet"):
+            found = Share(num, batch, World(place), first)
+        expected = positions[(positions - first) // batch % size == rank].tolist()
+        assert list(found) == expected and len(found) == len(expected) and found[1:5] == expected[1:5]
+
+
+def test_a_share_of_a_billion_images_is_no_list() -> None:
+    share = Share(10**9, 256, World())
+    assert len(share) == 10**9 and share[10**9 - 2 :] == [10**9 - 2, 10**9 - 1]

@@ -19,7 +19,7 @@ from fastmim.data.sources import Source, objects, open_source
 from fastmim.errors import RequestError
 from fastmim.system import devices, display, growing
 from fastmim.system.files import exists
-from fastmim.training.sharing import follow, in_order, share
+from fastmim.training.sharing import Share, follow, in_order
 from fastmim.training.world import World, joined
 from fastmim.transfer.features.encoder import Encoder, open_encoder
 from fastmim.transfer.features.extraction import extract
@@ -181,7 +181,7 @@ def _append(
     batches = extract(
         encoder,
         source,
-        indices=share(len(source), config.batch_size, world, first=first),
+        indices=Share(len(source), config.batch_size, world, first=first),
         batch_size=config.batch_size,
         num_workers=devices.resolve_workers(config.num_workers, sharing=world.local_size),
         bf16=devices.resolve_bf16(config.precision, encoder.mean.device),

@@ -19,7 +19,7 @@ from fastmim.errors import RequestError
 from fastmim.system import devices
 from fastmim.system.display import say
 from fastmim.system.files import exists, is_folder, write_json
-from fastmim.training.sharing import in_order, share
+from fastmim.training.sharing import Share, in_order
 from fastmim.training.world import World, joined
 from fastmim.transfer.features import scores
 from fastmim.transfer.features.encoder import Encoder, open_encoder
@@ -180,7 +180,7 @@ def _extract(
     batches = extract(
         encoder,
         source,
-        indices=share(len(source), config.batch_size, world),
+        indices=Share(len(source), config.batch_size, world),
         batch_size=config.batch_size,
         num_workers=devices.resolve_workers(config.num_workers, sharing=world.local_size),
         bf16=devices.resolve_bf16(config.precision, device),
