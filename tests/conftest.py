@@ -138,3 +138,15 @@ def _usual_signals() -> None:
         if hasattr(signal, name):
             usual = signal.default_int_handler if name == "SIGINT" else signal.SIG_DFL
             signal.signal(signal.Signals[name], usual)
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No address answers, and nothing else says so: the hub's client is not told to be offline."""
+
+    def unreachable(*_: object, **__: object) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr("socket.create_connection", unreachable)
+    monkeypatch.setattr("fastmim.system.hub.getproxies", dict)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)

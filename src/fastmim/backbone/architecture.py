@@ -7,7 +7,7 @@ import logging
 import math
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
@@ -24,6 +24,7 @@ from fastmim.backbone.maps import last_map, nearest_grid
 from fastmim.backbone.position_tables import fit_tables, list_tables, resample_tables
 from fastmim.backbone.surgery import list_blocks, num_kept, skip_blocks
 from fastmim.errors import RequestError, RunError, first_line, shown
+from fastmim.system.hub import only_if_reachable
 
 _LARGEST = 8192  # pixels
 _DROP_PATH = 0.1
@@ -147,7 +148,8 @@ class Architecture:
         try:
             overlay = published.cached(self.name) if pretrained else {}
             cached = {"pretrained_cfg_overlay": overlay} if overlay else {}
-            model = self._make(pretrained=pretrained, **self._at(size), **cached, **more)
+            with only_if_reachable() if pretrained and not overlay else nullcontext():
+                model = self._make(pretrained=pretrained, **self._at(size), **cached, **more)
         except Exception as error:
             if not pretrained:
                 raise

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fastmim.errors import RequestError, RunError, first_line
 from fastmim.system.files import read_json
+from fastmim.system.hub import only_if_reachable
 from fastmim.weights import metadata
 from fastmim.weights.licences import UNKNOWN
 
@@ -74,7 +75,8 @@ def _fetch(source: str, file: str) -> str:
         try:
             return fetch(local_files_only=True)
         except LocalEntryNotFoundError:
-            return fetch()
+            with only_if_reachable():
+                return fetch()
     except LocalEntryNotFoundError:
         raise RunError(
             f"weights is {source}, and {file} is neither in the cache nor can it be fetched; "

@@ -244,16 +244,10 @@ def test_no_rows(tmp_path: Path) -> None:
         open_source(f"hf://{folder}?split=train[6:]")
 
 
+@pytest.mark.usefixtures("no_network")
 def test_offline(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     """One attempt, without the hub's own lines about five more."""
-
-    def unreachable(*_: object, **__: object) -> None:
-        raise OSError("no network")
-
-    monkeypatch.setattr("socket.create_connection", unreachable)
-    monkeypatch.setattr("fastmim.data.sources.huggingface.getproxies", dict)
-    for module in ("huggingface_hub.constants", "datasets.config"):
-        monkeypatch.setattr(f"{module}.HF_HUB_OFFLINE", False)  # to be restored
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", False)  # to be restored
     with pytest.raises(
         RunError, match=r"^hf://owner/name could not be fetched: [^\n]*; go online, or name a folder"
     ) as caught:

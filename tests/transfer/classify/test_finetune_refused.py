@@ -77,13 +77,17 @@ def test_a_pickle_does_not_run(tmp_path: Path, labelled: Path) -> None:
     assert not proof.exists()
 
 
-def test_published_weights_that_cannot_be_had(tmp_path: Path, labelled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+@pytest.mark.usefixtures("no_network")
+def test_published_weights_that_cannot_be_had(
+    tmp_path: Path, labelled: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """One attempt, without the hub's own lines about five more."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     with pytest.raises(
         RunError, match=r"pretrained weights of resnet10t: .*; expected them in timm's cache or on the net"
     ):
         finetune(tmp_path / "run", labelled, weights="resnet10t")
+    assert "etrying" not in capfd.readouterr().err
 
 
 def test_changed_classes_are_refused_on_resuming(tmp_path: Path, labelled: Path) -> None:

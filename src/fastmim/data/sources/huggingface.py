@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
-from urllib.request import getproxies
 
 import numpy as np
 
 from fastmim.data.sources.source import ByPosition, NoSuchSplit
 from fastmim.data.unreadable import BadImage, one_line
 from fastmim.errors import RequestError, RunError
+from fastmim.system import hub
 from fastmim.system.files import expanded, read_regular
 
 OPTIONS = ("split", "column", "label", "config", "revision")
 _LABELS = ("label", "labels")
 _BINARY = {"binary", "large_binary"}
-_TIMEOUT_S = 5.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,18 +103,6 @@ def _folders(name: str) -> tuple[str, ...]:
     return tuple(str(Path(place).absolute()).rstrip(os.sep) for place in places)
 
 
-def _reachable() -> bool:
-    """Whether the hub answers; True where a proxy would have to be asked."""
-    if getproxies():
-        return True
-    hub = urlsplit(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
-    try:
-        socket.create_connection((hub.hostname, hub.port or 443), timeout=_TIMEOUT_S).close()
-    except OSError:
-        return False
-    return True
-
-
 def _load(name: str, options: Mapping[str, str], origin: str) -> Any:
     """The split as a `datasets.Dataset`."""
     try:  # takes over a second, which other sources are spared
@@ -132,7 +117,7 @@ def _load(name: str, options: Mapping[str, str], origin: str) -> Any:
     folder = _local(name)
     if folder and not folder.is_dir():
         raise RequestError(f"--data {origin}: no such folder: {folder.absolute()}; correct it, or give hf://owner/name")
-    if not folder and not _reachable():  # what is cached is found at once, and nothing is tried again and again
+    if not folder and not hub.reachable():  # what is cached is found at once, and nothing is tried again and again
         constants.HF_HUB_OFFLINE = config.HF_HUB_OFFLINE = True
     saved = folder and any((folder / file).is_file() for file in ("state.json", "dataset_dict.json"))
     try:
