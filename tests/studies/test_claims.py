@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
 import statistics
 import sys
@@ -12,16 +12,24 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[2]
-POINT = {"img_size": 32, "target": "hog", "encoder_depth": 1.0, "decoder": "auto", "stages": None}
+POINT = {
+    "img_size": 32,
+    "target": "hog",
+    "encoder_depth": 1.0,
+    "decoder": "auto",
+    "stages": None,
+    "masks_per_image": 1,
+    "init": None,
+}
 
 
 @pytest.fixture(scope="module")
 def claims() -> Any:
-    spec = importlib.util.spec_from_file_location("claims", ROOT / "benchmarks/claims.py")
-    assert spec and spec.loader
-    module = sys.modules["claims"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    try:
+        return importlib.import_module("claims")
+    finally:
+        sys.path.pop(0)
 
 
 def record(points: dict[str, tuple[dict[str, Any], list[float]]], seconds: dict[str, list[float]] | None = None) -> Any:
@@ -84,6 +92,32 @@ def shifted(by: float) -> list[float]:
 def test_verdicts(claims: Any, claim: int, points: dict[str, Any], verdict: str) -> None:
     [found] = claims.findings({"study-x": record(points)}, claims.CLAIMS[claim][2])
     assert found.verdict == verdict and found.labels == "600"
+
+
+@pytest.mark.parametrize(
+    ("belief", "changed", "plain", "numbers"),
+    [
+        (0, {"target": "teacher"}, {}, "teacher +2.00 (+1.88 to +2.12) against hog"),
+        (1, {"target": "hog+teacher"}, {"target": "teacher"}, "hog+teacher +2.00 (+1.88 to +2.12) against teacher"),
+        (
+            2,
+            {"target": "random-projection"},
+            {"target": "pixels"},
+            "random-projection +2.00 (+1.88 to +2.12) against p",
+        ),
+        (3, {"masks_per_image": 4}, {}, "4 +2.00 (+1.88 to +2.12) against 1 (hog targets)"),
+        (4, {"init": "runs/public"}, {}, "from public +2.00 (+1.88 to +2.12) against a fresh start"),
+    ],
+)
+def test_beliefs_of_the_field(
+    claims: Any, belief: int, changed: dict[str, Any], plain: dict[str, Any], numbers: str
+) -> None:
+    study = record({"a": (changed, shifted(2)), "b": (plain, FULL)})
+    study["config"]["equal"] = "cost"
+    [found] = claims.findings({"study-x": study}, claims.BELIEFS[belief][2])
+    assert found.verdict == "held" and found.numbers.startswith(numbers)
+    study["config"]["equal"] = "images"
+    assert len(claims.findings({"study-x": study}, claims.BELIEFS[belief][2])) == (belief == 4)
 
 
 def test_hog_against_pixels_and_its_cost(claims: Any) -> None:
