@@ -69,6 +69,14 @@ def losses(out: Path) -> list[float]:
     return [line["loss"] for line in lines if "loss" in line]
 
 
+def usual_signals() -> None:
+    """Let signals have the effect that they have in a process that has just started."""
+    for name in ("SIGTERM", "SIGUSR1", "SIGHUP", "SIGINT"):
+        if hasattr(signal, name):
+            usual = signal.default_int_handler if name == "SIGINT" else signal.SIG_DFL
+            signal.signal(signal.Signals[name], usual)
+
+
 @contextmanager
 def file_size_limit(size: int) -> Iterator[None]:
     """The nearest thing to a full disk that any user can have: the kernel refuses to write on."""
@@ -134,10 +142,7 @@ def _one_thread() -> None:
 @pytest.fixture(autouse=True)
 def _usual_signals() -> None:
     """A command that a signal has stopped ignores further ones, for its process is about to end; here it goes on."""
-    for name in ("SIGTERM", "SIGUSR1", "SIGHUP", "SIGINT"):
-        if hasattr(signal, name):
-            usual = signal.default_int_handler if name == "SIGINT" else signal.SIG_DFL
-            signal.signal(signal.Signals[name], usual)
+    usual_signals()
 
 
 @pytest.fixture

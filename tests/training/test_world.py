@@ -22,26 +22,29 @@ from conftest import SMALL, losses
 from fastmim import cli
 from fastmim.data.sources import Source, open_source
 from fastmim.errors import RequestError
-from fastmim.system.processes import Place, find_place, first_host
+from fastmim.system.processes import Place, find_place, first_host, run_on_devices
 from fastmim.system.run_directory import RunDirectory
 from fastmim.training import loop
 from fastmim.training.loop import to_device
 from fastmim.training.world import World, joined
 from fastmim.transfer.classify.evaluation import answer
-from processes import start, together, wait_for
+from processes import fork, fork_devices, together, wait_for
 
 STAGED: dict[str, Any] = {"stages": "32:0.5,48:0.5", "micro_batch": 2}
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
-def test_two_processes_train_stop_and_go_on_as_one(photos: Path, tmp_path: Path) -> None:
+def test_two_processes_train_stop_and_go_on_as_one(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Stages, accumulation, a signal, another number of processes: each loss is that of one process."""
     settings = SMALL | STAGED | {"steps": 40, "log_every": 1, "save_every": 1000}
     fastmim.pretrain(**settings, data=str(photos), out=tmp_path / "one")
-    run = start("pretrain", photos, tmp_path / "two", settings | {"devices": 2})
-    wait_for(tmp_path / "two/metrics.jsonl", 3)
-    run.send_signal(signal.SIGTERM)
-    said, _ = run.communicate(timeout=300)
+    fork_devices(tmp_path / "two.log", monkeypatch)
+    with fork("pretrain", photos, tmp_path / "two", settings | {"devices": 2}) as run:
+        wait_for(tmp_path / "two/metrics.jsonl", 3)
+        run.send_signal(signal.SIGTERM)
+        said, _ = run.communicate()
     assert run.returncode == 75, said
     assert said.count("stopped and saved at step") == 1 and said.count("batch     8 images, 2, 1 at once on each") == 1
     assert len(list((tmp_path / "two/checkpoints").iterdir())) == 1
@@ -49,6 +52,19 @@ def test_two_processes_train_stop_and_go_on_as_one(photos: Path, tmp_path: Path)
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
     one, two = (load_file(tmp_path / name / "weights.safetensors") for name in ("one", "two"))
     assert all(torch.allclose(one[name], two[name], atol=1e-5) for name in one)
+
+
+def test_each_process_is_told_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """By a Python that repeats what it was told."""
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\necho "$*: $RANK $LOCAL_RANK $WORLD_SIZE $LOCAL_WORLD_SIZE $FASTMIM_PARENT"\n')
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    assert run_on_devices(["pretrain", "--devices", "2"], 2) == 0
+    told = [f"-m fastmim pretrain --devices 2: {rank} {rank} 2 2 {os.getpid()}" for rank in (0, 1)]
+    assert sorted(capfd.readouterr().out.splitlines()) == told
 
 
 def test_two_processes_share_masks_and_a_teacher(photos: Path, pretrained: Path, tmp_path: Path) -> None:
@@ -89,12 +105,13 @@ def test_processes_share_the_validation_of_a_finetuning(
     assert json.loads(two.evaluation.read_text())["images"] == 23
 
 
-def test_a_process_that_dies_ends_the_others(photos: Path, tmp_path: Path) -> None:
-    run = start("pretrain", photos, tmp_path / "run", SMALL | {"steps": 100_000, "devices": 2})
-    wait_for(tmp_path / "run/metrics.jsonl", 2)
-    children = [int(pid) for pid in Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()]
-    os.kill(children[1], signal.SIGKILL)
-    said, _ = run.communicate(timeout=300)
+def test_a_process_that_dies_ends_the_others(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fork_devices(tmp_path / "run.log", monkeypatch)
+    with fork("pretrain", photos, tmp_path / "run", SMALL | {"steps": 100_000, "devices": 2}) as run:
+        wait_for(tmp_path / "run/metrics.jsonl", 2)
+        children = [int(pid) for pid in Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()]
+        os.kill(children[1], signal.SIGKILL)
+        said, _ = run.communicate()
     assert run.returncode == 1 and "Traceback" not in said
     assert "process 1 of 2 was ended by SIGKILL; run the same command to resume" in said
     assert "process 0 has lost another process of the run" in said
@@ -272,9 +289,12 @@ def test_only_training_is_shared_by_the_gpus_of_a_machine(
     assert started == [2, 2]
 
 
-def test_a_plan_for_two_processes_is_printed_once(photos: Path, tmp_path: Path) -> None:
-    run = start("pretrain", photos, tmp_path / "run", SMALL | {"devices": 2}, "--dry-run")
-    said, _ = run.communicate(timeout=300)
+def test_a_plan_for_two_processes_is_printed_once(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fork_devices(tmp_path / "run.log", monkeypatch)
+    with fork("pretrain", photos, tmp_path / "run", SMALL | {"devices": 2}, "--dry-run") as run:
+        said, _ = run.communicate()
     assert run.returncode == 0 and said.count("at once on each of 2 processes") == 1
     assert not (tmp_path / "run").exists()
 

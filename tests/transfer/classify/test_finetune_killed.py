@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
 
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"}
+from processes import fork, wait_for
+from tuning import NETWORK, TINY, finetune
 
-
-def command(out: Path, data: Path, workers: int) -> list[str]:
-    words = ["--weights", "none", "--backbone", "vit_tiny_patch16_224", "--backbone-args.patch_size", "8"]
-    words += ["--backbone-args.embed_dim", "48", "--backbone-args.depth", "2", "--backbone-args.num_heads", "3"]
-    words += ["--img-size", "32", "--batch-size", "8", "--steps", "40", "--save-every", "4", "--log-every", "2"]
-    words += ["--val-share", "0.3", "--eval-every", "20 steps", "--ema", "0.9", "--device", "cpu", "--trackers", "none"]
-    words += ["--num-workers", str(workers)]
-    return [sys.executable, "-m", "fastmim", "finetune", "--data", str(data), "--out", str(out), *words]
-
-
-def num_lines(out: Path) -> int:
-    path = out / "metrics.jsonl"
-    return len(path.read_text().splitlines()) if path.exists() else 0
+SETTINGS: dict[str, Any] = TINY | NETWORK | {
+    "weights": "none", "steps": 40, "save_every": 4, "log_every": 2, "val_share": 0.3, "eval_every": "20 steps",
+    "ema": 0.9,
+}  # fmt: skip
 
 
 def test_kill_9_and_the_same_command_give_the_same_weights(tmp_path: Path, photos: Path) -> None:
@@ -34,18 +23,16 @@ def test_kill_9_and_the_same_command_give_the_same_weights(tmp_path: Path, photo
     for number, path in enumerate(sorted(photos.iterdir())):
         (data / "ab"[number % 2]).mkdir(parents=True, exist_ok=True)
         (data / "ab"[number % 2] / path.name).symlink_to(path)
-    assert subprocess.run(command(whole, data, 0), env=ENVIRONMENT, capture_output=True).returncode == 0
+    assert finetune(whole, data, **SETTINGS).finished
     for kills in range(2):
-        process = subprocess.Popen(command(killed, data, 1), env=ENVIRONMENT, stdout=subprocess.DEVNULL)
-        deadline = time.monotonic() + 120
-        while num_lines(killed) <= 4 + 7 * kills:
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.01)
-        process.kill()
-        process.wait()
+        with fork("finetune", data, killed, SETTINGS | {"num_workers": 1}) as process:
+            wait_for(killed / "metrics.jsonl", 5 + 7 * kills)
+            assert process.poll() is None
+            process.kill()
     assert not (killed / "weights.safetensors").exists()
-    end = subprocess.run(command(killed, data, 0), env=ENVIRONMENT, capture_output=True, text=True)
-    assert end.returncode == 0 and "resuming at step" in end.stdout, end.stderr
+    with fork("finetune", data, killed, SETTINGS) as process:
+        said, _ = process.communicate()
+    assert process.returncode == 0 and said.count("resuming at step") == 2, said
     for name in ("checkpoints/step_000000040/model.safetensors", "weights.safetensors"):
         one, other = load_file(whole / name), load_file(killed / name)
         assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)

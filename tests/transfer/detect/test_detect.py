@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +23,7 @@ from fastmim.transfer.detect.file import FORMAT
 from fastmim.transfer.detect.predict import Predicted
 from fastmim.transfer.detect.scores import NAMES, score
 from fastmim.transfer.detect.settings import DetectConfig
+from processes import Forked, wait_for
 from tuning import equal, lines, tensors
 
 NETWORK: dict[str, Any] = {
@@ -104,14 +101,10 @@ def test_kill_9_and_the_same_command_give_the_same_weights(tmp_path: Path, data:
     killed, config = tmp_path / "killed", tmp_path / "run.yaml"
     plain = {"scale": [0.5, 1.5], "backbone_args": {n: list(v) for n, v in NETWORK["backbone_args"].items()}}
     config.write_text(yaml.safe_dump(settings | plain | {"out": str(killed), "num_workers": 1}))
-    command = [sys.executable, "-m", "fastmim", "detect", "--config", str(config)]
-    process = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 300
-    while len(lines(killed)) < 2:
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.01)
-    process.kill()
-    process.wait()
+    with Forked(lambda: cli.main(["detect", "--config", str(config)]), tmp_path / "killed.log") as process:
+        wait_for(killed / "metrics.jsonl", 2)
+        assert process.poll() is None
+        process.kill()
     assert not (killed / "weights.safetensors").exists()
     assert fastmim.detect(out=killed).finished  # the stored settings are enough
     assert equal(tensors(killed), tensors(whole))

@@ -8,8 +8,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import time
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,7 @@ from pyarrow import parquet
 
 import conftest
 import fastmim
-from conftest import SMALL, command_line
+from conftest import SMALL
 from fastmim import Backbone, RequestError, RunError
 from fastmim.data.augment import normalise
 from fastmim.data.center_crops import load_centers
@@ -31,6 +29,7 @@ from fastmim.transfer.features import feature_file
 from fastmim.transfer.features.encoder import Encoder
 from fastmim.transfer.features.extraction import extract, gather
 from fastmim.transfer.features.feature_file import FeatureWriter
+from processes import fork, wait_until
 
 UNTRAINED = conftest.UNTRAINED | {"batch_size": 5}
 
@@ -168,15 +167,9 @@ def test_sigterm_saves_and_exits_75(tmp_path: Path, photos: Path) -> None:
     listed = tmp_path / "many.csv"
     listed.write_text("".join(f"{photo}\n" for photo in sorted(photos.iterdir()) * 1000))
     out = tmp_path / "features.npy"
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment}
-    with subprocess.Popen(command_line("embed", listed, out, UNTRAINED | {"batch_size": 1}), **pipes) as process:
-        size = 0
-        deadline = time.monotonic() + 60
-        while size < 20_000 and time.monotonic() < deadline:
-            time.sleep(0.05)
-            found = tmp_path / "features.npy.partial" / "features.bin"
-            size = found.stat().st_size if found.exists() else 0
+    found = tmp_path / "features.npy.partial/features.bin"
+    with fork("embed", listed, out, UNTRAINED | {"batch_size": 1}, errors=tmp_path / "errors") as process:
+        wait_until(lambda: found.exists() and found.stat().st_size >= 20_000, seconds=60)
         process.send_signal(signal.SIGTERM)
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 75, errors

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +16,7 @@ import fastmim
 from fastmim import cli, weights
 from fastmim.transfer.segment.file import FORMAT
 from fastmim.transfer.segment.predict import Predicted
+from processes import Forked, wait_for
 from scenes import CLASSES, NETWORK, SEGMENT, draw_scenes, segment
 from tuning import equal, lines, tensors
 
@@ -67,14 +64,10 @@ def test_kill_9_and_the_same_command_give_the_same_weights(tmp_path: Path, scene
     killed, config = tmp_path / "killed", tmp_path / "run.yaml"
     shapes = {name: list(shape) for name, shape in NETWORK["backbone_args"].items()}
     config.write_text(yaml.safe_dump(settings | {"out": str(killed), "num_workers": 1, "backbone_args": shapes}))
-    command = [sys.executable, "-m", "fastmim", "segment", "--config", str(config)]
-    process = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 300
-    while len(lines(killed)) < 4:
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.01)
-    process.kill()
-    process.wait()
+    with Forked(lambda: cli.main(["segment", "--config", str(config)]), tmp_path / "killed.log") as process:
+        wait_for(killed / "metrics.jsonl", 4)
+        assert process.poll() is None
+        process.kill()
     assert not (killed / "weights.safetensors").exists()
     assert fastmim.segment(out=killed).finished  # the stored settings are enough
     assert equal(tensors(killed), tensors(whole))
