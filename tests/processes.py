@@ -11,7 +11,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import IO, Any, NoReturn
 
 import numpy as np
 import pytest
@@ -36,6 +36,7 @@ class Forked:
 
     def __init__(self, main: Callable[[], object], log: Path, *, errors: Path | None = None, **env: str) -> None:
         self.returncode: int | None = None
+        self.stdin: IO[bytes] | None = None
         self._log, self._errors = log, errors or log
         sys.stdout.flush()
         sys.stderr.flush()

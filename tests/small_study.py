@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import IO, Any
 
 import numpy as np
+import pytest
 from PIL import Image
+
+from fastmim.studies import trial_process
+from processes import Forked
 
 NETWORK: dict[str, Any] = {"patch_size": 4, "embed_dim": 48, "depth": 2, "num_heads": 3}
 
@@ -45,3 +54,25 @@ def settings(images: Path, **more: Any) -> dict[str, Any]:
         "parallel": 1,
     }
     return small | more
+
+
+def fork_trials(patch: pytest.MonkeyPatch) -> None:
+    """Let the trials of a study be forks, which have torch already."""
+
+    def start(words: Sequence[str], *, stdout: IO[bytes], env: dict[str, str], **_: Any) -> Forked:
+        reading, writing = os.pipe()
+
+        def run() -> None:
+            os.setsid()
+            os.close(writing)
+            os.dup2(reading, 0)
+            sys.argv[1:] = words[-1:]
+            trial_process.main()
+
+        process = Forked(run, Path(str(stdout.name)), **env)
+        os.close(reading)
+        process.stdin = os.fdopen(writing, "wb")
+        return process
+
+    popen = SimpleNamespace(Popen=start, PIPE=subprocess.PIPE, STDOUT=subprocess.STDOUT)
+    patch.setattr("fastmim.studies.processes.subprocess", popen)

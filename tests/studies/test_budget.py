@@ -16,7 +16,7 @@ from fastmim.studies import settings as study_settings
 from fastmim.studies.budget import Speeds
 from fastmim.studies.preflight import Request, check
 from fastmim.studies.processes import Slots
-from small_study import draw_classes, settings
+from small_study import draw_classes, fork_trials, settings
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +107,7 @@ def test_budgets_are_rounded_up(seconds: float, text: str) -> None:
 
 
 def test_speeds_are_measured_once(bars: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fork_trials(monkeypatch)
     given: dict[str, Any] = settings(bars, steps=None, budget="1s", out=tmp_path / "study", parallel=2)
     with pytest.raises(RequestError, match="budget is 1s, which cannot hold 2 trials 2 at a time on cpu") as error:
         fastmim.study(**given)

@@ -6,8 +6,6 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -21,7 +19,8 @@ import fastmim
 from fastmim import cli
 from fastmim.errors import RequestError, RunError
 from fastmim.studies import processes
-from small_study import draw_classes, settings
+from processes import Forked, wait_until
+from small_study import draw_classes, fork_trials, settings
 
 
 @pytest.fixture(scope="module")
@@ -47,26 +46,14 @@ def stop_when(happened: Callable[[], object]) -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-def start(given: dict[str, Any], folder: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "fastmim", "study", "--config", str(write_settings(given, folder))]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def wait_for(happened: Callable[[], object], process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 90
-    while not happened():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 def times(folder: Path) -> dict[str, int]:
     return {str(path): path.stat().st_mtime_ns for path in sorted(folder.rglob("*"))}
 
 
 def test_a_study_that_is_stopped_and_killed_resumes(
-    bars: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    bars: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    fork_trials(monkeypatch)
     out = tmp_path / "study"
     given = settings(bars, steps=300, out=out, records=tmp_path / "records", probe="none", labels="4")
     scratch, killed = out / "runs/scratch-seed0", out / "runs/01-target-hog-seed0"
@@ -82,10 +69,11 @@ def test_a_study_that_is_stopped_and_killed_resumes(
     finished = times(scratch)
 
     stopped_at = max(path.name for path in checkpoints())
-    process = start(given, tmp_path)
-    wait_for(lambda: max(path.name for path in checkpoints()) > stopped_at, process)
-    process.kill()
-    process.communicate(timeout=60)
+    command = ["study", "--config", str(write_settings(given, tmp_path))]
+    with Forked(lambda: cli.main(command), tmp_path / "killed.log") as process:
+        wait_until(lambda: max(path.name for path in checkpoints()) > stopped_at, seconds=90)
+        assert process.poll() is None
+        process.kill()
     assert not (killed / "pretrain.json").exists()
 
     # The run of the killed study saves itself; the next study waits for it, and needs no setting but `out`.
@@ -124,6 +112,7 @@ def test_a_study_that_is_stopped_and_killed_resumes(
 def test_seeds_are_added_to_a_study_that_is_done(
     bars: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    fork_trials(monkeypatch)
     monkeypatch.setattr("fastmim.studies.budget.MAX_EPOCHS", 1.0)  # otherwise it would take ten minutes
     out = tmp_path / "study"
     fastmim.study(**settings(bars, steps=None, budget="10m", out=out, probe="none", labels="4"))
