@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import copy
 import json
+from typing import Any
 
 import numpy as np
 import pytest
 import timm
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from fastmim.backbone import Backbone
+from fastmim.backbone.architecture import Architecture
 from fastmim.errors import RequestError
 
 SHALLOW = {"depths": (1, 1, 2, 1)}
@@ -348,3 +351,18 @@ def test_drop_path_is_off_by_default() -> None:
     backbone.set_input_size(160)
     assert shares(backbone) == {0.0}
     assert max(shares(Backbone("swin_s3_tiny_224", args={"drop_path_rate": 0.2}))) == pytest.approx(0.2)
+
+
+def test_what_a_dry_run_finds_is_remembered_by_all_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs: list[int] = []
+    dry_run = Architecture._dry_run
+    monkeypatch.setattr(Architecture, "_dry_run", lambda self, size: (runs.append(size), dry_run(self, size))[1])
+    monkeypatch.setattr("fastmim.backbone.architecture._FITS", {})
+    shallow: dict[str, Any] = {"patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3}
+    for args, size, depth, num_runs in (
+        (shallow, 32, 1.0, 1), (shallow, 32, 1.0, 1), (shallow, 32, 0.5, 2), (shallow, 48, 1.0, 3),
+        (shallow | {"depth": 3}, 32, 1.0, 4), (shallow | {"norm_layer": nn.LayerNorm}, 32, 1.0, 5),
+        (shallow | {"norm_layer": nn.LayerNorm}, 32, 1.0, 6),
+    ):  # fmt: skip
+        backbone = Backbone("vit_tiny_patch16_224", args=args, img_size=size, encoder_depth=depth)
+        assert (len(runs), backbone.num_blocks, backbone.grid) == (num_runs, args["depth"], size // 8)

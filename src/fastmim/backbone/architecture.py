@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import logging
 import math
 import warnings
@@ -44,6 +45,9 @@ class Fit:
     num_blocks: int
     skipped: tuple[str, ...]  # names of the blocks that return their input
     frozen: frozenset[str]  # names of the parameters that the map does not depend on, or that timm keeps fixed
+
+
+_FITS: dict[str, Fit] = {}  # what a dry run has found, for as long as this process runs
 
 
 class DryRun(NamedTuple):
@@ -227,6 +231,15 @@ class Architecture:
 
     def fit(self, img_size: int, encoder_depth: float = 1.0) -> Fit:
         """Fit the model to images of this size; RequestError if it cannot take the size or the depth."""
+        try:
+            key = json.dumps([self.name, self.args, self.in_chans, img_size, encoder_depth], sort_keys=True)
+        except TypeError:  # an argument that is no plain value, such as a function
+            return self._fit_anew(img_size, encoder_depth)
+        if key not in _FITS:
+            _FITS[key] = self._fit_anew(img_size, encoder_depth)
+        return _FITS[key]
+
+    def _fit_anew(self, img_size: int, encoder_depth: float) -> Fit:
         model, size, features, norm = self.nearest(img_size)
         self._check_window(model, size)
         blocks = list_blocks(model)

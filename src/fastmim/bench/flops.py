@@ -15,12 +15,12 @@ STEP = 3
 size. (Torch's counter ignores the groups in the backward pass of a grouped convolution.)"""
 
 
-def matmul_tflops(device: str, precision: str, *, rounds: int = 7) -> float:
+def matmul_tflops(device: str, precision: str, *, rounds: int = 7, side: int | None = None) -> float:
     """The peak throughput of a large matrix product, in 10^12 operations a second (a multiply-add is two).
 
     On a CPU it is measured in CPU time, with torch's current number of threads.
     """
-    side = 1024 if device == "cpu" else 8192
+    side = side or (1024 if device == "cpu" else 8192)
     a, b = (torch.randn(side, side, device=device, dtype=DTYPES[precision]) for _ in range(2))
     times = take_turns({"product": lambda: a @ b}, rounds=rounds, device=device, warm_up=2)
     return 2 * side**3 / min(times.seconds["product"]) / 1e12

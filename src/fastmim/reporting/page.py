@@ -8,6 +8,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cache
 from importlib.resources import files as package_files
 from typing import Any
 
@@ -172,6 +173,7 @@ def _single(run: Run, hourly_rate: float | None, checksums: bool) -> dict[str, A
     }
 
 
+@cache
 def _environment() -> jinja2.Environment:
     """Everything that is put in is escaped, control characters too."""
 
