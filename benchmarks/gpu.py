@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +36,8 @@ PARTS = {
 }
 
 
-def main() -> int:
-    options = parse()
+def main(words: Sequence[str] | None = None) -> int:
+    options = parse(words)
     torch.set_float32_matmul_precision("highest")
     torch.manual_seed(0)
     end = time.monotonic() + 60 * options.minutes
@@ -102,7 +102,7 @@ def selected(name: str, options: argparse.Namespace) -> bool:
     return options.only is None or options.only in name
 
 
-def parse() -> argparse.Namespace:
+def parse(words: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", help=f"some of {', '.join(PARTS)}")
     parser.add_argument("--device", default="cuda")
@@ -111,7 +111,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=60, help="start no new case after this time")
     parser.add_argument("--only", help="run the cases whose names contain this")
     parser.add_argument("--records", type=Path, default=Path(__file__).parent / "records")
-    options = parser.parse_args()
+    options = parser.parse_args(words)
     if unknown := set(options.parts) - set(PARTS):
         parser.error(f"unknown part {', '.join(unknown)}; expected some of {', '.join(PARTS)}")
     return options

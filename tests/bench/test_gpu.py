@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
+import importlib
 import json
-import subprocess
-import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks/gpu.py"
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 PARTS = ("check", "ceilings", "step", "hog", "methods", "end-to-end", "profile", "save", "backbones")
 
 
-def run(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(SCRIPT), "--device", "cpu", "--toy", "--rounds", "1", "--records", str(folder)]
-    return subprocess.run([*command, *words], capture_output=True, text=True)
+@pytest.fixture(scope="module")
+def gpu() -> Iterator[Any]:
+    tf32 = torch.backends.cudnn.allow_tf32
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(BENCHMARKS)
+        yield importlib.import_module("gpu")
+    torch.backends.cudnn.allow_tf32 = tf32
+
+
+def run(gpu: Any, folder: Path, *words: str) -> int:
+    status: int = gpu.main(["--device", "cpu", "--toy", "--rounds", "1", "--records", str(folder), *words])
+    return status
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(gpu: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("gpu")
-    done = run(folder)
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert run(gpu, folder) == 0
     return folder
 
 
@@ -39,10 +49,11 @@ def test_the_device_agrees_with_itself(folder: Path) -> None:
     assert record["stop and go on"]["float32, equal to the bit"] is True
 
 
-def test_cases_in_the_record_are_not_run_again(folder: Path) -> None:
-    assert run(folder, "check", "ceilings").stdout == ""
+def test_cases_in_the_record_are_not_run_again(gpu: Any, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(gpu, folder, "check", "ceilings") == 0 and capsys.readouterr().out == ""
 
 
-def test_an_unknown_part_is_named(tmp_path: Path) -> None:
-    done = run(tmp_path, "chek")
-    assert done.returncode == 2 and "unknown part chek; expected some of check" in done.stderr
+def test_an_unknown_part_is_named(gpu: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        run(gpu, tmp_path, "chek")
+    assert "unknown part chek; expected some of check" in capsys.readouterr().err
