@@ -10,8 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.interpolate import make_interp_spline
-from scipy.optimize import brentq
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
@@ -101,6 +99,8 @@ def _bias_weights(old: int, new: int) -> np.ndarray:
         known, wanted = np.arange(1.0 - old, old), _stretched(new, old)
     if len(known) == 1:
         return np.ones((len(wanted), 1))
+    from scipy.interpolate import make_interp_spline  # takes a third of a second, which most runs are spared
+
     splines = make_interp_spline(known, np.eye(len(known)), k=1 if len(known) <= 3 else 3)
     weights: np.ndarray = splines(wanted.clip(known[0], known[-1]))
     return weights
@@ -115,6 +115,8 @@ def _stretched(small: int, large: int) -> np.ndarray:
 
     def beyond(ratio: float) -> float:
         return float((ratio**powers).sum() - (large - 1))
+
+    from scipy.optimize import brentq
 
     ratio = brentq(beyond, 1.0, _MAX_RATIO) if beyond(_MAX_RATIO) > 0 else _MAX_RATIO
     places = np.cumsum(ratio**powers)

@@ -10,9 +10,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache
 from importlib.resources import files as package_files
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jinja2
 import numpy as np
 from markupsafe import Markup
 
@@ -25,6 +24,9 @@ from fastmim.reporting.tables import Table, duration
 from fastmim.reporting.verdict import Verdict
 from fastmim.system.run_directory import RunDirectory
 from fastmim.system.text import printable
+
+if TYPE_CHECKING:
+    import jinja2
 
 FORMAT = 1
 """Of the JSON in the page."""
@@ -176,6 +178,7 @@ def _single(run: Run, hourly_rate: float | None, checksums: bool) -> dict[str, A
 @cache
 def _environment() -> jinja2.Environment:
     """Everything that is put in is escaped, control characters too."""
+    import jinja2  # takes a quarter of a second, which runs are spared until they write a report
 
     def finalize(value: Any) -> Any:
         return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
