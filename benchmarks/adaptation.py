@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,8 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
     gains = {}
     for name in ("linear", "knn"):
         found = interval([run[f"{name} after"] - run[f"{name} before"] for run in runs])
-        gains[name] = dict(zip(("mean", "low", "high"), found, strict=True))
+        ends = zip(("mean", "low", "high"), found, strict=True)
+        gains[name] = {end: value for end, value in ends if math.isfinite(value)}
     return {"gain": gains, "verdicts": [run["verdict"] for run in runs], "linear before": runs[0]["linear before"]}
 
 

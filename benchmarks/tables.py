@@ -213,6 +213,52 @@ def choices() -> str:
     )
 
 
+def transfer() -> str:
+    """The table of what pre-training gave segmentation and detection in small; empty without a record."""
+    path = records.newest(FOLDER, "dense-transfer")
+    if path is None:
+        return ""
+    record = files.read_json(path)
+    config, rows = record["config"], []
+    figures = {"val_miou": "mIoU", "val_box_ap": "box AP", "val_mask_ap": "mask AP"}
+    for name, row in record["summary"].items():
+        network, task, figure, way = name.split()
+        if way != "pre-trained":
+            continue
+        scratch = record["summary"][name.replace(way, "scratch")]
+        cells = [
+            f"{each['mean']:.1f}" + (f" ± {each['deviation']:.1f}" if each["deviation"] else "")
+            for each in (row, scratch)
+        ]
+        ends = row["gain"]
+        gain = f"{ends['mean']:+.1f}" + (f" ({ends['low']:+.1f} to {ends['high']:+.1f})" if "low" in ends else "")
+        what = f"{task}, {config['tasks'][task]['steps']} steps: {figures[figure]}"
+        rows.append((f"small {network}", what, str(len(row["seeds"])), *cells, gain))
+    header = ("network", "training", "seeds", "pre-trained", "from scratch", "gain, 95 %")
+    made = markdown(header, rows, num_text=2)
+    return f"{made}\n\n(In points; {records.machine(record)}; [{path.name}](../benchmarks/records/{path.name}).)"
+
+
+def adaptation() -> str:
+    """The table of what adapting a small public network gave, by settings; empty without a record."""
+    path = records.newest(FOLDER, "adaptation")
+    if path is None:
+        return ""
+    record, rows = files.read_json(path), []
+    for name, row in record["summary"].items():
+        gains = []
+        for probe in ("linear", "knn"):
+            ends = row["gain"][probe]
+            gains.append(
+                f"{ends['mean']:+.1f}" + (f" ({ends['low']:+.1f} to {ends['high']:+.1f})" if "low" in ends else "")
+            )
+        said = ", ".join(f"{row['verdicts'].count(word)} {word}" for word in dict.fromkeys(row["verdicts"]))
+        rows.append((name, f"{row['linear before']:.1f}", *gains, said))
+    header = ("adapted to", "linear probe before, %", "points gained, 95 %", "points of kNN gained", "verdicts")
+    made = markdown(header, rows, num_text=1)
+    return f"{made}\n\n({records.machine(record)}; [{path.name}](../../benchmarks/records/{path.name}).)"
+
+
 def performance() -> str:
     """All figures, and the operations by whose times forms are chosen."""
     return f"{table(FIGURES + MORE, '../benchmarks/records')}\n\n## Forms of an operation\n\n{operations()}"

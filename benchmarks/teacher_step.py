@@ -7,7 +7,11 @@ Teachers see their own 224 pixels; their weights are random, which costs what tr
 from __future__ import annotations
 
 import argparse
+import multiprocessing
+import resource
 import statistics
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -26,25 +30,33 @@ STUDENT, SIZE, FOLDER = "vit_small_patch16_224", 128, Path(__file__).parent / "r
 MASKS = (1, 4)
 
 
+def teacher(size: str) -> Teacher:
+    """A ViT of this size with random weights."""
+    return Teacher(Backbone(f"vit_{size}_patch16_224", img_size=224))
+
+
+TARGETS: dict[str, Callable[[], Target]] = {
+    "HOG": HOG,
+    "random projection": RandomProjection,
+    "ViT-S teacher": lambda: teacher("small"),
+    "HOG + ViT-S teacher": lambda: Joint(HOG(), teacher("small")),
+    "ViT-B teacher": lambda: teacher("base"),
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batch-size", type=int, default=8, help="masked images of a step")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    small, base = (Teacher(Backbone(f"vit_{name}_patch16_224", img_size=224)) for name in ("small", "base"))
-    targets: dict[str, Target] = {
-        "HOG": HOG(),
-        "random projection": RandomProjection(),
-        "ViT-S teacher": small,
-        "HOG + ViT-S teacher": Joint(HOG(), small),
-        "ViT-B teacher": base,
-    }
-    steps = {
-        f"{name}, {masks} mask{'s' * (masks > 1)}": Step(target, masks, options.batch_size)
-        for name, target in targets.items()
-        for masks in MASKS
-    }
+    cases = {f"{name}, {masks} mask{'s' * (masks > 1)}": (name, masks) for name in TARGETS for masks in MASKS}
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as own_processes:
+        memory = {
+            case: own_processes.submit(megabytes, name, masks, options.batch_size).result()
+            for case, (name, masks) in cases.items()
+        }
+    steps = {case: Step(TARGETS[name](), masks, options.batch_size) for case, (name, masks) in cases.items()}
     times = take_turns(steps, rounds=options.rounds)
     records.write(
         FOLDER,
@@ -53,8 +65,25 @@ def main() -> None:
         claim="what a teacher adds to a step, and how far several masks of an image share the cost",
         config={"student": STUDENT, "img_size": SIZE, "teacher_size": 224, **vars(options)},
         raw=times.raw(),
-        summary={name: summary(name, step, times, options.batch_size) for name, step in steps.items()},
+        summary={
+            name: summary(name, step, times, options.batch_size) | {"peak_mb": memory[name]}
+            for name, step in steps.items()
+        },
     )
+
+
+def megabytes(name: str, masks: int, batch_size: int) -> float:
+    """What student, teacher and a step take at most, in a new process, above what the imports took."""
+    torch.set_num_threads(1)
+    before = peak_bytes()
+    step = Step(TARGETS[name](), masks, batch_size)
+    step()
+    return (peak_bytes() - before) / 1e6
+
+
+def peak_bytes() -> int:
+    """The most memory that this process has had."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 class Step:
