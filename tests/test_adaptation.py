@@ -220,3 +220,13 @@ def test_the_recipe_serves_pretraining_too_and_its_help_answers(capsys: pytest.C
         cli.main(["adapt", "--help"])
     said = " ".join(capsys.readouterr().out.split())
     assert "Adapt a public model to your own images" in said and "--keep" in said
+
+
+def test_help_shows_the_recipes_values(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        cli.main(["adapt", "--help"])
+    assert exit_.value.code == 0
+    said = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    for flag, value in RECIPES["adapt"]().items():
+        entry = said[said.index(f"--{flag.replace('_', '-')} ") :]
+        assert f"[default: {value if flag != 'epochs' else '20, unless --steps is given'}]" in entry[:700], flag

@@ -5,9 +5,12 @@ No `from __future__ import annotations` here, for the reason given in `training/
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from fastmim.method.settings import PretrainConfig
+from fastmim.published.pretraining import adapt as _recipe
+
+_RECIPE: dict[str, Any] = _recipe()  # the defaults, so that help and signatures show what happens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +22,17 @@ class AdaptConfig(PretrainConfig):
     recipe: str | None = "adapt"
     """Settings to start from; flags override them. `adapt`: the initial weights teach, beside HOG; few epochs, a low
     learning rate with layer decay; images of the size that the model knows, at most 256 pixels."""
+
+    target: Literal["hog", "pixels", "rgb", "random-projection", "teacher", "hog+teacher"] = _RECIPE["target"]
+    teacher: str | None = _RECIPE["teacher"]
+    warmup: str = _RECIPE["warmup"]
+    lr: float = _RECIPE["lr"]
+    layer_decay: float = _RECIPE["layer_decay"]
+    probe_every: str = _RECIPE["probe_every"]
+
+    epochs: float | None = None
+    """Passes over the data. A larger number trains the run in --out longer; the learning rate then follows the
+    schedule of the new length. [default: 20, unless --steps is given]"""
 
     out: Path = Path("runs/adapt")
     """Run directory. The same command with the same directory resumes; --config takes its config.yaml."""
