@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fastmim.backbone import Backbone
+from fastmim.backbone import Backbone, architecture
 from fastmim.backbone.architecture import Architecture
 from fastmim.errors import RequestError
 
@@ -357,7 +357,7 @@ def test_what_a_dry_run_finds_is_remembered_by_all_arguments(monkeypatch: pytest
     runs: list[int] = []
     dry_run = Architecture._dry_run
     monkeypatch.setattr(Architecture, "_dry_run", lambda self, size: (runs.append(size), dry_run(self, size))[1])
-    monkeypatch.setattr("fastmim.backbone.architecture._FITS", {})
+    architecture._found.cache_clear()
     shallow: dict[str, Any] = {"patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3}
     for args, size, depth, num_runs in (
         (shallow, 32, 1.0, 1), (shallow, 32, 1.0, 1), (shallow, 32, 0.5, 2), (shallow, 48, 1.0, 3),

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import islice
 from typing import Any, Literal, NamedTuple
 
@@ -27,6 +27,7 @@ from fastmim.backbone.surgery import list_blocks, num_kept, skip_blocks
 from fastmim.errors import RequestError, RunError, first_line, shown
 from fastmim.system.hub import only_if_reachable
 
+_Sizing = Literal["method", "argument", "none"]
 _LARGEST = 8192  # pixels
 _DROP_PATH = 0.1
 _NEAR = 0.15  # how far the size of the model's input may be from the image size, as a share of it
@@ -47,9 +48,6 @@ class Fit:
     frozen: frozenset[str]  # names of the parameters that the map does not depend on, or that timm keeps fixed
 
 
-_FITS: dict[str, Fit] = {}  # what a dry run has found, for as long as this process runs
-
-
 class DryRun(NamedTuple):
     """A model on the meta device and the shape of its map."""
 
@@ -59,6 +57,22 @@ class DryRun(NamedTuple):
     norm: bool
 
 
+@dataclass
+class _Found:
+    """What has been found out about an architecture."""
+
+    bare: nn.Module | None = None
+    sizing: _Sizing | None = None
+    fits: dict[tuple[int, float], Fit] = field(default_factory=dict)
+    native_sizes: dict[int, int | None] = field(default_factory=dict)
+
+
+@lru_cache(maxsize=16)
+def _found(key: str) -> _Found:
+    """One for all architectures of a key: a run makes the same one many times over."""
+    return _Found()
+
+
 @dataclass(frozen=True)
 class Architecture:
     """A timm architecture without its classifier: name, further arguments and image channels."""
@@ -66,7 +80,6 @@ class Architecture:
     name: str
     args: dict[str, Any]
     in_chans: int = 3
-    _native_sizes: dict[int, int | None] = field(default_factory=dict, repr=False)
 
     def __deepcopy__(self, memo: object) -> Architecture:
         return self  # immutable, and backbones are copied often
@@ -77,8 +90,20 @@ class Architecture:
         return {} if self.in_chans == 3 else {"in_chans": self.in_chans}
 
     @cached_property
+    def _found(self) -> _Found:
+        try:
+            return _found(json.dumps([self.name, self.args, self.in_chans], sort_keys=True))
+        except TypeError:  # an argument that is no plain value, such as a function
+            return _Found()
+
+    @property
     def bare(self) -> nn.Module:
         """The model at timm's default size, on the meta device; RequestError if timm refuses `args`."""
+        if self._found.bare is None:
+            self._found.bare = self._make_bare()
+        return self._found.bare
+
+    def _make_bare(self) -> nn.Module:
         if "in_chans" in self.args:
             raise RequestError("args in_chans: expected none, because images have three channels, RGB; drop it")
         if taken := sorted(_RESERVED & self.args.keys()):
@@ -103,9 +128,14 @@ class Architecture:
         info: Any = self.bare.feature_info
         return int(info[-1]["reduction"])
 
-    @cached_property
-    def sizing(self) -> Literal["method", "argument", "none"]:
+    @property
+    def sizing(self) -> _Sizing:
         """How the model is told its input size: by `set_input_size`, by the argument img_size, or not at all."""
+        if self._found.sizing is None:
+            self._found.sizing = self._find_sizing()
+        return self._found.sizing
+
+    def _find_sizing(self) -> _Sizing:
         if hasattr(self.bare, "set_input_size"):
             return "method"
         try:
@@ -214,14 +244,15 @@ class Architecture:
         """
         if self.args:
             return None
-        if size not in self._native_sizes:
+        native_sizes = self._found.native_sizes
+        if size not in native_sizes:
             native: int | None = get_model_input_config(self.whole)["input_size"][-1]
             try:
                 self.resize(self._blank(size), size, native or size)
             except RequestError:
                 native = None
-            self._native_sizes[size] = native
-        return self._native_sizes[size]
+            native_sizes[size] = native
+        return native_sizes[size]
 
     def arguments(self, model: nn.Module) -> dict[str, Any]:
         """The arguments with which timm makes `model` again, at its present size."""
@@ -231,15 +262,12 @@ class Architecture:
 
     def fit(self, img_size: int, encoder_depth: float = 1.0) -> Fit:
         """Fit the model to images of this size; RequestError if it cannot take the size or the depth."""
-        try:
-            key = json.dumps([self.name, self.args, self.in_chans, img_size, encoder_depth], sort_keys=True)
-        except TypeError:  # an argument that is no plain value, such as a function
-            return self._fit_anew(img_size, encoder_depth)
-        if key not in _FITS:
-            _FITS[key] = self._fit_anew(img_size, encoder_depth)
-        return _FITS[key]
+        fits, key = self._found.fits, (img_size, encoder_depth)
+        if key not in fits:
+            fits[key] = self._find_fit(img_size, encoder_depth)
+        return fits[key]
 
-    def _fit_anew(self, img_size: int, encoder_depth: float) -> Fit:
+    def _find_fit(self, img_size: int, encoder_depth: float) -> Fit:
         model, size, features, norm = self.nearest(img_size)
         self._check_window(model, size)
         blocks = list_blocks(model)
