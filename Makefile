@@ -10,7 +10,7 @@ demo: $(INSTALLED)  ## pre-train a small ResNet on built-in photographs, and try
 	$(BIN)/fastmim visualise runs/demo --images samples://coffee,chelsea --out runs/demo/unseen.png
 
 test: $(INSTALLED)  ## run the test suite
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 test-browser: $(INSTALLED)  ## the report in a browser; needs: apt-get install chromium chromium-driver
 	$(BIN)/python -m pytest -m browser tests

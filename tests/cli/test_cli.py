@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import tarfile
+import warnings
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from fastmim import cli
 from fastmim.cli.commands import app
 from fastmim.errors import RequestError
 from fastmim.training.duration import in_words
+from processes import Forked
 
 PACKAGE = Path(fastmim.__file__).parent
 
@@ -271,8 +273,12 @@ def test_a_warning_is_one_line(tmp_path: Path, photos: Path) -> None:
             tar.add(path, path.name)
     (tmp_path / "cut.tar").write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
     words = ["pretrain", "--data", str(tmp_path / "cut.tar"), "--batch-size", "2", "--dry-run", "--img-size", "64"]
-    done = subprocess.run(
-        [sys.executable, "-m", "fastmim", *words, "--backbone", "test_vit"], capture_output=True, text=True
-    )
-    assert done.returncode == 0
-    assert re.fullmatch(r"fastmim: warning: the shard .*cut\.tar is damaged .* are used; fetch it again\n", done.stderr)
+
+    def command() -> None:
+        warnings.simplefilter("default")
+        cli.main([*words, "--backbone", "test_vit"])
+
+    with Forked(command, tmp_path / "log", errors=tmp_path / "errors") as process:
+        _, errors = process.communicate()
+    assert process.returncode == 0
+    assert re.fullmatch(r"fastmim: warning: the shard .*cut\.tar is damaged .* are used; fetch it again\n", errors)

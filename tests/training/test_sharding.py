@@ -21,7 +21,7 @@ from processes import together
 
 SWIN: dict[str, Any] = {
     "backbone": "swin_tiny_patch4_window7_224",
-    "backbone_args": {"embed_dim": 24},
+    "backbone_args": {"embed_dim": 24, "depths": [1, 1, 2, 1]},
     "img_size": 64,
 }
 ADVANCE = Logs.advance

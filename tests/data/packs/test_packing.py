@@ -7,9 +7,7 @@ import io
 import json
 import os
 import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +31,7 @@ from fastmim.errors import RequestError, RunError
 from fastmim.system import growing
 from fastmim.system.growing import GrowingFiles
 from pictures import encode, photograph, psnr
+from processes import Forked, wait_until
 
 FILES = ["images.bin", "index.npy", "names.bin", "manifest.json"]
 
@@ -521,17 +520,22 @@ def test_a_dry_run_and_a_config_file(
 def test_the_command_resumes_after_a_signal(tmp_path: Path) -> None:
     (tmp_path / "photo.png").write_bytes(encode(photograph(), "PNG"))
     (tmp_path / "list.txt").write_text("photo.png\n" * 400)
-    words = [sys.executable, "-m", "fastmim", "pack", "list.txt", "packed", "--codec", "raw", "--num-workers", "2"]
-    options: dict[str, Any] = {"cwd": tmp_path, "env": os.environ | {"OMP_NUM_THREADS": "1"}, "stderr": subprocess.PIPE}
-    with subprocess.Popen(words, start_new_session=True, text=True, **options) as process:
-        images, end = tmp_path / "packed.partial/images.bin", time.monotonic() + 60
-        while not (images.exists() and images.stat().st_size) and time.monotonic() < end:
-            time.sleep(0.02)
+    words = ["pack", "list.txt", "packed", "--codec", "raw", "--num-workers", "2"]
+
+    def command() -> None:
+        os.setsid()
+        os.chdir(tmp_path)
+        cli.main(words)
+
+    images = tmp_path / "packed.partial/images.bin"
+    with Forked(command, tmp_path / "log", errors=tmp_path / "errors") as process:
+        wait_until(lambda: images.exists() and images.stat().st_size, seconds=60)
         os.killpg(process.pid, signal.SIGTERM)  # as torchrun and SLURM do: the workers get it too
-        assert process.wait(60) == 75
-        assert process.stderr and "run the same command to resume" in process.stderr.read()
+        _, errors = process.communicate(60)
+    assert process.returncode == 75 and "run the same command to resume" in errors
     assert not (tmp_path / "packed").exists()
-    subprocess.run(words, check=True, **options)
+    with Forked(command, tmp_path / "log") as process:
+        assert process.wait(60) == 0
     assert packing.verify(tmp_path / "packed") == 400
 
 
