@@ -225,7 +225,7 @@ def test_the_recipe_serves_pretraining_too_and_its_help_answers(capsys: pytest.C
 def test_help_shows_the_recipes_values(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_:
         cli.main(["adapt", "--help"])
-    assert exit_.value.code == 0
+    assert not exit_.value.code
     said = " ".join(capsys.readouterr().out.replace("│", " ").split())
     for flag, value in RECIPES["adapt"]().items():
         entry = said[said.index(f"--{flag.replace('_', '-')} ") :]
