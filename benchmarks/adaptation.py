@@ -77,13 +77,14 @@ def main() -> None:
     parser.add_argument("halves", type=Path, help="what halves.py wrote")
     parser.add_argument("--out", type=Path, required=True, help="folder for the runs")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS))
     parser.add_argument("--steps", type=int, default=200, help="of an adaptation, of 128 images")
     parser.add_argument("--public-steps", type=int, default=600, help="of the public network's training")
     parser.add_argument("--records", type=Path, default=Path(__file__).parent / "records")
     options = parser.parse_args()
     torch.set_num_threads(1)
     public = public_network(options.halves, options.out / "public", steps=options.public_steps)
-    ways = {f"own images, {name}": (options.halves / "own", way) for name, way in WAYS.items()}
+    ways = {f"own images, {name}": (options.halves / "own", way) for name, way in WAYS.items() if name in options.ways}
     ways |= {"the images it was trained on, the recipe": (options.halves / "public", {})}
     raw: dict[str, list[dict[str, Any]]] = {name: [] for name in ways}
     for seed in range(options.seeds):

@@ -1,4 +1,4 @@
-"""Write the tables of README, docs/performance.md and docs/as-published.md from the newest records.
+"""Write the tables of README and of pages in docs from the newest records.
 
 python benchmarks/tables.py
 """
@@ -264,7 +264,13 @@ def performance() -> str:
     return f"{table(FIGURES + MORE, '../benchmarks/records')}\n\n## Forms of an operation\n\n{operations()}"
 
 
-CONTENTS = {"# Performance": performance, "# As published": lambda: parity() + choices()}
+CONTENTS = {
+    "# Performance": performance,
+    "# As published": lambda: parity() + choices(),
+    "# Segmentation and detection": transfer,
+    "# Adapt": adaptation,
+}
+DOCUMENTS = ("README.md", "docs/performance.md", "docs/as-published.md", "docs/downstream.md", "docs/guides/adapt.md")
 
 
 def updated(document: str) -> str:
@@ -277,5 +283,5 @@ def updated(document: str) -> str:
 
 
 if __name__ == "__main__":
-    for name in ("README.md", "docs/performance.md", "docs/as-published.md"):
+    for name in DOCUMENTS:
         (ROOT / name).write_text(updated((ROOT / name).read_text()))
