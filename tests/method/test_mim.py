@@ -233,7 +233,7 @@ def test_attention_is_not_fused_if_timm_is_told_not_to() -> None:
     ],
 )
 def test_the_step_compiles_without_a_graph_break(name: str, masking: Any) -> None:
-    args = {"depth": 2} if name.startswith("vit") else {"depths": [2, 2]} if name.startswith("swin") else {}
+    args = {"vit": {"depth": 2}, "swi": {"depths": [2, 1]}, "pvt": {"depths": [1] * 4}}.get(name[:3], {})
     model = MIM(name, img_size=64, masking=masking, backbone_args=args)
     step = torch.compile(lambda x, keys: model(x, keys)["loss"], fullgraph=True, backend="eager")
     picture = torch.randn(4, 3, 64, 64)
