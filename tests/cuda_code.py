@@ -59,8 +59,8 @@ IMAGES = torch.randint(0, 256, (8, 3, 64, 64), dtype=torch.uint8)
 GREY, UNIT = torch.full((3,), 0.5), torch.full((3,), 0.25)
 
 FUNCTIONS: dict[str, tuple[Callable[..., Any], tuple[Tensor, ...]]] = {
-    "masks": (lambda keys: random_mask(keys, (8, 8), 0.75), (KEYS,)),
-    "visible positions": (lambda keys: visible_positions(random_mask(keys, (8, 8), 0.75), 16), (KEYS,)),
+    "masks": (lambda keys: random_mask(keys, (4, 4), 0.75), (KEYS,)),
+    "visible positions": (lambda keys: visible_positions(random_mask(keys, (4, 4), 0.75), 4), (KEYS,)),
     "flip and normalise": (
         lambda images, keys: prepare({"images": images, "keys": keys}, GREY, UNIT)["images"],
         (IMAGES, KEYS),

@@ -25,7 +25,7 @@ ONE: dict[str, Any] = QUICK | {"steps": 1, "batch_size": 2, "trackers": "none", 
 DENSE = ONE | {name: SEGMENT[name] for name in ("img_size", "num_pictures")} | {"channels": 16, "scale": (0.5, 1.5)}
 SMALLER: dict[str, dict[str, Any]] = {
     "pretrain": ONE | {"picture_every": "never"},
-    "adapt": ONE | {"picture_every": "never"},
+    "adapt": ONE | {"picture_every": "never", "img_size": 64},
     "finetune": ONE | {"img_size": 64},
     "segment": DENSE,
     "detect": DENSE | {"img_size": 64, "num_regions": 16},
