@@ -6,7 +6,7 @@
 A small ViT that was trained with the labels of one half of Fashion-MNIST's classes plays the public model. It is
 adapted to the images of the other half, without labels, in several ways and with several seeds. As a control the
 recipe also adapts it to the images that it was trained on, where nothing is to be gained. The record has the linear
-probe and kNN on 4,000 images before and after, and the verdicts. Each part is a run of its own: the same command goes
+probe and kNN on 2,000 images before and after, and the verdicts. Each part is a run of its own: the same command goes
 on after an interruption.
 """
 
