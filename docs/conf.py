@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import posixpath
 import re
 from html.parser import HTMLParser
@@ -21,6 +22,7 @@ extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["reports"]
 myst_heading_anchors = 3
 nb_execution_mode = "force"
+os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"  # tqdm's, which would name a folder of the builder's
 nb_execution_raise_on_error = True
 nb_execution_in_temp = True  # what notebooks write is no part of the site
 nb_execution_timeout = 600  # seconds a cell; a notebook takes one to two minutes on an idle machine
