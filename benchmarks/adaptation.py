@@ -98,7 +98,12 @@ def main() -> None:
         show=True,
         claim="Points that adapting to unlabelled images of other classes gains on linear probe and kNN, by settings.",
         config={key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()}
-        | {"network": NETWORK, "common": COMMON, "recipe": RECIPES["adapt"](), "ways": WAYS},
+        | {
+            "network": NETWORK,
+            "common": COMMON,
+            "recipe": RECIPES["adapt"](),
+            "ways": {name: WAYS[name] for name in options.ways},
+        },
         raw=raw,
         summary={name: summary(runs) for name, runs in raw.items()},
     )

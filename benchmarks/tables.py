@@ -230,8 +230,7 @@ def transfer() -> str:
             f"{each['mean']:.1f}" + (f" ± {each['deviation']:.1f}" if each["deviation"] else "")
             for each in (row, scratch)
         ]
-        ends = row["gain"]
-        gain = f"{ends['mean']:+.1f}" + (f" ({ends['low']:+.1f} to {ends['high']:+.1f})" if "low" in ends else "")
+        gain = _gain(row["gain"])
         what = f"{task}, {config['tasks'][task]['steps']} steps: {figures[figure]}"
         rows.append((f"small {network}", what, str(len(row["seeds"])), *cells, gain))
     header = ("network", "training", "seeds", "pre-trained", "from scratch", "gain, 95 %")
@@ -246,17 +245,17 @@ def adaptation() -> str:
         return ""
     record, rows = files.read_json(path), []
     for name, row in record["summary"].items():
-        gains = []
-        for probe in ("linear", "knn"):
-            ends = row["gain"][probe]
-            gains.append(
-                f"{ends['mean']:+.1f}" + (f" ({ends['low']:+.1f} to {ends['high']:+.1f})" if "low" in ends else "")
-            )
+        gains = [_gain(row["gain"][probe]) for probe in ("linear", "knn")]
         said = ", ".join(f"{row['verdicts'].count(word)} {word}" for word in dict.fromkeys(row["verdicts"]))
         rows.append((name, f"{row['linear before']:.1f}", *gains, said))
     header = ("adapted to", "linear probe before, %", "points gained, 95 %", "points of kNN gained", "verdicts")
     made = markdown(header, rows, num_text=1)
     return f"{made}\n\n({records.machine(record)}; [{path.name}](../../benchmarks/records/{path.name}).)"
+
+
+def _gain(ends: dict[str, float]) -> str:
+    """A mean, and its interval if there are seeds enough for one."""
+    return f"{ends['mean']:+.1f}" + (f" ({ends['low']:+.1f} to {ends['high']:+.1f})" if "low" in ends else "")
 
 
 def performance() -> str:
