@@ -107,6 +107,8 @@ def test_processes_share_the_validation_of_a_finetuning(
 
 def test_a_process_that_dies_ends_the_others(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fork_devices(tmp_path / "run.log", monkeypatch)
+    # Both have ended when their parent looks: it must still tell the one that was killed from the one that lost it.
+    monkeypatch.setattr("fastmim.system.processes._POLL_SECONDS", 2.0)
     with fork("pretrain", photos, tmp_path / "run", SMALL | {"steps": 100_000, "devices": 2}) as run:
         wait_for(tmp_path / "run/metrics.jsonl", 2)
         children = [int(pid) for pid in Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()]

@@ -154,30 +154,37 @@ def _start(words: Sequence[str], env: Mapping[str, str]) -> subprocess.Popen[byt
 
 
 def _wait(children: Sequence[subprocess.Popen[bytes]], stop: StopSignals) -> int:
-    told, first, since = False, None, 0.0
+    failed: dict[int, int] = {}  # rank -> status, in the order they were seen; without those that are killed here
+    told, since = False, 0.0
     while running := [child for child in children if child.poll() is None]:
         if stop.requested and not told:
             told = True
             for child in running:
                 ask_to_stop(child)
-        ended = [child.returncode for child in children if child.returncode not in (None, DONE, STOPPED)]
-        if ended and first is None:
-            first, since = ended[0], time.monotonic()
-        if first is not None and time.monotonic() > since + _GRACE_SECONDS:  # they wait for the one that failed
-            for child in running:
-                child.kill()
+        if not failed:
+            since = time.monotonic()
+        failed |= _failures(children)
+        if failed and time.monotonic() > since + _GRACE_SECONDS:  # they wait for the one that failed
+            break
         time.sleep(_POLL_SECONDS)
-    statuses = [child.returncode for child in children]
-    if first is None:
-        first = next((status for status in statuses if status not in (DONE, STOPPED)), None)
-    if first is None:
-        return STOPPED if STOPPED in statuses else DONE
-    if first < 0:
-        rank = statuses.index(first)
-        name = signal.Signals(-first).name
-        print(
-            f"fastmim: process {rank} of {len(children)} was ended by {name}; run the same command to resume",
-            file=sys.stderr,
-        )
-        return FAILED
-    return first
+    failed |= _failures(children)
+    for child in running:
+        child.kill()
+    if not failed:
+        return STOPPED if STOPPED in [child.returncode for child in children] else DONE
+    # Those who lose a process fail too, perhaps before it is seen to have ended.
+    rank = next((rank for rank, status in failed.items() if status < 0), None)
+    if rank is None:
+        return next(iter(failed.values()))
+    name = signal.Signals(-failed[rank]).name
+    print(
+        f"fastmim: process {rank} of {len(children)} was ended by {name}; run the same command to resume",
+        file=sys.stderr,
+    )
+    return FAILED
+
+
+def _failures(children: Sequence[subprocess.Popen[bytes]]) -> dict[int, int]:
+    return {
+        rank: child.returncode for rank, child in enumerate(children) if child.returncode not in (None, DONE, STOPPED)
+    }
