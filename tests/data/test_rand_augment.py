@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from timm.data.auto_augment import rand_augment_transform
 
 from fastmim.data.decode import decode_box
 from fastmim.data.pixels import Box
 from fastmim.data.rand_augment import RandAugment
 from fastmim.errors import RequestError
+from fastmim.randomness import step_seed
 from pictures import encode, photograph
 
 POLICY = "rand-m9-mstd0.5-inc1"
@@ -37,6 +39,17 @@ def test_only_the_key_decides(image: torch.Tensor) -> None:
     changed = sum(not torch.equal(a, image) for a in first)
     assert changed >= 10
     assert len({a.numpy().tobytes() for a in first}) >= 10
+
+
+@pytest.mark.parametrize("policy", [POLICY, "rand-m9-n3-tweights", "rand-m5-mstd101-t3aw"])
+def test_timm_draws_the_same_from_the_global_generators(image: torch.Tensor, policy: str) -> None:
+    options = {"translate_pct": 0.45, "img_mean": (128, 128, 128), "interpolation": Image.Resampling.BICUBIC}
+    augment, timm = RandAugment(policy, fill=(0.5, 0.5, 0.5)), rand_augment_transform(policy, options)
+    for key in range(20):
+        random.seed(step_seed(key, 7))
+        np.random.seed(step_seed(key, 7) & 0xFFFFFFFF)
+        expected = np.array(timm(Image.fromarray(image.permute(1, 2, 0).numpy())))
+        assert np.array_equal(augment(image, key).permute(1, 2, 0), expected)
 
 
 def test_images_are_moved_by_bicubic_interpolation(monkeypatch: pytest.MonkeyPatch, image: torch.Tensor) -> None:

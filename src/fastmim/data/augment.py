@@ -123,7 +123,8 @@ def prepare(batch: Mapping[str, Any], mean: Tensor, std: Tensor) -> dict[str, Te
 
 def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """uint8 (..., C, H, W) -> float32, (pixel / 255 - mean) / std."""
-    return (images - (255 * mean)[:, None, None]) / (255 * std)[:, None, None]
+    # In place, because fresh memory costs more than the arithmetic on it.
+    return images.to(torch.float32, copy=True).sub_((255 * mean)[:, None, None]).div_((255 * std)[:, None, None])
 
 
 def denormalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:

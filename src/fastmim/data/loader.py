@@ -56,9 +56,7 @@ class _Crops(Dataset[dict[str, Any]]):
             if found is None:  # reported, not raised: an exception would carry the worker's traceback
                 return {"unreadable": replacement.bad()}
             readable, crop = found
-            image.copy_(crop)
-            if self.transform is not None:
-                image.copy_(self.transform(image, key))
+            image.copy_(crop if self.transform is None else self.transform(crop, key))
             used.append(readable)
         result = {"images": images, "keys": keys, "bad": replacement.bad()}
         if self.source.labels is not None:

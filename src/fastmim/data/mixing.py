@@ -23,7 +23,7 @@ def erase(images: Tensor, keys: Tensor, share: float) -> Tensor:
     images and where; the noise is drawn from the global generator, which the loop seeds at each step.
 
     Args:
-        images: (B, C, H, W) normalised.
+        images: (B, C, H, W) normalised; on a CPU they are changed in place.
         keys: (B,) int64.
         share: Probability that an image is erased.
 
@@ -41,7 +41,14 @@ def erase(images: Tensor, keys: Tensor, share: float) -> Tensor:
     wide = (area.sqrt() / root).round().clamp(1, width - 1)
     top = (draws[3] * (height - tall + 1)).floor()
     left = (draws[4] * (width - wide + 1)).floor()
-    inside = _box(top, left, tall, wide, height, width) & (draws[0] < share)[:, None, None, None]
+    hit = draws[0] < share
+    if images.is_cpu and not torch.compiler.is_compiling():
+        # On a CPU, fresh memory and unused noise take the time; a device would wait until it is told the boxes.
+        boxes = torch.stack([top, left, tall, wide], 1)[hit].int().tolist()
+        for index, (y, x, h, w) in zip(hit.nonzero()[:, 0].tolist(), boxes, strict=True):
+            images[index, :, y : y + h, x : x + w] = torch.randn(images.shape[1], h, w, dtype=images.dtype)
+        return images
+    inside = _box(top, left, tall, wide, height, width) & hit[:, None, None, None]
     return torch.where(inside, torch.randn_like(images), images)
 
 
@@ -84,30 +91,33 @@ class Mix:
         place = torch.arange(len(images), device=images.device)
         partner = (place ^ 1).clamp(max=len(images) - 1)  # the last of an odd number is its own partner
         draws = uniform(keys[place & ~1], 4, stream=_MIX_STREAM)  # (B, 4), the same for both images of a pair
-        other = images[partner]
         if self._mixup is not None:
             weight = _lookup(self._mixup, draws[:, 0])
-            mixed = other.lerp(images, weight[:, None, None, None])
+            pixels = weight[:, None, None, None]
         if self._cutmix is not None:
-            cut, cut_weight = _cut(images, other, _lookup(self._cutmix, draws[:, 0]), draws[:, 1:3])
+            cut, cut_weight = _cut(_lookup(self._cutmix, draws[:, 0]), draws[:, 1:3], *images.shape[-2:])
             if self._mixup is None:
-                mixed, weight = cut, cut_weight
+                pixels, weight = cut, cut_weight
             else:
                 is_cut = draws[:, 3] < 0.5
-                mixed = torch.where(is_cut[:, None, None, None], cut, mixed)
+                pixels = torch.where(is_cut[:, None, None, None], cut, pixels)
                 weight = torch.where(is_cut, cut_weight, weight)
-        return mixed, targets[partner].lerp(targets, weight[:, None])
+        # One pass for both, in the memory of the partners.
+        return images[partner].lerp_(images, pixels.to(images.dtype)), targets[partner].lerp(targets, weight[:, None])
 
 
-def _cut(images: Tensor, other: Tensor, weight: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
-    """Paste a box of 1 - weight of the area, clipped at the borders; also return the remaining weights (B,)."""
-    height, width = images.shape[-2:]
+def _cut(weight: Tensor, centre: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+    """Cut out a box of 1 - weight of the area, clipped at the borders.
+
+    Returns:
+        The own image's share of each pixel, (B, 1, height, width) of 0 and 1, and of all pixels, (B,).
+    """
     half = (1 - weight).sqrt() / 2
     y, x = (centre[:, 0] * height).floor(), (centre[:, 1] * width).floor()
     top, bottom = ((y - half * height).round().clamp(0, height), (y + half * height).round().clamp(0, height))
     left, right = ((x - half * width).round().clamp(0, width), (x + half * width).round().clamp(0, width))
     inside = _box(top, left, bottom - top, right - left, height, width)
-    return torch.where(inside, other, images), 1 - (bottom - top) * (right - left) / (height * width)
+    return 1 - inside.to(weight.dtype), 1 - (bottom - top) * (right - left) / (height * width)
 
 
 def _box(top: Tensor, left: Tensor, tall: Tensor, wide: Tensor, height: int, width: int) -> Tensor:
