@@ -14,8 +14,10 @@ from typing import Any
 
 import torch
 
-from fastmim.bench import corpus, end_to_end, flops, hog, methods, steps
-from fastmim.bench.timing import take_turns
+from fastmim.bench import corpus, end_to_end, flops, hog, memory, steps
+from fastmim.bench.cases import METHODS, Case
+from fastmim.bench.timing import ratios, take_turns
+from fastmim.errors import RequestError
 from fastmim.training import optim
 from fastmim.training.loop import make_forward
 from fastmim.training.micro_batch import largest_micro_batch
@@ -47,9 +49,7 @@ def steps_(options: Namespace) -> Cases:
     if options.toy:
         wanted = [(TOY, masking, 8) for masking in MASKINGS]
     return {
-        f"{backbone}, {masking}, batch {batch}": partial(
-            step, steps.Case(backbone=backbone, masking=masking), batch, options
-        )
+        f"{backbone}, {masking}, batch {batch}": partial(step, Case(backbone=backbone, masking=masking), batch, options)
         for backbone, masking, batch in wanted
     }
 
@@ -57,7 +57,7 @@ def steps_(options: Namespace) -> Cases:
 MASKINGS: tuple[Any, ...] = ("in-place", "drop")
 
 
-def step(case: steps.Case, batch_size: int, options: Namespace) -> dict[str, Any]:
+def step(case: Case, batch_size: int, options: Namespace) -> dict[str, Any]:
     """The forms of a training step, taking turns."""
     summary, _ = steps.measure(
         case, device=options.device, batch_size=batch_size, rounds=options.rounds, peaks=peaks(options)
@@ -77,8 +77,8 @@ def hogs(options: Namespace) -> Cases:
         read, written = batch * 3 * 128 * 128 * 4, batch * 27 * 16 * 16 * 4
         for name, found in summary.items():
             seconds = statistics.median(times.wall[name])
-            moved = 2 * read if name.startswith("copy") else read + written
-            found |= {"microseconds": seconds * 1e6, "share_of_copy_rate": moved / seconds / 1e9 / copy_rate(options)}
+            share = (read + written) / seconds / 1e9 / copy_rate(options)
+            found |= {"microseconds": seconds * 1e6, "share_of_copy_rate": share}
         return {"forms": summary}
 
     return {f"batch {batch}": measure}
@@ -86,14 +86,38 @@ def hogs(options: Namespace) -> Cases:
 
 def methods_(options: Namespace) -> Cases:
     """MAE, SimMIM and FastMIM on a ViT, and those that do not drop tokens on a Swin."""
-    batch = 4 if options.toy else 256
-    form = steps.forms(options.device)[-1]
+    return {name: partial(methods, name, options) for name in ([TOY] if options.toy else BACKBONES[:2])}
 
-    def measure(backbone: str) -> dict[str, Any]:
-        summary, _ = methods.measure(backbone, form, device=options.device, batch_size=batch, rounds=options.rounds)
-        return {"form": form.name, "batch_size": batch, "methods": summary}
 
-    return {name: partial(measure, name) for name in ([TOY] if options.toy else BACKBONES[:2])}
+def methods(backbone: str, options: Namespace) -> dict[str, Any]:
+    """A step of each method that the backbone supports, taking turns."""
+    torch.compiler.reset()
+    device, batch = options.device, 4 if options.toy else 256
+    form = steps.forms(device)[-1]
+    sides: dict[str, Callable[[], Any]] = {}
+    operations = {}
+    for method, settings in METHODS.items():
+        case = Case.of(method, backbone)
+        try:
+            model = case.build().to(device).train()
+        except RequestError:
+            if settings.get("masking") != "drop":
+                raise
+            continue
+        operations[method] = flops.count_flops(model, case.img_size, device)
+        sides[method] = steps.fastmim_step(model, steps.synthetic_batch(batch, case.img_size, device), form)
+    times = take_turns(sides, rounds=options.rounds, device=device, warm_up=1 if device == "cpu" else 3)
+    rates = times.rates(batch)
+    found = {
+        method: rates[method]
+        | {
+            "gflop_forward": operations[method] / 1e9,
+            "memory_mib": memory.peak_mib(run, device),
+            "times_slower": ratios(times.seconds, baseline=method, side="FastMIM 128"),
+        }
+        for method, run in sides.items()
+    }
+    return {"form": form.name, "batch_size": batch, "methods": found}
 
 
 def runs(options: Namespace) -> Cases:
@@ -128,15 +152,15 @@ def runs(options: Namespace) -> Cases:
 def profiles(options: Namespace) -> Cases:
     """The kernels that take most of a step's time."""
     if options.toy:
-        return {TOY: partial(profile, steps.Case(backbone=TOY), 4, options)}
+        return {TOY: partial(profile, Case(backbone=TOY), 4, options)}
     wanted = [(VIT, "in-place"), (VIT, "drop"), *((name, "in-place") for name in BACKBONES[1:])]
     return {
-        f"{name}, {masking}": partial(profile, steps.Case(backbone=name, masking=masking), 256, options)
+        f"{name}, {masking}": partial(profile, Case(backbone=name, masking=masking), 256, options)
         for name, masking in wanted
     }
 
 
-def profile(case: steps.Case, batch_size: int, options: Namespace) -> dict[str, Any]:
+def profile(case: Case, batch_size: int, options: Namespace) -> dict[str, Any]:
     """Milliseconds of a step's largest kernels, and the share of the time in which the device had nothing to do."""
     mim = case.build().to(options.device).train()
     form = steps.forms(options.device)[-1]
@@ -173,7 +197,7 @@ def saves(options: Namespace) -> Cases:
 
 
 def save(options: Namespace) -> dict[str, Any]:
-    case = steps.Case(backbone=TOY if options.toy else VIT)
+    case = Case(backbone=TOY if options.toy else VIT)
     mim = case.build().to(options.device).train()
     optimizer = optim.build(mim, weight_decay=0.05, betas=(0.9, 0.95))
     for parameter in mim.parameters():
@@ -195,7 +219,7 @@ def save(options: Namespace) -> dict[str, Any]:
 def micro_batch(options: Namespace) -> dict[str, Any]:
     if not options.device.startswith("cuda"):
         return {"left out": "only CUDA devices say when they are full"}
-    mim = steps.Case(backbone=VIT).build().to(options.device).train()
+    mim = Case(backbone=VIT).build().to(options.device).train()
     device = torch.device(options.device)
 
     def prepare(batch: dict[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from fastmim.bench import records
 from fastmim.bench.markdown import markdown, number
@@ -39,6 +39,16 @@ def step(name: str, case: str, precision: str) -> Row:
     return Row(claim, "bench-step", ("cases", case, "forms", f"fastmim {precision}", "times_faster"))
 
 
+def steps(name: str, case: str) -> tuple[Row, Row]:
+    """The rows in both precisions."""
+    return step(name, case, "bf16"), step(name, case, "float32")
+
+
+def finetune(claim: str, case: str, form: str) -> Row:
+    """A row on fine-tuning."""
+    return Row(claim, "bench-finetune", ("cases", case, "forms", form, "times_faster"))
+
+
 def gpu_step(name: str, case: str) -> Row:
     """A row on a GPU's training step, against the plain form, which published codes run in float16."""
     claim = f"Training step on a GPU, {name}: times the images per second of the plain form (bf16 and fp16)"
@@ -58,9 +68,9 @@ def gpu_method(method: str) -> Row:
     return Row(claim, "gpu-methods-cuda", ("vit_base_patch16_224", "methods", method, "times_slower"))
 
 
-VIT_S, SWIN_T, CONVNEXT_T = (
+VIT_S, VIT_B, SWIN_T, CONVNEXT_T = (
     f"{name}, 128 px, hog, in-place"
-    for name in ("vit_small_patch16_224", "swin_tiny_patch4_window7_224", "convnext_tiny")
+    for name in ("vit_small_patch16_224", "vit_base_patch16_224", "swin_tiny_patch4_window7_224", "convnext_tiny")
 )
 
 # README's, at most eight: those by which a user decides.
@@ -87,6 +97,10 @@ FIGURES: tuple[Row, ...] = (
 MORE: tuple[Row, ...] = (
     data("Reading a raw pack: times less CPU time per image than a folder by Pillow + torchvision", "raw pack"),
     data("Reading a folder of JPEGs: times less CPU time per image than Pillow + torchvision", "folder"),
+    *(
+        data(f"Reading a folder of {kind}: times less CPU time per image than Pillow + torchvision", f"folder, {key}")
+        for kind, key in (("JPEGs of 4000 x 3000 pixels", "4000 x 3000"), ("PNGs", "PNG"), ("WebPs", "WebP"))
+    ),
     Row(
         "Reading a folder of PNGs with the extra `png`: times less CPU time per image than Pillow + torchvision",
         "png-reading",
@@ -95,25 +109,35 @@ MORE: tuple[Row, ...] = (
     gpu_step("Swin-B at 128 px, 256 images", "swin_base_patch4_window7_224, in-place, batch 256"),
     gpu_step("ConvNeXt-B at 128 px, 256 images", "convnext_base, in-place, batch 256"),
     gpu_step("PVTv2-B2 at 128 px, 256 images", "pvt_v2_b2, in-place, batch 256"),
-    step("ViT-S at 128 px", VIT_S, "bf16"),
-    step("ViT-S at 128 px, dropped tokens", VIT_S.replace("in-place", "drop"), "bf16"),
-    step("Swin-T at 128 px", SWIN_T, "bf16"),
-    step("ConvNeXt-T at 128 px", CONVNEXT_T, "bf16"),
-    step("ViT-S at 128 px", VIT_S, "float32"),
-    step("Swin-T at 128 px", SWIN_T, "float32"),
-    step("ConvNeXt-T at 128 px", CONVNEXT_T, "float32"),
+    *steps("ViT-S at 128 px", VIT_S),
+    *steps("ViT-S at 128 px, dropped tokens", VIT_S.replace("in-place", "drop")),
+    *steps("Swin-T at 128 px", SWIN_T),
+    *steps("ConvNeXt-T at 128 px", CONVNEXT_T),
+    *steps("MAE's recipe on ViT-S at 224 px", "vit_small_patch16_224, MAE 224"),
+    *steps("SimMIM's recipe on Swin-T at 192 px", "swin_tiny_patch4_window7_224, SimMIM 192"),
+    *(
+        Row(
+            f"Training step on a CPU, ViT-B at 128 px, {precision}: share of the rate of a large matrix product",
+            "bench-step",
+            ("cases", f"{VIT_B}, batch 64", "forms", f"fastmim {precision}", "share_of_peak"),
+        )
+        for precision in ("bf16", "float32")
+    ),
+    *(
+        finetune(
+            f"Fine-tuning ViT-S at 224 px on a CPU: times the images per second of the plain form, both {precision}",
+            "vit_small_patch16_224, 224 px, step",
+            f"fastmim {precision}",
+        )
+        for precision in ("bf16", "float32")
+    ),
+    finetune(
+        "Decoding and augmenting for fine-tuning at 224 px: times less CPU time than by timm on Pillow",
+        "224 px, augmentation",
+        "fastmim",
+    ),
     gpu_method("SimMIM 192"),
     gpu_method("SimMIM 224"),
-    Row(
-        "MAE 224 on a CPU: time of an image over FastMIM's at 128 px (ViT-S)",
-        "bench-methods",
-        ("methods", "MAE 224", "times_slower"),
-    ),
-    Row(
-        "SimMIM 192 on a CPU: time of an image over FastMIM's at 128 px (ViT-S)",
-        "bench-methods",
-        ("methods", "SimMIM 192", "times_slower"),
-    ),
     Row("HOG target: times less CPU time than its one-hot form", "bench-hog", ("forms", "fastmim", "times_faster")),
     Row("Training loop: CPU time of a step over a bare loop's", "loop-overhead", ("fastmim_over_bare",)),
     Row("The same on two processes (DDP)", "loop-overhead-ddp", ("fastmim_over_bare",)),
@@ -140,21 +164,28 @@ MORE: tuple[Row, ...] = (
 
 
 def table(rows: tuple[Row, ...], folder: str) -> str:
-    """The rows in Markdown, with links to the records in `folder`; a benchmark without a record has no row."""
+    """The rows in Markdown, with links to the records in `folder`; a number that no record has gets no row."""
     cells = []
     for row in rows:
-        path = records.newest(FOLDER, row.record)
+        path, value = found(row)
         if path is None:
             continue
-        record = files.read_json(path)
-        value = record["summary"]
-        for key in row.keys:
-            value = value[key]
         link = f"[{path.name}]({folder}/{path.name})"
         shown = {key: f"{row.convert(number):.2f}" for key, number in _spread(value).items()}
         spread = f"{shown['min']} to {shown['max']}" if "min" in shown else "-"
-        cells.append((row.claim, shown["median"], spread, records.machine(record), link))
+        cells.append((row.claim, shown["median"], spread, records.machine(files.read_json(path)), link))
     return markdown(("figure", "median", "range", "measured on", "record"), cells, num_text=5)
+
+
+def found(row: Row) -> tuple[Path | None, Any]:
+    """The newest record that has a row's number, and the number: a step is recorded in one precision, or in two."""
+    for path in sorted(FOLDER.glob(f"{row.record}-[0-9]*.json"), reverse=True):
+        value = files.read_json(path)["summary"]
+        for key in row.keys:
+            value = value.get(key, {})
+        if value != {}:
+            return path, value
+    return None, None
 
 
 def _spread(value: float | dict[str, float]) -> dict[str, float]:

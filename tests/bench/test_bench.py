@@ -20,7 +20,9 @@ import fastmim
 from fastmim import cli
 from fastmim.bench import chart, tables
 from fastmim.bench.bench import bench
+from fastmim.bench.cases import cases
 from fastmim.bench.settings import PARTS, BenchConfig, CostConfig
+from fastmim.bench.steps import forms
 from fastmim.bench.timing import ratios
 from fastmim.errors import RequestError
 
@@ -62,37 +64,67 @@ def test_ratios_follow_from_the_raw_numbers(folder: Path) -> None:
         seconds = record["raw"]["cpu_seconds"]
         reference = next(iter(seconds))
         for name, numbers in record["summary"][key].items():
-            expected = ratios(seconds, baseline=reference, side=name)
+            _, _, kind = name.partition(", ")
+            own = f"{reference}, {kind}" if f"{reference}, {kind}" in seconds else reference
+            expected = ratios(seconds, baseline=own, side=name)
             assert numbers["times_faster"] == pytest.approx(expected, rel=1e-4)
             assert numbers["images_per_cpu_s"] > 0 and numbers["images_per_s"] > 0
 
 
+def test_kinds_of_files(folder: Path) -> None:
+    record = load(folder, "data")
+    kinds = ("4000 x 3000", "PNG", "WebP")
+    assert list(record["summary"]["pipelines"]) == [
+        "Pillow + torchvision",
+        *("folder, float batches", "folder", "jpeg pack", "raw pack"),
+        *(f"{way}, {kind}" for kind in kinds for way in ("Pillow + torchvision", "folder")),
+    ]
+    sizes = record["config"]["mean_bytes"]
+    assert sizes["4000 x 3000"] > 1e6 and sizes["PNG"] > sizes["folder"] > sizes["WebP"]
+
+
 def test_the_training_step_against_its_reference(folder: Path) -> None:
-    summary = load(folder, "step")["summary"]
-    assert [name.partition(", ")[2] for name in summary["cases"]] == [
+    cases = load(folder, "step")["summary"]["cases"]
+    *compared, alone = cases
+    assert [name.partition(", ")[2] for name in compared] == [
         "128 px, hog, in-place",
         "128 px, hog, drop",
-        "128 px, pixels, in-place",
-        "96 px, hog, in-place",
+        "MAE 224",
+        "SimMIM 192",
     ]
-    for case in summary["cases"].values():
-        assert list(case["forms"])[:2] == ["plain float32", "fastmim float32"]
-        assert case["fastmim"] == ("fastmim bf16" if "plain bf16" in case["forms"] else "fastmim float32")
-        for name, numbers in case["forms"].items():
-            assert (numbers["times_faster"]["median"] == 1) == name.startswith("plain")
-        assert case["times_faster"] == case["forms"][case["fastmim"]]["times_faster"]
-        for numbers in case["forms"].values():
-            assert numbers["memory_mib"] > 1 and 0 < numbers["share_of_peak"] < 1
-    whole, dropped = list(summary["cases"].values())[:2]
-    assert dropped["gflop_per_image"] < whole["gflop_per_image"]
+    check_forms([cases[name] for name in compared])
+    whole, dropped, mae, simmim = (cases[name]["gflop_per_image"] for name in compared)
+    assert dropped < whole < simmim and mae > dropped
+    assert alone == "test_vit, 128 px, hog, in-place, batch 4"
+    (form,) = cases[alone]["forms"].values()
+    assert 0 < form["share_of_peak"] < 1 and "times_faster" not in form
 
 
-def test_methods_and_tiers(folder: Path) -> None:
-    methods = load(folder, "methods")["summary"]["methods"]
-    assert list(methods) == ["FastMIM 128", "FastMIM 128, tokens dropped", "MAE 224", "SimMIM 192", "SimMIM 224"]
-    for numbers in methods.values():
-        hours = 1_281_167 / numbers["images_per_cpu_s"] / 3600
-        assert numbers["device_hours_per_epoch"] == pytest.approx(hours, rel=1e-3)
+def check_forms(cases: list[dict[str, Any]]) -> None:
+    """On a CPU a step has two forms of one precision."""
+    for case in cases:
+        (plain, before), (ours, after) = case["forms"].items()
+        assert plain.split()[1] == ours.split()[1] and case["fastmim"] == ours
+        assert before["times_faster"]["median"] == 1 and after["times_faster"] == case["times_faster"]
+        assert all(n["memory_mib"] > 1 and 0 < n["share_of_peak"] < 1 for n in (before, after))
+
+
+def test_fine_tuning(folder: Path) -> None:
+    record = load(folder, "finetune")
+    step, augmentation = record["summary"]["cases"].values()
+    check_forms([step])
+    assert list(augmentation["forms"]) == ["timm on Pillow", "fastmim"]
+    raw = record["raw"]["224 px, augmentation"]["cpu_seconds"]
+    expected = ratios(raw, baseline="timm on Pillow", side="fastmim")
+    assert augmentation["times_faster"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_precision_of_a_step_can_be_chosen() -> None:
+    assert [form.name for form in forms("cpu", "float32")] == ["fastmim float32"]
+    assert [form.name for form in forms("cuda:0", "bf16")] == ["fastmim bf16", "fastmim bf16 compiled"]
+
+
+def test_tiers(folder: Path) -> None:
     tiers = load(folder, "end-to-end")["summary"]["tiers"]
     assert list(tiers) == ["folder", "jpeg pack", "raw pack", "batches in memory"]
     assert all(0 <= numbers["data_wait_share"] <= 1 for numbers in tiers.values())
@@ -136,12 +168,12 @@ def test_records_of_an_accelerator_have_one_clock(folder: Path, tmp_path: Path) 
     chart.draw([record], tmp_path / "chart.png")
 
 
-def test_methods_that_a_hierarchical_backbone_does_not_support_are_left_out() -> None:
-    from fastmim.bench import methods, steps
-
-    summary, _ = methods.measure("test_convnext", steps.Form(precision="float32"), device="cpu", batch_size=1, rounds=1)
-    assert list(summary) == ["FastMIM 128", "SimMIM 192", "SimMIM 224"]
-    assert [case.masking for case in steps.cases(["test_convnext"])] == ["in-place"] * 3
+def test_a_backbone_that_cannot_drop_tokens_is_not_trained_by_mae() -> None:
+    assert [case.name for case in cases(["test_convnext"])] == [
+        "test_convnext, 128 px, hog, in-place",
+        "test_convnext, SimMIM 192",
+    ]
+    assert cases(["test_vit", "test_convnext"])[-1].name == "test_convnext, SimMIM 192"
 
 
 def test_a_chart_needs_matplotlib(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,17 +192,20 @@ def test_a_chart_needs_matplotlib(folder: Path, monkeypatch: pytest.MonkeyPatch)
 def test_cost(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     record = load(folder, "step")
     case, found = next(iter(record["summary"]["cases"].items()))
-    rate = found["forms"]["fastmim float32"]["images_per_cpu_s"]
+    rate = found["forms"][found["fastmim"]]["images_per_cpu_s"]
     rows = fastmim.cost(images=36_000, epochs=100, records=folder)
     by_name = {row.step: row.hours for row in rows if row.source == f"bench-step-{TODAY}"}
-    assert by_name[f"{case}: fastmim float32"] == pytest.approx(1000 / rate)
-    assert {(row.source, row.unit) for row in rows} == {
-        (f"bench-{x}-{TODAY}", "core-hours") for x in ("step", "methods")
-    }
-    path = folder / f"bench-methods-{TODAY}.json"
+    assert by_name[f"{case}: {found['fastmim']}"] == pytest.approx(1000 / rate)
+    assert {(row.source, row.unit) for row in rows} == {(f"bench-step-{TODAY}", "core-hours")}
+    path = folder / f"bench-step-{TODAY}.json"
     assert command("cost", "--images", "1281167", "--epochs", "800", "--record", str(path)) == 0
     text = capsys.readouterr().out
-    assert "1,281,167 images x 800 epochs" in text and "core-hours" in text and "MAE 224" in text
+    assert "1,281,167 images x 800 epochs" in text and "core-hours" in text
+    assert any("MAE 224" in row.step for row in rows)
+    assert fastmim.cost(images=1000, epochs=1, record=path, devices=8, batch_size=4096)
+    fine_tuning = folder / f"bench-finetune-{TODAY}.json"
+    with pytest.raises(RequestError, match="expected a bench-step record of fastmim bench"):
+        fastmim.cost(images=1, epochs=1, record=fine_tuning)
 
 
 def test_cost_tries_a_step_where_there_are_no_records(
@@ -206,7 +241,10 @@ def test_cost_tries_a_step_where_there_are_no_records(
         (("cost", "--images", "1", "--epochs", "1", "--backbone", "vit_smal"), "unknown backbone 'vit_smal'.*nearest"),
         (("cost", "--images", "1", "--epochs", "1", "--img-size", "0"), "img_size is 0; expected at least 1"),
         (("cost", "--images", "1", "--epochs", "1", "--record", "none.json"), "record is none.json: No such file"),
-        (("cost", "--images", "1", "--epochs", "1", "--record", "file"), "record is file; expected a bench-step or"),
+        (
+            ("cost", "--images", "1", "--epochs", "1", "--record", "file"),
+            "record is file; expected a bench-step record",
+        ),
     ],
 )
 def test_wrong_requests_are_one_line(

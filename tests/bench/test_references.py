@@ -8,9 +8,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fastmim.bench import flops, memory, methods
+from fastmim.bench import flops, memory
+from fastmim.bench.cases import Case
 from fastmim.bench.references import PlainHOG, plain, reference_step
-from fastmim.bench.steps import Case, Form, fastmim_step, reference, synthetic_batch
+from fastmim.bench.steps import Form, fastmim_step, reference, synthetic_batch
 from fastmim.method.targets import HOG
 
 VIT: dict[str, Any] = {
@@ -97,11 +98,8 @@ def test_the_plain_hog_is_hog() -> None:
 )
 def test_operations_of_vit_b(method: str, gflop: float) -> None:
     """The published figures, which leave out the products inside attention (up to 6 %); a multiply-add is two."""
-    size = int(methods.METHODS[method]["img_size"])
-    one, two = (
-        flops.count_flops(methods.build(method, "vit_base_patch16_224", {"depth": depth}), size, "cpu")
-        for depth in (1, 2)
-    )
+    networks = (Case.of(method, "vit_base_patch16_224", {"depth": depth}) for depth in (1, 2))
+    one, two = (flops.count_flops(network.build(), network.img_size, "cpu") for network in networks)
     forward = one + 11 * (two - one)  # all twelve blocks cost the same
     assert forward / 1e9 == pytest.approx(gflop, rel=0.06)
 

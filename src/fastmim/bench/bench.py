@@ -11,7 +11,7 @@ from rich.console import Console
 
 from fastmim.backbone import describe
 from fastmim.bench import chart, records, tables
-from fastmim.bench.parts import Parts, Scale, record_name
+from fastmim.bench.parts import Parts, record_name
 from fastmim.bench.settings import PARTS, BenchConfig
 from fastmim.errors import RequestError
 from fastmim.system import devices, display, files
@@ -31,15 +31,14 @@ def bench(config: BenchConfig, *, console: Console | None = None) -> list[Path]:
     """
     console = console or Console(highlight=False)
     device = str(devices.resolve_device(config.device))
-    names = config.backbone_names(device)
-    for name in names:
+    for name in config.backbone_names(device):
         describe(name, 128)
     records.prepare(config.records)
     paths, start, threads = [], time.monotonic(), torch.get_num_threads()
     torch.set_num_threads(THREADS)
     try:
         with tempfile.TemporaryDirectory() as folder:
-            parts = Parts(config.records, Scale.of(config, device), names, Path(folder), console)
+            parts = Parts(config, device, Path(folder), console)
             with parts.status:
                 for part in config.parts():
                     with parts.timing(part):

@@ -56,33 +56,28 @@ def panel(record: Record) -> tuple[str, str, list[Bar]]:
     summary, title, unit = record["summary"], tables.table(record).title, tables.clock(record)
     if "cases" in summary:
         return title, unit, _step_bars(summary["cases"])
-    if "methods" in summary:
-        return title, unit, [_method_bar(name, numbers) for name, numbers in summary["methods"].items()]
     if "tiers" in summary:
         return title, "images/s", [_tier_bar(name, numbers) for name, numbers in summary["tiers"].items()]
-    rows = summary.get("pipelines") or {k: n for k, n in summary["forms"].items() if not k.startswith("copy")}
-    first = next(iter(rows))
-    return title, unit, [_compared(name, n, GREY if name == first else BLUE) for name, n in rows.items()]
+    rows = summary.get("pipelines") or summary["forms"]
+    return title, unit, [_compared(name, numbers, BLUE) for name, numbers in rows.items()]
 
 
 def _step_bars(cases: dict[str, Any]) -> list[Bar]:
     bars = []
     for case, found in cases.items():
         for place, (form, numbers) in enumerate(found["forms"].items()):
-            color = BLUE if form == found["fastmim"] else GREY if form.startswith("plain") else LIGHT
+            color = BLUE if form == found["fastmim"] else LIGHT
             bars.append(_compared(form, numbers, color, group=case if place == 0 else ""))
     return bars
 
 
 def _compared(label: str, numbers: dict[str, Any], color: str, *, group: str = "") -> Bar:
-    ratio = numbers["times_faster"]["median"]
-    return Bar(label, tables.rate(numbers), "" if color == GREY else f"{ratio:.2f} x", color, group)
-
-
-def _method_bar(name: str, numbers: dict[str, Any]) -> Bar:
-    color = BLUE if name.startswith("FastMIM") else GREY
-    note = f"{numbers['gflop_forward']:.3g} GFLOP forward, {numbers['times_slower']['median']:.2f} x the time"
-    return Bar(name, tables.rate(numbers), note, color)
+    """A bar with its ratio; grey for what others are compared with."""
+    ratio = numbers.get("times_faster")
+    if tables.is_baseline(ratio):
+        return Bar(label, tables.rate(numbers), "", GREY, group)
+    note = f"{ratio['median']:.2f} x" if ratio else f"{numbers['share_of_peak']:.0%} of the peak"
+    return Bar(label, tables.rate(numbers), note, color, group)
 
 
 def _tier_bar(name: str, numbers: dict[str, Any]) -> Bar:

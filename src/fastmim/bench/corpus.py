@@ -1,4 +1,4 @@
-"""Photographs like a data set's: JPEGs of about 500 x 380 pixels and 100 KB, cut from larger photographs."""
+"""Photographs like a data set's: JPEGs of about 500 x 380 pixels and 100 KB, cut from larger ones; and other files."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import random
 import statistics
 from collections.abc import Sequence
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +63,31 @@ def make_tiers(folder: Path, into: Path) -> dict[str, Source]:
     return tiers
 
 
+def make_others(folder: Path, into: Path, *, num_images: int, num_large: int) -> dict[str, Source]:
+    """Folders of other files, by their kind: the first images of `folder` as PNG and WebP, and large JPEGs.
+
+    Args:
+        folder: From `cut_corpus`.
+        into: Where they are written.
+        num_images: PNGs and WebPs.
+        num_large: JPEGs of 4000 x 3000 pixels.
+    """
+    pictures = [Image.open(path) for path in sorted(folder.iterdir())[:num_images]]
+    generator, photographs = random.Random(0), [p for p in map(load_photograph, built_in_photographs()) if p]
+    mosaics = (_mosaic(photographs, generator) for _ in range(num_large))
+    found: dict[str, Source] = {}
+    for kind, suffix, images in (
+        ("4000 x 3000", "jpg", mosaics),
+        ("PNG", "png", pictures),
+        ("WebP", "webp", pictures),
+    ):
+        (into / kind).mkdir()
+        for number, image in enumerate(images):
+            image.save(into / kind / f"{number:04}.{suffix}")
+        found[kind] = open_source(str(into / kind), cache_dir=into / "cache")
+    return found
+
+
 def mean_bytes(source: Source) -> float:
     """The mean size of an image as it is stored."""
     sizes = [
@@ -106,9 +132,20 @@ def _jpeg(tile: Image.Image, quality: int) -> bytes:
 
 
 def _cut(photograph: Image.Image, generator: random.Random) -> Image.Image:
-    width, height = generator.randint(460, 540), generator.randint(350, 410)
+    return _crop(photograph, generator.randint(460, 540), generator.randint(350, 410), generator)
+
+
+def _crop(photograph: Image.Image, width: int, height: int, generator: random.Random) -> Image.Image:
     left, top = (generator.randint(0, room) for room in (photograph.width - width, photograph.height - height))
     return photograph.crop((left, top, left + width, top + height))
+
+
+def _mosaic(photographs: Sequence[Image.Image], generator: random.Random) -> Image.Image:
+    """4000 x 3000 pixels of photographs side by side, which have the detail that an enlargement lacks."""
+    whole, (width, height) = Image.new("RGB", (4000, 3000)), (500, 375)
+    for left, top in product(range(0, whole.width, width), range(0, whole.height, height)):
+        whole.paste(_crop(generator.choice(photographs), width, height, generator), (left, top))
+    return whole
 
 
 def _distance(data: bytes) -> int:

@@ -32,7 +32,7 @@ class Cost:
     """The cost of a training with one training step."""
 
     step: str
-    """The network with its image size, target and masking, or the method."""
+    """The network with its image size, target and masking, or its method."""
     images_per_s: float
     """Of CPU time, if the hours are core-hours."""
     hours: float
@@ -95,7 +95,7 @@ def print_cost(config: CostConfig) -> None:
 
 def _estimates(config: CostConfig) -> list[_Estimate]:
     """One for each record, or one of a step that is tried now."""
-    names = [f"bench-{part}{kind}" for kind in ("", "-cuda") for part in ("step", "methods")]
+    names = [f"bench-step{kind}" for kind in ("", "-cuda")]
     if config.record is not None:
         paths = [config.record]
     elif config.backbone is None:
@@ -172,13 +172,11 @@ def _predicted(steps: dict[str, scaling.Step], source: str, where: str, config: 
 
 def _recorded(record: dict[str, Any], config: CostConfig) -> _Estimate:
     """Of every step in a record, by CPU time on a CPU."""
-    summary = record["summary"]
-    if cases := scaling.cases(record):
-        steps = {
-            f"{case}: {form}": numbers for case, found in cases.items() for form, numbers in found["forms"].items()
-        }
-    else:
-        steps = {f"{summary['backbone']}: {method}": numbers for method, numbers in summary["methods"].items()}
+    steps = {
+        f"{case}: {form}": numbers
+        for case, found in scaling.cases(record).items()
+        for form, numbers in found["forms"].items()
+    }
     unit, num_images = "core-hours" if tables.on_cpu(record) else "device-hours", config.images * config.epochs
     rates = {name: tables.rate(numbers) for name, numbers in steps.items()}
     return _Estimate(
@@ -201,11 +199,11 @@ def read(path: Path) -> dict[str, Any]:
     """
     try:
         record = files.read_json(path)
-        known = bool(scaling.cases(record)) or "methods" in record["summary"]
+        known = "step" in record["name"] and bool(scaling.cases(record))
     except OSError as error:
         raise RequestError(f"record is {path}: {error.strerror}; expected a record of fastmim bench") from None
     except (RunError, KeyError, TypeError, AttributeError):  # no JSON, or other JSON
         known = False
     if not known:
-        raise RequestError(f"record is {path}; expected a bench-step or bench-methods record of fastmim bench")
+        raise RequestError(f"record is {path}; expected a bench-step record of fastmim bench")
     return record

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -30,6 +33,11 @@ def count_flops(model: MIM, img_size: int, device: str) -> float:
     """Operations of one image's forward pass in matrix products and convolutions (a multiply-add is two)."""
     images = torch.zeros(1, 3, img_size, img_size, device=device)
     keys = torch.zeros(1, dtype=torch.int64, device=device)
+    return count(lambda: model(images, keys))
+
+
+def count(run: Callable[[], Any]) -> float:
+    """Operations of a function in matrix products and convolutions."""
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(images, keys)
+        run()
     return float(counter.get_total_flops())

@@ -13,8 +13,10 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from fastmim.bench import corpus, data_path, end_to_end, flops, hog, methods, records, steps
-from fastmim.bench.settings import BenchConfig
+from fastmim.bench import corpus, data_path, end_to_end, finetune, flops, hog, records, steps
+from fastmim.bench.cases import Case, cases
+from fastmim.bench.settings import LARGE, BenchConfig
+from fastmim.bench.timing import Times
 from fastmim.data.sources import Source
 from fastmim.system import devices
 from fastmim.system.display import say
@@ -29,6 +31,12 @@ class Scale:
     rounds: int
     num_images: int
     """JPEGs of the corpus."""
+    num_others: int
+    """PNGs, and WebPs."""
+    num_large: int
+    """Large JPEGs."""
+    share_batch: int
+    """Images per step where the share of a CPU's peak is measured; 0 elsewhere, whose steps are as large."""
     data_batch: int
     hog_batch: int
     run_steps: int
@@ -39,12 +47,15 @@ class Scale:
         """The scale that a config asks for on a device."""
         small = device == "cpu"
         if config.quick:
-            return cls(device, config.batch_size or 2, config.rounds or 1, 16, 8, 4, 4)
+            return cls(device, config.batch_size or 2, config.rounds or 1, 16, 8, 2, 4 * small, 8, 4, 4)
         return cls(
             device=device,
             batch_size=config.batch_size or (16 if small else 256),
             rounds=config.rounds or (5 if small else 15),
             num_images=256 if small else 2048,
+            num_others=64,
+            num_large=8,
+            share_batch=64 if small else 0,
             data_batch=data_path.BATCH,
             hog_batch=32 if small else 512,
             run_steps=16 if small else 60,
@@ -59,9 +70,12 @@ def record_name(part: str, device: str) -> str:
 class Parts:
     """The parts by name, sharing a corpus and the device's peaks."""
 
-    def __init__(self, folder: Path, scale: Scale, names: tuple[str, ...], scratch: Path, console: Console) -> None:
-        self._folder, self._scale, self._names = folder, scale, names
+    def __init__(self, config: BenchConfig, device: str, scratch: Path, console: Console) -> None:
+        self._folder, self._precision, self._scale = config.records, config.precision, Scale.of(config, device)
+        self._names = config.backbone_names(device)
+        self._large = self._names[0] if config.backbones else LARGE
         self._scratch, self._console = scratch, console
+        self._photos = scratch / "photos"
         self._tiers: dict[str, Source] = {}
         self._num_photographs = 0
         self._peaks: dict[str, float] = {}
@@ -71,7 +85,7 @@ class Parts:
             "data": self._data,
             "hog": self._hog,
             "step": self._step,
-            "methods": self._methods,
+            "finetune": self._finetune,
             "end-to-end": self._end_to_end,
         }
 
@@ -97,14 +111,19 @@ class Parts:
 
     def _data(self) -> Path:
         scale, tiers = self._scale, self._make_tiers()
-        summary, times = data_path.measure(tiers, rounds=scale.rounds, batch=scale.data_batch)
-        sizes = {name: corpus.mean_bytes(source) for name, source in tiers.items()}
+        with self.timing("  writing other kinds of files"):
+            others = corpus.make_others(
+                self._photos, self._scratch, num_images=scale.num_others, num_large=scale.num_large
+            )
+        summary, times = data_path.measure(tiers, others, rounds=scale.rounds, batch=scale.data_batch)
+        sizes = {name: corpus.mean_bytes(source) for name, source in (tiers | others).items()}
         return self._write(
             "data",
             "A folder and its packs are read with less CPU time than by Pillow and torchvision's transforms.",
             {"pipelines": summary},
             times.raw(),
             num_images=scale.num_images,
+            num_others={name: len(source) for name, source in others.items()},
             num_photographs=self._num_photographs,
             crop_size=data_path.SIZE,
             batch_size=scale.data_batch,
@@ -124,37 +143,52 @@ class Parts:
 
     def _step(self) -> Path:
         scale, found, raw = self._scale, {}, {}
-        for case in steps.cases(self._names):
+        for case in cases(self._names):
             with self.timing(f"  {case.name}"):
-                found[case.name], times = steps.measure(
-                    case,
-                    device=scale.device,
-                    batch_size=scale.batch_size,
-                    rounds=scale.rounds,
-                    peaks=self._measured_peaks(),
-                )
+                found[case.name], times = self._measure_step(case, batch_size=scale.batch_size)
                 raw[case.name] = times.raw()
+        if scale.share_batch:
+            case, name = Case(backbone=self._large), f"{Case(backbone=self._large).name}, batch {scale.share_batch}"
+            with self.timing(f"  {name}"):
+                found[name], times = self._measure_step(case, batch_size=scale.share_batch, alone=True)
+                raw[name] = times.raw()
         claim = "A training step processes more images per second than its plain form of the same precision."
-        summary = {"peak_tflops": self._peaks, "cases": found}
+        summary = {"peak_tflops": self._measured_peaks(), "cases": found}
         return self._write("step", claim, summary, raw, batch_size=scale.batch_size)
 
-    def _methods(self) -> Path:
-        scale = self._scale
-        form = steps.forms(scale.device)[-1]
-        # Half the images, because some methods need 224 px.
-        batch_size = max(1, scale.batch_size // 2)
-        summary, times = methods.measure(
-            self._names[0], form, device=scale.device, batch_size=batch_size, rounds=scale.rounds
-        )
-        claim = "FastMIM at 128 px costs a fraction of MAE at 224 px and SimMIM at 192 px, per image and per epoch."
-        return self._write(
-            "methods",
-            claim,
-            {"backbone": self._names[0], "methods": summary},
-            times.raw(),
+    def _measure_step(self, case: Case, *, batch_size: int, alone: bool = False) -> tuple[dict[str, Any], Times]:
+        return steps.measure(
+            case,
+            device=self._scale.device,
             batch_size=batch_size,
-            form=form.name,
-            epoch=methods.EPOCH,
+            rounds=self._scale.rounds,
+            peaks=self._measured_peaks(),
+            precision=self._precision,
+            alone=alone,
+        )
+
+    def _finetune(self) -> Path:
+        scale, source = self._scale, self._make_tiers()["folder"]
+        names = f"{self._names[0]}, {finetune.SIZE} px, step", f"{finetune.SIZE} px, augmentation"
+        with self.timing(f"  {names[0]}"):
+            step, times = finetune.measure_step(
+                self._names[0],
+                device=scale.device,
+                batch_size=scale.batch_size + scale.batch_size % 2,
+                rounds=scale.rounds,
+                peaks=self._measured_peaks(),
+                precision=self._precision,
+            )
+        with self.timing(f"  {names[1]}"):
+            augmentation, further = finetune.measure_augmentation(source, rounds=scale.rounds, batch=scale.data_batch)
+        return self._write(
+            "finetune",
+            "Fine-tuning takes less time than in the plain form: a step, and the augmentation on the processor.",
+            {"peak_tflops": self._measured_peaks(), "cases": dict(zip(names, (step, augmentation), strict=True))},
+            dict(zip(names, (times.raw(), further.raw()), strict=True)),
+            batch_size=scale.batch_size,
+            num_images=scale.num_images,
+            data_batch=scale.data_batch,
         )
 
     def _end_to_end(self) -> Path:
@@ -167,7 +201,7 @@ class Parts:
             "batch_size": scale.data_batch if on_cpu else scale.batch_size,
             "steps": scale.run_steps,
             "rounds": rounds,
-            "bf16": steps.forms(scale.device)[-1].precision == "bf16",
+            "bf16": steps.forms(scale.device, self._precision)[-1].precision == "bf16",
         }
         summary, raw = end_to_end.measure(
             self._make_tiers(), Path(tempfile.mkdtemp(dir=self._scratch)), device=scale.device, **settings
@@ -184,10 +218,9 @@ class Parts:
     def _make_tiers(self) -> dict[str, Source]:
         if not self._tiers:
             with self.timing("  cutting and packing photographs"):
-                folder = self._scratch / "photos"
-                folder.mkdir()
-                self._num_photographs = corpus.cut_corpus(folder, self._scale.num_images)
-                self._tiers = corpus.make_tiers(folder, self._scratch)
+                self._photos.mkdir()
+                self._num_photographs = corpus.cut_corpus(self._photos, self._scale.num_images)
+                self._tiers = corpus.make_tiers(self._photos, self._scratch)
         return self._tiers
 
     def _measured_peaks(self) -> dict[str, float]:

@@ -11,7 +11,7 @@ import copy
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,8 @@ from fastmim.method import targets
 from fastmim.method.mim import MIM
 
 LEARNING_RATE = 1e-4
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 class PlainHOG(nn.Module):
@@ -54,18 +56,24 @@ class PlainHOG(nn.Module):
 
 def plain(model: MIM) -> MIM:
     """Copy the model in its plain form, with the same weights."""
-    model = copy.deepcopy(model)
-    for module in model.modules():
-        if hasattr(module, "fused_attn"):
-            module._forward_pre_hooks.clear()  # which choose the form
-            module.fused_attn = False  # type: ignore[assignment]
-        if isinstance(module, nn.Conv2d):
-            vars(module).pop("forward", None)  # the matrix product
+    model = plain_layers(model)
     model.backbone.encode_visible = partial(_encode_visible, model.backbone.model)  # type: ignore[method-assign]
     if isinstance(model.target, targets.HOG):
         device = next(model.parameters()).device
         model.target = PlainHOG(model.target.cell, model.target.num_bins).to(device)  # type: ignore[assignment]
     return model
+
+
+def plain_layers(network: Network) -> Network:
+    """Copy a network with plain attention and patches, and the same weights."""
+    network = copy.deepcopy(network)
+    for module in network.modules():
+        if hasattr(module, "fused_attn"):
+            module._forward_pre_hooks.clear()  # which choose the form
+            module.fused_attn = False  # type: ignore[assignment]
+        if isinstance(module, nn.Conv2d):
+            vars(module).pop("forward", None)  # the matrix product
+    return network
 
 
 def _encode_visible(vit: Any, images: Tensor, visible: Tensor) -> tuple[Tensor, Tensor]:
@@ -92,12 +100,24 @@ def reference_step(model: MIM, batch: dict[str, Tensor], precision: str) -> Call
     undecayed = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": 0.05}, {"params": undecayed, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=(0.9, 0.95))
-    scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
     mean, std = (torch.tensor(values, device=device) for values in (IMAGENET_MEAN, IMAGENET_STD))
+
+    def forward() -> Tensor:
+        loss: Tensor = model(**augment.prepare(batch, mean, std))["loss"]
+        return loss
+
+    return conventional_step(model, forward, optimizer, precision, device)
+
+
+def conventional_step(
+    model: nn.Module, forward: Callable[[], Tensor], optimizer: torch.optim.AdamW, precision: str, device: torch.device
+) -> Callable[[], float]:
+    """A step whose loss the host reads, from the function that computes it; see `reference_step`."""
+    scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
 
     def step() -> float:
         with torch.autocast(device.type, DTYPES[precision], enabled=precision != "float32"):
-            loss = model(**augment.prepare(batch, mean, std))["loss"]
+            loss = forward()
         value = float(loss.item())
         if not math.isfinite(value):
             raise SystemExit(f"loss is {value}, stopping")

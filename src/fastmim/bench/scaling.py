@@ -9,14 +9,14 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import nn
 
+from fastmim.bench.cases import METHODS, Case
 from fastmim.bench.tables import rate
-from fastmim.method.mim import MIM
 
 _BUCKET_BYTES = 25 * 2**20  # the size of DistributedDataParallel's buckets
 _BACKWARD = 2 / 3  # the backward pass's share of the arithmetic of a step
@@ -154,7 +154,8 @@ def steps(record: Mapping[str, Any]) -> dict[str, Step]:
     """The steps of a record of `fastmim bench --only step`, or of benchmarks/gpu.py: one for each network and masking.
 
     Args:
-        record: Its cases are named by the network and words such as "128 px", "drop" and "batch 256", with commas.
+        record: Its cases are named by the network and its method, or words such as "128 px" and "drop", and perhaps
+            "batch 256", with commas.
     """
     rates: defaultdict[str, dict[int, float]] = defaultdict(dict)
     for case, found in cases(record).items():
@@ -166,5 +167,8 @@ def steps(record: Mapping[str, Any]) -> dict[str, Step]:
 def _bytes_of(case: str) -> int:
     backbone, *words = case.split(", ")
     img_size = next((int(word.removesuffix(" px")) for word in words if word.endswith(" px")), 128)
+    masking: Literal["drop", "in-place"] = "drop" if "drop" in words else "in-place"
+    method = next((word for word in words if word in METHODS), None)
+    named = Case.of(method, backbone) if method else Case(backbone=backbone, img_size=img_size, masking=masking)
     with torch.device("meta"):
-        return gradient_bytes(MIM(backbone, img_size=img_size, masking="drop" if "drop" in words else "in-place"))
+        return gradient_bytes(named.build())

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from fastmim.config import Settings, check_positive, nearest
 from fastmim.errors import RequestError
 
-PARTS = ("data", "hog", "step", "methods", "end-to-end")
+PARTS = ("data", "hog", "step", "finetune", "end-to-end")
 RECORDS = Path("runs/bench")
 """Where `bench` writes and `cost` reads, unless told otherwise."""
 BACKBONES = {
     "cpu": ("vit_small_patch16_224", "swin_tiny_patch4_window7_224", "convnext_tiny"),
     "accelerator": ("vit_base_patch16_224", "swin_base_patch4_window7_224", "convnext_base", "pvt_v2_b2"),
 }
+
+
+LARGE = "vit_base_patch16_224"
+"""The network whose share of a CPU's peak is measured, in larger batches, unless other backbones are chosen."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,14 +30,17 @@ class BenchConfig(Settings):
     """Directory for the records (name-DATE.json), tables (bench.md) and chart (bench.png)."""
 
     only: str = ",".join(PARTS)
-    """Comma-separated parts: data, hog, step, methods, end-to-end."""
+    """Comma-separated parts: data, hog, step, finetune, end-to-end."""
 
     backbones: str | None = None
-    """Comma-separated timm models; the first, a plain ViT, is also used for the variants. [default: ViT-S, Swin-T
-    and ConvNeXt-T on a CPU; ViT-B, Swin-B, ConvNeXt-B and PVTv2-B2 elsewhere]"""
+    """Comma-separated timm models; the first, a plain ViT, is also used for MAE and fine-tuning, the second for SimMIM.
+    [default: ViT-S, Swin-T and ConvNeXt-T on a CPU; ViT-B, Swin-B, ConvNeXt-B and PVTv2-B2 elsewhere]"""
 
     device: str = "auto"
     """`cpu`, `cuda`, `cuda:1`, `mps`; `auto` takes the accelerator, if any."""
+
+    precision: Literal["auto", "bf16", "float32"] = "auto"
+    """Precision of both sides of a training step; `auto` is bf16 where the device multiplies it fast, else float32."""
 
     batch_size: int | None = None
     """Images per training step. [default: 16 on a CPU, 256 elsewhere]"""
@@ -71,7 +79,7 @@ class CostConfig(Settings):
     """Passes over the images."""
 
     record: Path | None = None
-    """A record of `fastmim bench`, bench-step or bench-methods. [default: the newest of each in --records]"""
+    """A record of `fastmim bench`, bench-step. [default: the newest in --records]"""
 
     records: Path = RECORDS
     """Directory of the records. If it holds none, a step is tried on this machine."""

@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from fastmim.backbone import Backbone
-from fastmim.backbone.maps import drops_tokens
 from fastmim.bench import flops, memory
+from fastmim.bench.cases import Case
 from fastmim.bench.references import LEARNING_RATE, plain, reference_step
-from fastmim.bench.timing import Times, ratios, take_turns
+from fastmim.bench.timing import Sides, Times, ratios, take_turns
 from fastmim.data import augment
 from fastmim.data.statistics import IMAGENET_MEAN, IMAGENET_STD
 from fastmim.method.mim import MIM
-from fastmim.method.targets import TARGETS
 from fastmim.system import devices
 from fastmim.training import optim
-from fastmim.training.loop import make_forward, train_step
+from fastmim.training.loop import Batch, make_forward, train_step
 from fastmim.training.meter import Meter
 
 
@@ -39,44 +37,16 @@ class Form:
         return f"fastmim {self.precision}{' compiled' if self.compile else ''}"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Case:
-    """A model to train."""
+def forms(device: str, precision: str = "auto") -> list[Form]:
+    """The variants of fastmim's step to time on the device; the last is the one recommended there.
 
-    backbone: str
-    img_size: int = 128
-    target: str = "hog"
-    masking: Literal["in-place", "drop"] = "in-place"
-    backbone_args: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def name(self) -> str:
-        """Its name in records and tables."""
-        return f"{self.backbone}, {self.img_size} px, {self.target}, {self.masking}"
-
-    def build(self) -> MIM:
-        """Build the model, always with the same weights."""
-        torch.manual_seed(0)
-        target = TARGETS[self.target]
-        args = dict(self.backbone_args)
-        return MIM(self.backbone, img_size=self.img_size, target=target, masking=self.masking, backbone_args=args)
-
-
-def cases(backbones: Sequence[str]) -> list[Case]:
-    """Each backbone with FastMIM's settings, and variants of the first one that change one setting each."""
-    first = functools.partial(Case, backbone=backbones[0])
-    variants = [first(target="pixels"), first(img_size=96)]
-    if drops_tokens(Backbone(backbones[0]).model):
-        variants.insert(0, first(masking="drop"))
-    return [*(Case(backbone=name) for name in backbones), *variants]
-
-
-def forms(device: str) -> list[Form]:
-    """The variants of fastmim's step to time on the device; the last is the one recommended there."""
-    if device.startswith("cuda"):
-        return [Form(precision="bf16"), Form(precision="bf16", compile=True)]
-    fast = devices.has_fast_bf16(torch.device(device))
-    return [Form(precision="float32")] + ([Form(precision="bf16")] if fast else [])
+    Args:
+        device: Where they run.
+        precision: "float32", "bf16", or "auto" for what training takes there.
+    """
+    bf16 = devices.resolve_bf16(precision, torch.device(device))
+    eager = Form(precision="bf16" if bf16 else "float32")
+    return [eager, replace(eager, compile=True)] if device.startswith("cuda") else [eager]
 
 
 def reference(form: Form, device: str) -> str:
@@ -103,8 +73,19 @@ def fastmim_step(model: MIM, batch: dict[str, Tensor], form: Form) -> Callable[[
     device = batch["images"].device
     mean, std = (torch.tensor(values, device=device) for values in (IMAGENET_MEAN, IMAGENET_STD))
     prepare = functools.partial(augment.prepare, mean=mean, std=std)
+    return loop_step(model, prepare, optim.build(model, weight_decay=0.05, betas=(0.9, 0.95)), batch, form)
+
+
+def loop_step(
+    model: nn.Module,
+    prepare: Callable[[Batch], Mapping[str, Any]],
+    optimizer: torch.optim.AdamW,
+    batch: dict[str, Tensor],
+    form: Form,
+) -> Callable[[], None]:
+    """A step as in `loop.fit` of any model that returns a loss; see `fastmim_step`."""
+    device = batch["images"].device
     forward = make_forward(model, prepare, device, bf16=form.precision == "bf16", compile=form.compile)
-    optimizer = optim.build(model, weight_decay=0.05, betas=(0.9, 0.95))
     meter = Meter(0, device=device, batch_size=len(batch["keys"]), steps_per_epoch=1)
 
     def step() -> None:
@@ -114,9 +95,16 @@ def fastmim_step(model: MIM, batch: dict[str, Tensor], form: Form) -> Callable[[
 
 
 def measure(
-    case: Case, *, device: str, batch_size: int, rounds: int, peaks: dict[str, float]
+    case: Case,
+    *,
+    device: str,
+    batch_size: int,
+    rounds: int,
+    peaks: dict[str, float],
+    precision: str = "auto",
+    alone: bool = False,
 ) -> tuple[dict[str, Any], Times]:
-    """Time the forms of a case in turns, each against the plain form of its precision.
+    """Time the forms of a case in turns, against the plain form of their precision.
 
     Args:
         case: The model.
@@ -124,6 +112,8 @@ def measure(
         batch_size: Images in a step.
         rounds: Timed steps of each form.
         peaks: `flops.matmul_tflops` by precision.
+        precision: As in `forms`.
+        alone: Leave out the plain form, and the memory.
 
     Returns:
         The case's summary, and the times.
@@ -132,31 +122,37 @@ def measure(
     model = case.build().to(device).train()
     gflop = flops.STEP * flops.count_flops(model, case.img_size, device) / 1e9
     batch = synthetic_batch(batch_size, case.img_size, device)
+    ours = forms(device, precision)
     sides: dict[str, Callable[[], Any]] = {}
-    precisions: dict[str, str] = {}
-    baselines: dict[str, str] = {}
-    ours = forms(device)
-    for form in ours:
-        precision = reference(form, device)
-        baseline = f"plain {precision}"
-        if baseline not in sides:
-            sides[baseline], precisions[baseline] = reference_step(plain(model), batch, precision), precision
-        sides[form.name], precisions[form.name] = fastmim_step(model, batch, form), form.precision
-        baselines |= {baseline: baseline, form.name: baseline}
+    if not alone:
+        compared = reference(ours[-1], device)
+        sides[f"plain {compared}"] = reference_step(plain(model), batch, compared)
+    sides |= {form.name: fastmim_step(model, batch, form) for form in ours}
     times = take_turns(sides, rounds=rounds, device=device, warm_up=1 if device == "cpu" else 3)
-    rates = times.rates(batch_size)
-    summary: dict[str, dict[str, Any]] = {}
+    return summarise(sides, times, device=device, batch_size=batch_size, gflop=gflop, peaks=peaks), times
+
+
+def summarise(
+    sides: Sides, times: Times, *, device: str, batch_size: int, gflop: float, peaks: dict[str, float]
+) -> dict[str, Any]:
+    """The summary of forms that took turns: the plain one, if it is there, first, the one recommended last.
+
+    Args:
+        sides: A step of each form by name, of which the second word is the precision.
+        times: Of their turns.
+        device: Where they ran.
+        batch_size: Images in a step.
+        gflop: Operations of an image in a step, in 10^9.
+        peaks: `flops.matmul_tflops` by precision.
+    """
+    first, best = next(iter(sides)), list(sides)[-1]
+    compared, rates = first.startswith("plain"), times.rates(batch_size)
+    found: dict[str, dict[str, Any]] = {}
     for name, run in sides.items():
         per_s = rates[name].get("images_per_cpu_s", rates[name]["images_per_s"])
-        summary[name] = rates[name] | {
-            "memory_mib": memory.peak_mib(run, device),
-            "share_of_peak": per_s * gflop / 1000 / peaks[precisions[name]],
-            "times_faster": ratios(times.seconds, baseline=baselines[name], side=name),
-        }
-    best = ours[-1].name
-    return {
-        "gflop_per_image": gflop,
-        "fastmim": best,
-        "times_faster": summary[best]["times_faster"],
-        "forms": summary,
-    }, times
+        found[name] = rates[name] | {"share_of_peak": per_s * gflop / 1000 / peaks[name.split()[1]]}
+        if compared:
+            found[name]["memory_mib"] = memory.peak_mib(run, device)
+            found[name]["times_faster"] = ratios(times.seconds, baseline=first, side=name)
+    faster = {"times_faster": found[best]["times_faster"]} if compared else {}
+    return {"gflop_per_image": gflop, "fastmim": best, "forms": found} | faster

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from fastmim.bench.markdown import Table, number
@@ -14,8 +15,8 @@ WIDTH = 120
 Columns = dict[str, Callable[[Any], str]]
 """The function that makes a column's cell from a row's numbers, by the column's name."""
 
-_MEMORY: Columns = {"MiB": lambda n: number(n["memory_mib"])}
-_FASTER: Columns = {"times faster": lambda n: spread(n["times_faster"])}
+_MEMORY: Columns = {"MiB": lambda n: number(n.get("memory_mib"))}
+_FASTER: Columns = {"times faster": lambda n: spread(n.get("times_faster"))}
 
 
 def table(record: Record) -> Table:
@@ -24,11 +25,16 @@ def table(record: Record) -> Table:
     return _TABLES[next(name for name in _TABLES if part.startswith(name))](record)
 
 
-def spread(ratio: Mapping[str, float]) -> str:
-    """Median and range of a ratio; a dash for the baseline itself."""
-    if ratio["min"] == ratio["max"] == 1:
+def spread(ratio: Mapping[str, float] | None) -> str:
+    """Median and range of a ratio; a dash for the baseline itself, and for what has none."""
+    if ratio is None or is_baseline(ratio):
         return "-"
     return f"{ratio['median']:.2f} ({ratio['min']:.2f} to {ratio['max']:.2f})"
+
+
+def is_baseline(ratio: Mapping[str, float] | None) -> bool:
+    """Whether it is the ratio of a form to itself."""
+    return ratio is not None and ratio["min"] == ratio["max"] == 1
 
 
 def rate(numbers: Mapping[str, float]) -> float:
@@ -71,7 +77,8 @@ def _data(record: Record) -> Table:
         record["summary"]["pipelines"],
         _rates(record) | _FASTER,
         f"{config['num_images']} JPEGs of {config['mean_bytes']['folder'] / 1000:.0f} KB, crops of "
-        f"{config['crop_size']} px, no worker processes; ratios from CPU time. {where(record)}.",
+        f"{config['crop_size']} px, no worker processes; fastmim leaves flip and normalisation to the device, but for "
+        f"float batches; ratios from CPU time. {where(record)}.",
     )
 
 
@@ -85,15 +92,15 @@ def _hog(record: Record) -> Table:
     )
 
 
-def _step(record: Record) -> Table:
-    columns = _rates(record) | _MEMORY | {"of peak": lambda n: f"{n['share_of_peak']:.0%}"} | _FASTER
+def _steps(title: str, record: Record) -> Table:
+    columns = _rates(record) | _MEMORY | {"of peak": lambda n: _share(n.get("share_of_peak"))} | _FASTER
     rows: list[tuple[str, ...]] = []
     for case, found in record["summary"]["cases"].items():
         rows.append((case, *("" for _ in columns)))
         rows += [(f"  {form}", *(cell(n) for cell in columns.values())) for form, n in found["forms"].items()]
     peaks = ", ".join(f"{name} {value:.3g}" for name, value in record["summary"]["peak_tflops"].items())
     return Table(
-        "Training step",
+        title,
         ("step", *columns),
         rows,
         f"Batches of {record['config']['batch_size']}; MiB: activations and gradients; of peak: the model's "
@@ -102,20 +109,8 @@ def _step(record: Record) -> Table:
     )
 
 
-def _methods(record: Record) -> Table:
-    unit = "core-hours" if on_cpu(record) else "device-hours"
-    return _table(
-        f"Methods on {record['summary']['backbone']}",
-        "method",
-        record["summary"]["methods"],
-        _rates(record)
-        | {"GFLOP forward": lambda n: number(n["gflop_forward"])}
-        | _MEMORY
-        | {f"{unit} an epoch": lambda n: number(n["device_hours_per_epoch"])}
-        | {"times FastMIM's": lambda n: spread(n["times_slower"])},
-        f"All by fastmim in {record['config']['form'].removeprefix('fastmim ')}; an epoch is "
-        f"{record['config']['epoch']:,} images; ratios from {_ratio_clock(record)}. {where(record)}.",
-    )
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.0%}"
 
 
 def _end_to_end(record: Record) -> Table:
@@ -140,7 +135,7 @@ def _ratio_clock(record: Record) -> str:
 _TABLES: dict[str, Callable[[Record], Table]] = {
     "data": _data,
     "hog": _hog,
-    "step": _step,
-    "methods": _methods,
+    "step": partial(_steps, "Training step"),
+    "finetune": partial(_steps, "Fine-tuning"),
     "end-to-end": _end_to_end,
 }

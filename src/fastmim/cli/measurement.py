@@ -27,7 +27,7 @@ def study(
 
 @app.command
 def bench(settings: Annotated[BenchConfig, AsFlags] | None = None) -> int:
-    """Measure data path, HOG, training step, methods and whole runs; writes records, tables and a chart."""
+    """Measure data path, HOG, training steps, fine-tuning and whole runs; writes records, tables and a chart."""
     from fastmim.bench.bench import bench as run_bench
 
     run_bench(settings or BenchConfig())
