@@ -26,7 +26,7 @@ from fastmim.bench.timing import Times, ratios, take_turns
 from fastmim.data import augment
 from fastmim.data.loader import load
 from fastmim.data.mixing import Mix
-from fastmim.data.rand_augment import RandAugment
+from fastmim.data.rand_augment import RandAugment, keep_a_bit
 from fastmim.data.sources import Source
 from fastmim.data.statistics import IMAGENET_MEAN, IMAGENET_STD
 from fastmim.training import optim
@@ -126,6 +126,7 @@ def augment_plainly(source: Source, batch: int) -> None:
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,
     )
+    keep_a_bit(next(step for step in transform.transforms if hasattr(step, "ops")))
     mix, labels = _timm_mixup(), torch.arange(batch) % NUM_CLASSES
     for images in DataLoader(Pictures(source, transform), batch_size=batch, shuffle=True, drop_last=True):
         mix(images, labels)

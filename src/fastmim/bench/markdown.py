@@ -36,7 +36,11 @@ class Table:
 
     def print(self, console: Console, *, width: int) -> None:
         """Print it, in `width` columns where the output is no terminal and has no width of its own."""
-        console.print(self.rich(), width=None if console.is_terminal else width)
+        found = console.width
+        if not console.is_terminal:
+            console.width = max(found, width)  # rich takes the smaller of the console's and a given one
+        console.print(self.rich())
+        console.width = found
 
     def markdown(self) -> str:
         """A section: heading, table, note."""

@@ -55,9 +55,7 @@ class RandAugment:
         # Without the last entry timm would draw bilinear or bicubic; MAE and FastMIM fine-tune with bicubic.
         options = {"translate_pct": 0.45, "img_mean": fill, "interpolation": Image.Resampling.BICUBIC}
         transform = rand_augment_transform(self.policy, options)
-        for operation in transform.ops:
-            if operation.name.startswith("Posterize"):
-                operation.level_fn = _at_least_one_bit(operation.level_fn)
+        keep_a_bit(transform)
         return transform
 
     @cached_property
@@ -83,8 +81,14 @@ class RandAugment:
         return torch.stack([torch.from_numpy(np.array(channel)) for channel in changed.split()])
 
 
+def keep_a_bit(transform: Any) -> None:
+    """Let timm's RandAugment posterise to one bit at least; at the highest level it keeps 0, which Pillow rejects."""
+    for operation in transform.ops:
+        if operation.name.startswith("Posterize"):
+            operation.level_fn = _at_least_one_bit(operation.level_fn)
+
+
 def _at_least_one_bit(level_fn: Callable[..., tuple[int, ...]]) -> Callable[..., tuple[int, ...]]:
-    """Keep at least one bit; at the highest level timm keeps 0, which Pillow rejects."""
     return lambda level, hparams: (max(1, level_fn(level, hparams)[0]),)
 
 
