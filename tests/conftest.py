@@ -13,10 +13,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from PIL import Image
 
 import fastmim
 from fastmim.data.sources import open_source
+
+# The same examples wherever the suite runs, and no verdict on how fast they are drawn there.
+settings.register_profile("suite", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("suite")
 
 # 0.1 M parameters, 4 x 4 positions: a step takes milliseconds.
 SMALL: dict[str, Any] = {

@@ -374,7 +374,7 @@ SMALL = photograph().resize((64, 48))
     edits=st.lists(st.tuples(st.integers(0, 4000), st.binary(max_size=4)), max_size=4),
     length=st.integers(0, 10_000),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_no_bytes_break_it(data: bytes, edits: list[tuple[int, bytes]], length: int) -> None:
     broken = bytearray(data[:length])
     for position, content in edits:

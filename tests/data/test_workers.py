@@ -237,7 +237,7 @@ def test_a_program_that_ends_leaves_no_process_and_prints_nothing(tmp_path: Path
     """The iterator is alive at the end of `main`, and held by a global afterwards."""
     then = "globals().update(kept=batches)"
     with run_trainer(tmp_path, source=source, method="fork", then=then) as trainer:
-        output, errors = trainer.communicate(timeout=60)
+        output, errors = trainer.communicate(timeout=120)
     assert trainer.returncode == 0
     assert errors == ""
     wait_until_gone([int(pid) for pid in output.split()])

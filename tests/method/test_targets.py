@@ -67,7 +67,7 @@ def test_equals_the_definition_on_continuous_values(seed: int) -> None:
     np.testing.assert_allclose(HOG()(images), hog_by_loop(images.numpy(), 8), atol=1e-5)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(2, 4)).flatmap(
         lambda s: st.tuples(
