@@ -102,11 +102,26 @@ def test_linear_heads_separate_separable_classes_at_any_scale() -> None:
     features = features * torch.logspace(-3, 3, 8) + 50  # standardising undoes this
     train, val = points(features[:150], labels[:150]), points(features[150:], labels[150:])
     found = scores.linear(train, val, num_steps=100)
-    assert len(found) == len(scores.LEARNING_RATES) * len(scores.WEIGHT_DECAYS)
+    assert len(found) == scores.FINALISTS
     assert max(found.values()) >= 0.98
     assert found == scores.linear(train, val, num_steps=100)
     rounded = scores.linear(train, val, num_steps=100, bf16=True)
     assert rounded == pytest.approx(found, abs=0.02)
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_heads_that_are_trained_to_the_end_are_the_best_and_unchanged_by_the_choice(bf16: bool) -> None:
+    generator = torch.Generator().manual_seed(2)
+    labels = torch.arange(1200) % 6
+    features = torch.randn(1200, 12, generator=generator) + 1.2 * torch.nn.functional.one_hot(labels, 12)
+    train, val = points(features[:400], labels[:400]), points(features[400:], labels[400:])
+    settings = {"learning_rates": (1e-4, 0.01, 0.1, 1e6), "weight_decays": (0.0, 0.01), "num_steps": 200, "bf16": bf16}
+    every = scores.linear(train, val, finalists=8, **settings)
+    found = scores.linear(train, val, finalists=4, **settings)
+    assert len(every) == 8 and len(found) == 4
+    assert found == {head: every[head] for head in found}
+    assert max(found.values()) >= max(every.values()) - 0.005
+    assert (1e6, 0.01) not in found  # it diverges
 
 
 def test_a_linear_head_is_independent_of_the_others_and_follows_sgd() -> None:
@@ -227,7 +242,7 @@ def test_a_probe_of_a_run_tells_classes_apart(tmp_path: Path, run: Path, labelle
     if method == "knn":
         assert [row["k"] for row in report["results"]] == [5, 10, 20, 40]
     else:
-        assert len(report["results"]) == len(scores.LEARNING_RATES) * len(scores.WEIGHT_DECAYS)
+        assert len(report["results"]) == scores.FINALISTS
 
 
 def test_a_runs_features_come_from_its_last_step_and_equal_its_files(tmp_path: Path, run: Path, photos: Path) -> None:
