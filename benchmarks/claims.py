@@ -46,7 +46,11 @@ of few seeds and a small difference.
 FIELD = """## What the field believes, tested in the same way
 
 These are claims of others about targets and starts, on which whole methods rest. Device-seconds, not steps, are equal,
-so that a dear target has to earn its cost. What played the public model and the teacher is in the study's command.
+so that a dear target has to earn its cost. What plays the public model and the teacher is a network of the study's own
+architecture, one for all seeds, trained with the labels of other classes than the study's: those in `public` of
+`benchmarks/halves.py` (600 steps) and of `benchmarks/tiles.py --halves` (400 steps), each step on 128 images, by
+`fastmim finetune --weights none --lr 4e-3 --warmup 20% --crop-scale 0.5 1.0 --randaugment none --mixup 0 --cutmix 0
+--reprob 0`.
 """
 
 FOOT = """

@@ -60,10 +60,14 @@ def points(record: Record) -> dict[str, dict[str, Any]]:
 
 
 def groups(record: Record, *varied: str) -> Iterator[dict[Any, str]]:
-    """Points that differ in `varied` only: names by the values of `varied` (by the value itself if it is one)."""
+    """Points that differ in `varied` only: names by the values of `varied` (by the value itself if it is one).
+
+    Whether there is a teacher belongs to the target.
+    """
     found: dict[str, dict[Any, str]] = {}
     for name, config in points(record).items():
-        rest = {key: value for key, value in config.items() if key not in varied}
+        implied = ("teacher",) if "target" in varied else ()
+        rest = {key: value for key, value in config.items() if key not in varied + implied}
         value = tuple(config.get(key) for key in varied)  # older records lack newer settings
         found.setdefault(json.dumps(rest, sort_keys=True), {})[value if len(varied) > 1 else value[0]] = name
     yield from (group for group in found.values() if len(group) > 1)
@@ -82,6 +86,19 @@ def against(record: Record, labels: str, group: dict[Any, str], baseline: Any, o
 def between(record: Record, labels: str, a: str, b: str) -> Interval:
     """Top-1 of a minus top-1 of b, in points."""
     return differences.between(record["summary"], labels, a, b, num_val=record["config"]["num_val"])
+
+
+def mean_between(record: Record, labels: str, pairs: Sequence[tuple[str, str]]) -> Interval:
+    """The mean over pairs of points of top-1 of the first minus top-1 of the second, in points."""
+    seeds = [(top1(record, a, labels), top1(record, b, labels)) for a, b in pairs]
+    means = [statistics.mean(values) for values in zip(*(_minus(a, b) for a, b in seeds), strict=True)]
+    all_points = [values for pair in seeds for values in pair]
+    sampling = differences.sampling_variance(*all_points, num_val=record["config"]["num_val"]) / len(pairs) ** 2
+    return differences.interval(means, sampling=sampling)
+
+
+def _minus(a: Sequence[float], b: Sequence[float]) -> list[float]:
+    return [x - y for x, y in zip(a, b, strict=True)]
 
 
 def resolution(record: Record, labels: str) -> Verdicts:
@@ -104,15 +121,10 @@ def target(record: Record, labels: str) -> Verdicts:
             continue
         low, high = sizes[0], sizes[-1]
         seeds = {key: top1(record, group[key], labels) for key in group}
-        loss = {
-            kind: [a - b for a, b in zip(seeds[high, kind], seeds[low, kind], strict=True)]
-            for kind in ("hog", "pixels")
-        }
+        loss = {kind: _minus(seeds[high, kind], seeds[low, kind]) for kind in ("hog", "pixels")}
         four = [seeds[size, kind] for size in (low, high) for kind in ("hog", "pixels")]
         sampling = differences.sampling_variance(*four, num_val=record["config"]["num_val"])
-        found = differences.interval(
-            [p - h for p, h in zip(loss["pixels"], loss["hog"], strict=True)], sampling=sampling
-        )
+        found = differences.interval(_minus(loss["pixels"], loss["hog"]), sampling=sampling)
         lost = ", ".join(f"{kind} {statistics.mean(values):.2f}" for kind, values in loss.items())
         yield above_zero(found), f"from {high} to {low} px lost: {lost}; pixels lose more by {differences.words(found)}"
 
@@ -196,11 +208,17 @@ def beats(setting: str, value: Any, other: Any, *, equal_cost: bool = True) -> J
     def judge(record: Record, labels: str) -> Verdicts:
         if equal_cost and record["config"].get("equal") != "cost":
             return
-        for group in groups(record, setting):
-            if {value, other} <= group.keys():
-                found = between(record, labels, group[value], group[other])
-                with_target = "" if setting == "target" else f" ({points(record)[group[value]]['target']} targets)"
-                yield above_zero(found), f"{value} {differences.words(found)} against {other}{with_target}"
+        pairs = [(each[value], each[other]) for each in groups(record, setting) if {value, other} <= each.keys()]
+        if len(pairs) > 1:
+            found = mean_between(record, labels, pairs)
+            yield (
+                above_zero(found),
+                f"{value} {differences.words(found)} against {other}, the mean of {len(pairs)} pairs",
+            )
+        for a, b in pairs:
+            found = between(record, labels, a, b)
+            rest = ", ".join(word for word in a.split() if not word.startswith(f"{setting}=")) if len(pairs) > 1 else ""
+            yield above_zero(found), f"{value} {differences.words(found)} against {other}{rest and f', with {rest}'}"
 
     return judge
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from scipy import stats
 
 ROOT = Path(__file__).parents[2]
 POINT = {
@@ -20,6 +21,7 @@ POINT = {
     "stages": None,
     "masks_per_image": 1,
     "init": None,
+    "teacher": None,
 }
 
 
@@ -97,7 +99,7 @@ def test_verdicts(claims: Any, claim: int, points: dict[str, Any], verdict: str)
 @pytest.mark.parametrize(
     ("belief", "changed", "plain", "numbers"),
     [
-        (0, {"target": "teacher"}, {}, "teacher +2.00 (+1.88 to +2.12) against hog"),
+        (0, {"target": "teacher", "teacher": "runs/public"}, {}, "teacher +2.00 (+1.88 to +2.12) against hog"),
         (1, {"target": "hog+teacher"}, {"target": "teacher"}, "hog+teacher +2.00 (+1.88 to +2.12) against teacher"),
         (
             2,
@@ -105,7 +107,7 @@ def test_verdicts(claims: Any, claim: int, points: dict[str, Any], verdict: str)
             {"target": "pixels"},
             "random-projection +2.00 (+1.88 to +2.12) against p",
         ),
-        (3, {"masks_per_image": 4}, {}, "4 +2.00 (+1.88 to +2.12) against 1 (hog targets)"),
+        (3, {"masks_per_image": 4}, {}, "4 +2.00 (+1.88 to +2.12) against 1"),
         (4, {"init": "runs/public"}, {}, "from public +2.00 (+1.88 to +2.12) against a fresh start"),
     ],
 )
@@ -118,6 +120,25 @@ def test_beliefs_of_the_field(
     assert found.verdict == "held" and found.numbers.startswith(numbers)
     study["config"]["equal"] = "images"
     assert len(claims.findings({"study-x": study}, claims.BELIEFS[belief][2])) == (belief == 4)
+
+
+def test_several_pairs_are_judged_together_and_alone(claims: Any) -> None:
+    points = {
+        "target=hog masks_per_image=1": ({}, FULL),
+        "target=hog masks_per_image=4": ({"masks_per_image": 4}, shifted(2)),
+        "target=pixels masks_per_image=1": ({"target": "pixels"}, FULL),
+        "target=pixels masks_per_image=4": ({"target": "pixels", "masks_per_image": 4}, [81.0, 80.0, 82.0]),
+    }
+    study = record(points)
+    study["config"]["equal"] = "cost"
+    means = [1.525, 0.5, 0.975]
+    interval = stats.ttest_1samp(means, 0).confidence_interval()
+    together, hog, pixels = claims.findings({"study-x": study}, claims.BELIEFS[3][2])
+    assert together.numbers == (
+        f"4 {statistics.mean(means):+.2f} ({interval.low:+.2f} to {interval.high:+.2f}) against 1, the mean of 2 pairs"
+    )
+    assert hog.numbers == "4 +2.00 (+1.88 to +2.12) against 1, with target=hog" and hog.verdict == "held"
+    assert pixels.numbers.endswith(" against 1, with target=pixels") and pixels.verdict == "undecided"
 
 
 def test_hog_against_pixels_and_its_cost(claims: Any) -> None:

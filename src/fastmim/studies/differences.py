@@ -21,6 +21,9 @@ Interval = tuple[float, float, float]
 MIN_SEEDS = 3
 """Two seeds agree by chance too often to tell anything."""
 
+NUM_TIES = 10
+"""Pairs of the best points that are named if they are not told apart; of the others there is a number."""
+
 Summary = Mapping[str, Mapping[str, Any]]
 """From `results.summarise`, by the point's name."""
 
@@ -93,4 +96,6 @@ def ties(summary: Summary, labels: str, num_val: int) -> list[str]:
 def describe(summary: Summary, labels: str, num_val: int) -> str:
     """`order` and `ties` as a paragraph."""
     tied = ties(summary, labels, num_val)
-    return f"{order(summary, labels, num_val)}{'; the others: ' if tied else ''}{'; '.join(tied)}."
+    named, more = tied[:NUM_TIES], len(tied[NUM_TIES:])
+    named += [f"and {more} more, of points that are not the best"] if more else []
+    return f"{order(summary, labels, num_val)}{'; the others: ' if tied else ''}{'; '.join(named)}."
