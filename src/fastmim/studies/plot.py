@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ from typing import Any
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 _SHAPES = "osD^vP*X"
 _SCRATCH = "#777777"
+_LETTERS = 12
+"""Letters of text to an inch."""
 
 
 def draw(summary: dict[str, Any], path: Path, *, title: str) -> None:
@@ -25,9 +28,10 @@ def draw(summary: dict[str, Any], path: Path, *, title: str) -> None:
     labels = list(next(iter(summary.values()))["top1"])
     # With a fixed salt the same numbers give the same file.
     with matplotlib.rc_context({"svg.hashsalt": "fastmim", "font.size": 10}):
-        columns = 2 * len(labels)  # of the legend, whose names are long
+        width = max(6.4, 5.0 * len(labels))
+        columns = max(1, int(_LETTERS * width / (max(map(len, summary)) + 8)))  # of the legend, each with a sign
         rows = -(-len(summary) // columns)
-        figure = Figure(figsize=(max(6.4, 5.0 * len(labels)), 4.4 + 0.25 * rows), layout="constrained")
+        figure = Figure(figsize=(width, 4.4 + 0.25 * rows), layout="constrained")
         panels = figure.subplots(1, len(labels), squeeze=False)[0]
         for panel, number in zip(panels, labels, strict=True):
             for index, (name, point) in enumerate(summary.items()):
@@ -53,5 +57,5 @@ def draw(summary: dict[str, Any], path: Path, *, title: str) -> None:
         panels[0].set_ylabel("top-1 in %, mean ± standard deviation")
         handles, names = panels[0].get_legend_handles_labels()
         figure.legend(handles, names, loc="outside lower center", ncols=columns, frameon=False)
-        figure.suptitle(title, fontsize=11)
+        figure.suptitle(textwrap.fill(title, int(_LETTERS * width)), fontsize=11)
         figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else {})
