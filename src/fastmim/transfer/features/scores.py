@@ -151,15 +151,12 @@ def linear_correct(
     mean_weight = torch.zeros_like(heads.weight)
     with torch.no_grad():
         for step, batch in enumerate(_batches(len(train), batch_size, num_steps, seed)):
-            batch = batch.to(device)
-            heads.train(
-                inputs(train.features[batch]), train.labels[batch], rate=(1 + math.cos(math.pi * step / num_steps)) / 2
-            )
+            batch, rate = batch.to(device), (1 + math.cos(math.pi * step / num_steps)) / 2
+            heads.train(inputs(train.features[batch]), train.labels[batch], rate=rate)
             if step < trial:
                 mean_weight.lerp_(heads.weight, 1 / _MEAN_STEPS)  # up to a factor, which changes no class
             if step + 1 == trial:
-                num_correct = _classified(mean_weight, val, inputs, batch_size).sum(1)
-                chosen = sorted(num_correct.argsort(descending=True, stable=True)[:finalists].tolist())
+                chosen = _best(_classified(mean_weight, val, inputs, batch_size), finalists)
                 heads.keep(chosen)
                 grid = [grid[number] for number in chosen]
         return dict(zip(grid, _classified(heads.weight, val, inputs, batch_size).unbind(), strict=True))
@@ -172,6 +169,11 @@ def _classified(weight: Tensor, val: LabelledFeatures, inputs: Callable[[Tensor]
         found = weight @ inputs(features).T  # (H, classes, B)
         correct.append((found.argmax(dim=1) == labels) & found.isfinite().all(dim=1))  # (H, B)
     return torch.cat(correct, 1)
+
+
+def _best(correct: Tensor, num: int) -> list[int]:
+    """Of (H, N) flags, the rows with the most that are set, in ascending order."""
+    return sorted(correct.sum(1).argsort(descending=True, stable=True)[:num].tolist())
 
 
 class _Heads:
