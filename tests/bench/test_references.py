@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from fastmim.bench import flops, memory
+from fastmim.backbone import Classifier
+from fastmim.bench import finetune, flops, memory
 from fastmim.bench.cases import Case
-from fastmim.bench.references import PlainHOG, plain, reference_step
+from fastmim.bench.references import PlainHOG, plain, plain_layers, reference_step
 from fastmim.bench.steps import Form, fastmim_step, reference, synthetic_batch
 from fastmim.method.targets import HOG
 
@@ -85,6 +87,25 @@ def test_the_plain_step_takes_every_precision() -> None:
     }
     assert step["float32"]() == pytest.approx(step["bf16"](), rel=0.02)
     assert [reference(Form(precision="bf16"), device) for device in ("cpu", "cuda:0")] == ["bf16", "fp16"]
+
+
+def test_fine_tuning_has_the_same_network_and_makes_steps_alike() -> None:
+    torch.manual_seed(0)
+    args = {"patch_size": 16, "embed_dim": 48, "depth": 2, "num_heads": 3}
+    classifier = Classifier("vit_tiny_patch16_224", num_classes=finetune.NUM_CLASSES, args=args).train()
+    plainly = plain_layers(classifier)
+    images = torch.randn(2, 3, finetune.SIZE, finetune.SIZE)
+    torch.testing.assert_close(plainly.eval()(images), classifier.eval()(images), atol=1e-5, rtol=0)
+
+    before = classifier.state_dict()["model.blocks.0.attn.qkv.weight"].clone()
+    batch = synthetic_batch(4, finetune.SIZE, "cpu") | {"labels": torch.arange(4)}
+    loss = finetune.plain_step(plainly.train(), batch, "float32")()
+    assert loss == pytest.approx(math.log(finetune.NUM_CLASSES), rel=0.01)  # the head starts near zero
+    finetune.fastmim_step(classifier.train(), batch, Form(precision="float32"))()
+    # AdamW's first step is the learning rate, decayed by 0.75 a layer: three are above the first block.
+    for network in (classifier, plainly):
+        moved = (network.state_dict()["model.blocks.0.attn.qkv.weight"] - before).abs().median().item()
+        assert moved == pytest.approx(1e-4 * 0.75**2, rel=0.05)
 
 
 def test_the_plain_hog_is_hog() -> None:

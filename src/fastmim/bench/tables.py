@@ -9,7 +9,7 @@ from typing import Any
 from fastmim.bench.markdown import Table, number
 from fastmim.bench.records import Record
 
-WIDTH = 120
+WIDTH = 132
 """Columns of a printed table where there is no terminal."""
 
 Columns = dict[str, Callable[[Any], str]]
