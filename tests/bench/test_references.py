@@ -102,10 +102,11 @@ def test_fine_tuning_has_the_same_network_and_makes_steps_alike() -> None:
     loss = finetune.plain_step(plainly.train(), batch, "float32")()
     assert loss == pytest.approx(math.log(finetune.NUM_CLASSES), rel=0.01)  # the head starts near zero
     finetune.fastmim_step(classifier.train(), batch, Form(precision="float32"))()
-    # AdamW's first step is the learning rate, decayed by 0.75 a layer: three are above the first block.
+    # AdamW's first step is the learning rate, decayed by 0.75 for each of the two layers above the first block, where
+    # the gradient is well above epsilon; with a head near zero it is not everywhere.
     for network in (classifier, plainly):
-        moved = (network.state_dict()["model.blocks.0.attn.qkv.weight"] - before).abs().median().item()
-        assert moved == pytest.approx(1e-4 * 0.75**2, rel=0.05)
+        moved = (network.state_dict()["model.blocks.0.attn.qkv.weight"] - before).abs().max().item()
+        assert moved == pytest.approx(1e-4 * 0.75**2, rel=0.01)
 
 
 def test_the_plain_hog_is_hog() -> None:
