@@ -388,3 +388,13 @@ def test_image_extensions() -> None:
     endings = image_extensions()
     assert {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".jp2", ".ppm"} <= endings
     assert not endings & {".pdf", ".eps", ".ps", ".mpg", ".h5", ".txt", ".wmf"}
+
+
+@pytest.mark.parametrize("num_channels", [1, 3])
+def test_an_image_of_the_very_size_is_copied_as_it_is(num_channels: int) -> None:
+    array = np.random.default_rng(0).integers(0, 256, (32, 32, num_channels), dtype=np.uint8)
+    before = array.copy()
+    image = decode_box(array, 32, lambda height, width: Box(0, 0, height, width))
+    assert np.array_equal(image.permute(1, 2, 0).numpy(), np.broadcast_to(before, (32, 32, 3)))
+    array[:] = 0
+    assert np.array_equal(image[0].numpy(), before[..., 0])

@@ -169,6 +169,8 @@ def _resample(pixels: np.ndarray, num_rows: int, num_columns: int) -> Tensor:
         pixels = pixels.copy()
     # The batch's axis comes before the permutation: torch then sees channels-last memory, and is twice as fast.
     image = torch.from_numpy(pixels if pixels.ndim == 3 else pixels[..., None])[None].permute(0, 3, 1, 2)
+    if pixels.shape[:2] == (num_rows, num_columns):  # the same bits as resampling gives
+        return image[0].clone()
     return F.interpolate(image, size=(num_rows, num_columns), mode="bicubic", antialias=True)[0]
 
 
