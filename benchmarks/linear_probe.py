@@ -16,7 +16,7 @@ import torch
 from fastmim.bench import records
 from fastmim.bench.timing import spread, take_turns
 from fastmim.system.devices import resolve_bf16
-from fastmim.transfer.features.scores import FINALISTS, LEARNING_RATES, WEIGHT_DECAYS, LabelledFeatures, linear
+from fastmim.transfer.features.scores import RUNGS, LabelledFeatures, linear
 
 NUM, WIDTH, CLASSES, STEPS, SHARE = 45_000, 384, 100, 2000, 10
 
@@ -33,11 +33,9 @@ def main() -> None:
     few = LabelledFeatures(features.features[:100], features.labels[:100])
     fast = resolve_bf16("auto", torch.device("cpu"))
     sides = {
-        f"{name}, {heads} heads": functools.partial(
-            linear, features, few, num_steps=STEPS // SHARE, bf16=bf16, finalists=heads
-        )
+        f"{name}, {heads}": functools.partial(linear, features, few, num_steps=STEPS // SHARE, bf16=bf16, rungs=rungs)
         for name, bf16 in {"chosen": fast, "float32": False}.items()
-        for heads in (FINALISTS, len(LEARNING_RATES) * len(WEIGHT_DECAYS))
+        for heads, rungs in {"halving": RUNGS, "every head": ()}.items()
     }
     times = take_turns(sides, rounds=options.rounds, warm_up=0)
     seconds = {name: [SHARE * value for value in values] for name, values in times.cpu.items()}
@@ -49,9 +47,9 @@ def main() -> None:
         config=vars(options) | {"bf16": fast, "images": NUM, "width": WIDTH, "classes": CLASSES, "steps": STEPS},
         raw=times.raw(),
         summary={
-            "seconds": spread(seconds[f"chosen, {FINALISTS} heads"]),
-            "float32_seconds": spread(seconds[f"float32, {FINALISTS} heads"]),
-            "by_heads": {name: spread(values) for name, values in seconds.items()},
+            "seconds": spread(seconds["chosen, halving"]),
+            "float32_seconds": spread(seconds["float32, halving"]),
+            "seconds_of_each": {name: spread(values) for name, values in seconds.items()},
         },
     )
 

@@ -102,7 +102,7 @@ def test_linear_heads_separate_separable_classes_at_any_scale() -> None:
     features = features * torch.logspace(-3, 3, 8) + 50  # standardising undoes this
     train, val = points(features[:150], labels[:150]), points(features[150:], labels[150:])
     found = scores.linear(train, val, num_steps=100)
-    assert len(found) == scores.FINALISTS
+    assert len(found) == 6
     assert max(found.values()) >= 0.98
     assert found == scores.linear(train, val, num_steps=100)
     rounded = scores.linear(train, val, num_steps=100, bf16=True)
@@ -116,9 +116,9 @@ def test_heads_that_are_trained_to_the_end_are_the_best_and_unchanged_by_the_cho
     features = torch.randn(1200, 12, generator=generator) + 1.2 * torch.nn.functional.one_hot(labels, 12)
     train, val = points(features[:400], labels[:400]), points(features[400:], labels[400:])
     settings = {"learning_rates": (1e-4, 0.01, 0.1, 1e6), "weight_decays": (0.0, 0.01), "num_steps": 200, "bf16": bf16}
-    every = scores.linear(train, val, finalists=8, **settings)
-    found = scores.linear(train, val, finalists=4, **settings)
-    assert len(every) == 8 and len(found) == 4
+    every = scores.linear(train, val, rungs=(), **settings)
+    found = scores.linear(train, val, rungs=(0.2, 0.4), **settings)
+    assert len(every) == 8 and len(found) == 2
     assert found == {head: every[head] for head in found}
     assert max(found.values()) >= max(every.values()) - 0.005
     assert (1e6, 0.01) not in found  # it diverges
@@ -129,7 +129,7 @@ def test_a_linear_head_is_independent_of_the_others_and_follows_sgd() -> None:
     labels = torch.arange(90) % 3
     features = torch.randn(90, 5, generator=generator) + 0.7 * torch.nn.functional.one_hot(labels, 5)
     train, val = points(features[:60], labels[:60]), points(features[60:], labels[60:])
-    settings = {"num_steps": 30, "batch_size": 20, "seed": 3}
+    settings = {"num_steps": 30, "batch_size": 20, "seed": 3, "rungs": ()}
     together = scores.linear(train, val, learning_rates=(1e-3, 0.1, 1e6), weight_decays=(0.0, 0.05), **settings)
     alone = scores.linear(train, val, learning_rates=(0.1,), weight_decays=(0.05,), **settings)
     assert together[0.1, 0.05] == alone[0.1, 0.05]
@@ -242,7 +242,7 @@ def test_a_probe_of_a_run_tells_classes_apart(tmp_path: Path, run: Path, labelle
     if method == "knn":
         assert [row["k"] for row in report["results"]] == [5, 10, 20, 40]
     else:
-        assert len(report["results"]) == scores.FINALISTS
+        assert len(report["results"]) == 6
 
 
 def test_a_runs_features_come_from_its_last_step_and_equal_its_files(tmp_path: Path, run: Path, photos: Path) -> None:

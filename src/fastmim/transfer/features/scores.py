@@ -14,10 +14,9 @@ TEMPERATURE = 0.07
 NEIGHBOURS = (5, 10, 20, 50, 100, 200)
 LEARNING_RATES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 WEIGHT_DECAYS = (0.0, 1e-4, 1e-3, 1e-2)
-FINALISTS, TRIAL = 8, 0.15
-"""Linear heads that are trained to the end, and the share of the steps after which they are chosen."""
+RUNGS = (0.15, 0.5)
+"""Shares of the steps after which the better half of the linear heads goes on."""
 
-_MEAN_STEPS = 100
 _SIMILARITIES = 2**26  # in memory at a time: 256 MB
 
 
@@ -82,7 +81,7 @@ def linear(
     num_steps: int | None = None,
     seed: int = 0,
     bf16: bool = False,
-    finalists: int = FINALISTS,
+    rungs: Sequence[float] = RUNGS,
 ) -> dict[tuple[float, float], float]:
     """Top-1 accuracy of the linear heads that are trained to the end, by learning rate and weight decay.
 
@@ -97,7 +96,7 @@ def linear(
         num_steps=num_steps,
         seed=seed,
         bf16=bf16,
-        finalists=finalists,
+        rungs=rungs,
     )
     return {head: flags.sum().item() / len(val) for head, flags in correct.items()}
 
@@ -112,7 +111,7 @@ def linear_correct(
     num_steps: int | None = None,
     seed: int = 0,
     bf16: bool = False,
-    finalists: int = FINALISTS,
+    rungs: Sequence[float] = RUNGS,
 ) -> dict[tuple[float, float], Tensor]:
     """Classify by linear heads, one per learning rate and weight decay, all trained in one pass.
 
@@ -120,20 +119,20 @@ def linear_correct(
     trained by SGD with momentum 0.9 and a cosine schedule. With SGD, scaling a head's loss scales its learning rate
     exactly, so all heads share one matrix product and one optimiser.
 
-    Only the `finalists` are trained to the end: the heads that are best on the validation images after `TRIAL` of the
-    steps, as in successive halving (Jamieson and Talwalkar, arXiv 1502.07943). They are compared by running means of
-    their weights, because a rate that has not fallen yet hides how good the heads with high ones will be. But for
-    rounding, the finalists' accuracy is the same as without the choice; that of the others is not known.
+    At each of the `rungs` only the half of the heads that is better on the validation images goes on (successive
+    halving; Jamieson and Talwalkar, arXiv 1502.07943). Heads are compared by running means of their weights, because a
+    rate that has not fallen yet hides how good those with high ones will be. But for rounding, the accuracy of those
+    that reach the end is the same as without the choice; that of the others is not known.
 
     Args:
         batch_size: Images per step, capped at the number of training images.
         num_steps: Steps of SGD; 10 epochs, but at least 2,000 steps, if None.
         seed: Determines the order of the images; nothing else is random.
         bf16: Multiply in bfloat16 while training. The heads themselves and the evaluation are in float32.
-        finalists: Heads that are trained to the end.
+        rungs: Shares of the steps; none trains all heads to the end.
 
     Returns:
-        For each finalist's (learning rate, weight decay), (N,) bool: whether a validation image is classified
+        For each (learning rate, weight decay) that reaches the end, (N,) bool: whether a validation image is classified
         correctly; no image by a head that diverged.
     """
     device, num_classes = train.features.device, int(max(train.labels.max(), val.labels.max())) + 1
@@ -147,18 +146,18 @@ def linear_correct(
     batch_size = min(batch_size, len(train))
     num_steps = num_steps or max(2000, 10 * len(train) // batch_size)
     heads = _Heads(grid, num_classes, train.features.shape[1], device, torch.bfloat16 if bf16 else torch.float32)
-    trial = max(1, round(TRIAL * num_steps)) if len(grid) > finalists else 0
+    choices = [max(1, round(share * num_steps)) for share in rungs]
     mean_weight = torch.zeros_like(heads.weight)
     with torch.no_grad():
         for step, batch in enumerate(_batches(len(train), batch_size, num_steps, seed)):
             batch, rate = batch.to(device), (1 + math.cos(math.pi * step / num_steps)) / 2
             heads.train(inputs(train.features[batch]), train.labels[batch], rate=rate)
-            if step < trial:
-                mean_weight.lerp_(heads.weight, 1 / _MEAN_STEPS)  # up to a factor, which changes no class
-            if step + 1 == trial:
-                chosen = _best(_classified(mean_weight, val, inputs, batch_size), finalists)
+            if step < max(choices, default=0):
+                mean_weight.lerp_(heads.weight, 9 / (10 + step))  # of about the last ninth of the steps
+            if step + 1 in choices:
+                chosen = _better_half(_classified(mean_weight, val, inputs, batch_size))
                 heads.keep(chosen)
-                grid = [grid[number] for number in chosen]
+                mean_weight, grid = mean_weight[chosen], [grid[number] for number in chosen]
         return dict(zip(grid, _classified(heads.weight, val, inputs, batch_size).unbind(), strict=True))
 
 
@@ -171,9 +170,10 @@ def _classified(weight: Tensor, val: LabelledFeatures, inputs: Callable[[Tensor]
     return torch.cat(correct, 1)
 
 
-def _best(correct: Tensor, num: int) -> list[int]:
-    """Of (H, N) flags, the rows with the most that are set, in ascending order."""
-    return sorted(correct.sum(1).argsort(descending=True, stable=True)[:num].tolist())
+def _better_half(correct: Tensor) -> list[int]:
+    """Of (H, N) flags, the half of the rows, rounded up, with the most that are set, in ascending order."""
+    order = correct.sum(1).argsort(descending=True, stable=True)
+    return sorted(order[: (len(order) + 1) // 2].tolist())
 
 
 class _Heads:
