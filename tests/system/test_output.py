@@ -71,8 +71,10 @@ def test_a_run_outlives_the_reader_of_its_output(tmp_path: Path, photos: Path, m
     assert (tmp_path / "run/weights.safetensors").exists()
 
 
-def test_a_list_ends_with_the_reader_of_its_output() -> None:
-    """Without a word, and with the status of success."""
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_list_ends_with_the_reader_of_its_output(monkeypatch: pytest.MonkeyPatch, unbuffered: str) -> None:
+    """Without a word, and with the status of success, be it as it prints or as it ends."""
+    monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
     with broken_pipe() as output:
         done = subprocess.run(
             [sys.executable, "-m", "fastmim", "recipes"], stdout=output, stderr=subprocess.PIPE, text=True

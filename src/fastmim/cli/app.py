@@ -146,7 +146,10 @@ def run(arguments: list[str] | None) -> int:
 
 def _run(arguments: list[str] | None) -> int:
     try:
-        return app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+        ended: int = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+        if sys.stdout and not sys.stdout.closed:
+            sys.stdout.flush()  # a short output fails here, not as Python ends
+        return ended
     except BrokenPipeError:  # `fastmim backbones | head`
         discard(sys.stdout)
         return DONE
