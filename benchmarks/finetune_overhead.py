@@ -11,23 +11,17 @@ import torch
 
 import loop_overhead
 from fastmim.backbone import Classifier
-from fastmim.data.mixing import Mix
 from fastmim.data.statistics import IMAGENET_MEAN, IMAGENET_STD
 from fastmim.training import optim
 from fastmim.transfer.classify.finetuner import Finetuner, Preparation
+from fastmim.transfer.classify.settings import FinetuneConfig
 
 NUM_CLASSES = 100
 
 
 def main() -> None:
     options = loop_overhead.parse(__doc__, steps=10, batch_size=16, img_size=224)
-    prepare = Preparation(
-        mean=torch.tensor(IMAGENET_MEAN),
-        std=torch.tensor(IMAGENET_STD),
-        flip=True,
-        reprob=0.25,
-        mix=Mix(mixup=0.8, cutmix=1.0, smoothing=0.1, num_classes=NUM_CLASSES),
-    )
+    prepare = Preparation.of(FinetuneConfig(), NUM_CLASSES, mean=IMAGENET_MEAN, std=IMAGENET_STD)
     loop_overhead.compare(
         "finetune-overhead",
         "The fine-tuning loop costs at most 5 % more than a bare loop per step.",

@@ -25,7 +25,6 @@ from fastmim.bench.steps import Form, forms, loop_step, reference, summarise, sy
 from fastmim.bench.timing import Times, ratios, take_turns
 from fastmim.data import augment
 from fastmim.data.loader import load
-from fastmim.data.mixing import Mix
 from fastmim.data.rand_augment import RandAugment, keep_a_bit
 from fastmim.data.sources import Source
 from fastmim.data.statistics import IMAGENET_MEAN, IMAGENET_STD
@@ -151,19 +150,7 @@ def augment_batches(source: Source, batch: int) -> None:
 
 def preparation(device: str) -> Preparation:
     """The device's half of the augmentation, as `fastmim finetune` has it by default."""
-    return Preparation(
-        mean=torch.tensor(IMAGENET_MEAN, device=device),
-        std=torch.tensor(IMAGENET_STD, device=device),
-        flip=FinetuneConfig.flip,
-        reprob=FinetuneConfig.reprob,
-        mix=Mix(
-            mixup=FinetuneConfig.mixup,
-            cutmix=FinetuneConfig.cutmix,
-            smoothing=FinetuneConfig.smoothing,
-            num_classes=NUM_CLASSES,
-            device=device,
-        ),
-    )
+    return Preparation.of(FinetuneConfig(), NUM_CLASSES, mean=IMAGENET_MEAN, std=IMAGENET_STD, device=device)
 
 
 def _timm_mixup() -> Mixup:

@@ -22,7 +22,7 @@ MIN_SEEDS = 3
 """Two seeds agree by chance too often to tell anything."""
 
 NUM_TIES = 10
-"""Pairs of the best points that are named if they are not told apart; of the others there is a number."""
+"""Pairs that are named if they are not told apart, those of the best points first; of the others there is a number."""
 
 Summary = Mapping[str, Mapping[str, Any]]
 """From `results.summarise`, by the point's name."""
@@ -97,5 +97,5 @@ def describe(summary: Summary, labels: str, num_val: int) -> str:
     """`order` and `ties` as a paragraph."""
     tied = ties(summary, labels, num_val)
     named, more = tied[:NUM_TIES], len(tied[NUM_TIES:])
-    named += [f"and {more} more, of points that are not the best"] if more else []
+    named += [f"and {more} more"] if more else []
     return f"{order(summary, labels, num_val)}{'; the others: ' if tied else ''}{'; '.join(named)}."

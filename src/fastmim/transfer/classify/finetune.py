@@ -9,13 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from fastmim.config import takes
 from fastmim.data import sources
 from fastmim.data.labelled import Labelled, Subset, limit_labels, open_labelled
-from fastmim.data.mixing import Mix
 from fastmim.data.rand_augment import RandAugment
 from fastmim.data.sources import Source
 from fastmim.errors import RequestError
@@ -106,19 +104,7 @@ class Finetuning(Supervised[FinetuneConfig]):
         self.check_shards(classifier.model, classifier.name)
         policy = config.randaugment
         self.randaugment = None if policy == "none" else RandAugment(policy, fill=self.mean)
-        self.preparation = Preparation(
-            mean=torch.tensor(self.mean, device=device),
-            std=torch.tensor(self.std, device=device),
-            flip=config.flip,
-            reprob=config.reprob,
-            mix=Mix(
-                mixup=config.mixup,
-                cutmix=config.cutmix,
-                smoothing=config.smoothing,
-                num_classes=len(classes),
-                device=device,
-            ),
-        )
+        self.preparation = Preparation.of(config, len(classes), mean=self.mean, std=self.std, device=device)
         return Finetuner(classifier, ema=config.ema).to(device)
 
     def prepare(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,32 @@ class Preparation:
     flip: bool
     reprob: float
     mix: Mix
+
+    @classmethod
+    def of(
+        cls,
+        config: FinetuneConfig,
+        num_classes: int,
+        *,
+        mean: Sequence[float],
+        std: Sequence[float],
+        device: torch.device | str = "cpu",
+    ) -> Preparation:
+        """The one that a config asks for, for pixels of this mean and deviation (0 to 1)."""
+        mix = Mix(
+            mixup=config.mixup,
+            cutmix=config.cutmix,
+            smoothing=config.smoothing,
+            num_classes=num_classes,
+            device=device,
+        )
+        return cls(
+            mean=torch.tensor(mean, device=device),
+            std=torch.tensor(std, device=device),
+            flip=config.flip,
+            reprob=config.reprob,
+            mix=mix,
+        )
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """Turn "images", "labels" and "keys" of `loader.load` into the arguments of `Finetuner.forward`."""
