@@ -34,6 +34,13 @@ def test_one_image_of_twenty_is_no_difference() -> None:
     assert "1 of 1 pairs are told apart." in differences.describe(found, "20", 2000)
 
 
+def test_of_many_ties_the_best_points_are_named() -> None:
+    found = summary(**{f"point{number}": [50.0 + number / 100] * 3 for number in range(6)})
+    words = differences.describe(found, "20", 20)
+    assert words.count(" and point") == differences.NUM_TIES and words.endswith("; and 5 more.")
+    assert "the others: point5 and point4, +0.01" in words and "point1 and point0" not in words
+
+
 def test_the_interval_combines_seeds_and_images() -> None:
     seeds = [2.0, 3.0, 5.0]
     by_seeds = stats.t.interval(0.95, 2, np.mean(seeds), stats.sem(seeds))
