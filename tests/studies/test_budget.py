@@ -108,8 +108,8 @@ def test_budgets_are_rounded_up(seconds: float, text: str) -> None:
 
 def test_speeds_are_measured_once(bars: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fork_trials(monkeypatch)
-    given: dict[str, Any] = settings(bars, steps=None, budget="1s", out=tmp_path / "study", parallel=2)
-    with pytest.raises(RequestError, match="budget is 1s, which cannot hold 2 trials 2 at a time on cpu") as error:
+    given: dict[str, Any] = settings(bars, steps=None, budget="0.01s", out=tmp_path / "study", parallel=2)
+    with pytest.raises(RequestError, match="budget is 0.01s, which cannot hold 2 trials 2 at a time on cpu") as error:
         fastmim.study(**given)
     measured = json.loads((tmp_path / "study/speed.json").read_text())["speeds"]
     assert 0 < measured["step"]["01-target-hog"] < 5 and measured["measuring"] > 0
@@ -117,5 +117,5 @@ def test_speeds_are_measured_once(bars: Path, tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setattr(processes, "run_all", lambda *_, **__: pytest.fail("measured again"))
     with pytest.raises(RequestError) as again:  # another budget, the same measurement and the same answer
-        fastmim.study(**given | {"budget": "2s"})
+        fastmim.study(**given | {"budget": "0.02s"})
     assert str(again.value).partition("expected")[2] == str(error.value).partition("expected")[2]
