@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 import gpu_checks
+import gpu_replay
 import gpu_speed
 from fastmim.bench import records
 from fastmim.system import files
@@ -27,6 +28,7 @@ PARTS = {
     "check": ("On the device, the numbers are those of the CPU.", gpu_checks.cases),
     "ceilings": ("What the device's matrix products and copies reach.", gpu_speed.ceilings),
     "step": ("A training step processes more images per second than its plain form.", gpu_speed.steps_),
+    "replay": ("CUDA graphs keep small models from waiting for the processor.", gpu_replay.cases),
     "hog": ("The HOG target costs a few passes over the images.", gpu_speed.hogs),
     "methods": ("FastMIM at 128 px costs a fraction of MAE at 224 px and SimMIM at 192 px.", gpu_speed.methods_),
     "end-to-end": ("A run from the disk spends under a tenth of its time waiting for data.", gpu_speed.runs),
@@ -109,6 +111,9 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--toy", action="store_true", help="tiny models and few images")
     parser.add_argument("--rounds", type=int, default=9, help="timed steps of each form")
     parser.add_argument("--minutes", type=float, default=60, help="start no new case after this time")
+    parser.add_argument(
+        "--turn", type=Path, help="compile beside others that have this file, and time in turn with them"
+    )
     parser.add_argument("--only", help="run the cases whose names contain this")
     parser.add_argument("--records", type=Path, default=Path(__file__).parent / "records")
     options = parser.parse_args(words)

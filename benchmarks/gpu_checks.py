@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import shutil
+import sys
 import tempfile
 from argparse import Namespace
 from collections.abc import Callable, Mapping
@@ -73,46 +74,46 @@ def model(backbone: str, masking: str, options: Namespace) -> dict[str, Any]:
     torch.manual_seed(0)
     mim = fastmim.MIM(backbone, img_size=128, masking=masking)  # type: ignore[arg-type]
     batch = synthetic_batch(8, 128, "cpu")
+    # In float32 before they are sent: devices divide differently, and a gradient of 0 +- 1e-7 falls into HOG's first
+    # bin on one and into the last on the other, which changes a loss by up to 1e-4.
+    batch["images"] = batch["images"] / 127.5 - 1
     expected = loss_and_gradient(mim, batch, "cpu")
     mim.to(options.device)
     eager = loss_and_gradient(mim, batch, options.device)
     counters.clear()
     compiled = loss_and_gradient(mim, batch, options.device, compile=not options.toy)
     breaks = sum(counters["graph_break"].values())
-    halved = loss_and_gradient(mim, batch, options.device, bf16=True, compile=not options.toy)
+    cuda = options.device.startswith("cuda")
+    for _ in range(3):  # run, recorded, replayed
+        halved = loss_and_gradient(mim, batch, options.device, bf16=True, compile=not options.toy, cuda_graphs=cuda)
     found = {
         "loss": expected[0].item(),
         "loss, relative difference": relative(eager[0], expected[0]),
         "gradient, relative difference": relative(eager[1], expected[1]),
         "compiled: loss": relative(compiled[0], expected[0]),
         "compiled: gradient": relative(compiled[1], expected[1]),
-        "compiled bf16: loss": relative(halved[0], expected[0]),
-        "compiled bf16: gradient": relative(halved[1], expected[1]),
+        "compiled bf16, replayed: loss": relative(halved[0], expected[0]),
+        "compiled bf16, replayed: gradient": relative(halved[1], expected[1]),
         "graph breaks": breaks,
     }
     for name, limit in (("loss, relative difference", LOSS_TOLERANCE), ("compiled: loss", LOSS_TOLERANCE)):
         check(name, found[name], limit)
     check("gradient", found["gradient, relative difference"], GRADIENT_TOLERANCE)
-    check("bf16 loss", found["compiled bf16: loss"], BF16_TOLERANCE)
+    check("bf16 loss", found["compiled bf16, replayed: loss"], BF16_TOLERANCE)
     check("graph breaks", breaks, 0)
     return found
 
 
-def loss_and_gradient(
-    mim: nn.Module, batch: dict[str, Tensor], device: str, *, bf16: bool = False, compile: bool = False
-) -> tuple[Tensor, Tensor]:
+def loss_and_gradient(mim: nn.Module, batch: dict[str, Tensor], device: str, **form: bool) -> tuple[Tensor, Tensor]:
     """The loss and all gradients in one vector, on the CPU."""
     mim.zero_grad(set_to_none=True)
     mim.train()
-    forward = make_forward(mim, scaled, torch.device(device), bf16=bf16, compile=compile)
+    form = {"bf16": False, "compile": False} | form
+    forward = make_forward(mim, dict, torch.device(device), **form)
     loss = forward({name: value.to(device) for name, value in batch.items()})
     loss.backward()
     gradients = [p.grad.flatten().cpu() for p in mim.parameters() if p.grad is not None]
     return loss.detach().cpu(), torch.cat(gradients)
-
-
-def scaled(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {"images": batch["images"] / 127.5 - 1, "keys": batch["keys"]}
 
 
 def resume(options: Namespace) -> dict[str, Any]:
@@ -156,6 +157,7 @@ def run_settings(options: Namespace) -> dict[str, Any]:
     return {
         "data": "samples",
         "backbone": "test_vit",
+        "backbone_args": {"drop_path_rate": 0.2},  # its random numbers must be the same after a stop
         "stages": "64:0.5,96:0.5",
         "batch_size": 16,
         "steps": 12,
@@ -206,4 +208,6 @@ def check(what: str, value: float, limit: float) -> None:
 
 def silent(function: Callable[..., Any], **settings: Any) -> None:
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        function(**settings)
+        result = function(**settings)
+    if not result.finished:  # by a signal, which is meant for this script as well
+        sys.exit(1)

@@ -98,6 +98,8 @@ def test_data_that_changed_under_a_run_is_refused(tmp_path: Path, photos: Path) 
         ({"backbone": "resnetv2_50x1_bit", "backbone_args": {"depth": 3}}, "depth"),
         ({"recipe": "vit-bb"}, "recipe is 'vit-bb'; expected one of vit-b, swin-b, .*; did you mean"),
         ({"device": "cuda:7"}, "device is 'cuda:7'; expected one that this machine has"),
+        ({"cuda_graphs": True, "compile": True}, "cuda_graphs is True on cpu for 1 process; expected one on a CUDA"),
+        ({"cuda_graphs": True}, "cuda_graphs is True on cpu for 1 process without compilation; expected one on a CUDA"),
         ({"device": "gpu"}, "device is 'gpu'; expected one that this machine has: cpu.*, or auto"),
         ({"device": "meta"}, "device is 'meta'; expected one that this machine has"),
         ({"device": "privateuseone"}, "device is 'privateuseone'; expected one that this machine has"),

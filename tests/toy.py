@@ -86,6 +86,7 @@ def fit(
     model: nn.Module | None = None,
     periodic: Sequence[loop.Periodic] = (),
     compile: bool = False,
+    cuda_graphs: bool = False,
     advice: str = "",
 ) -> nn.Module:
     """Run `loop.fit` on a Toy in `out`, resuming what is there."""
@@ -107,6 +108,7 @@ def fit(
         device=torch.device("cpu"),
         bf16=False,
         compile=compile,
+        cuda_graphs=cuda_graphs,
         num_workers=0,
     )
     config = TrainConfig(out=out, seed=1, batch_size=BATCH, **options)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-PARTS = ("check", "ceilings", "step", "hog", "methods", "end-to-end", "profile", "save", "backbones")
+PARTS = ("check", "ceilings", "step", "replay", "hog", "methods", "end-to-end", "profile", "save", "backbones")
 
 
 @pytest.fixture(scope="module")

@@ -30,11 +30,12 @@ class Form:
 
     precision: Literal["float32", "bf16"]
     compile: bool = False
+    cuda_graphs: bool = False
 
     @property
     def name(self) -> str:
         """Its name in records and tables."""
-        return f"fastmim {self.precision}{' compiled' if self.compile else ''}"
+        return f"fastmim {self.precision}{' compiled' * self.compile}{', CUDA graphs' * self.cuda_graphs}"
 
 
 def forms(device: str, precision: str = "auto") -> list[Form]:
@@ -85,7 +86,8 @@ def loop_step(
 ) -> Callable[[], None]:
     """A step as in `loop.fit` of any model that returns a loss; see `fastmim_step`."""
     device = batch["images"].device
-    forward = make_forward(model, prepare, device, bf16=form.precision == "bf16", compile=form.compile)
+    bf16 = form.precision == "bf16"
+    forward = make_forward(model, prepare, device, bf16=bf16, compile=form.compile, cuda_graphs=form.cuda_graphs)
     meter = Meter(0, device=device, batch_size=len(batch["keys"]), steps_per_epoch=1)
 
     def step() -> None:

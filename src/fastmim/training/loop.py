@@ -99,7 +99,7 @@ def fit(
     world = plan.world
     about = {"seed": config.seed, "global_batch": config.batch_size, "world_size": world.size}
     about |= task.facts() | {"config": to_mapping(config)}
-    trained, wrapped, optimizer, forward = distribute(task, optimizer, plan)
+    trained, wrapped, optimizer, forward = distribute(task, optimizer, plan, stage)
     meter = Meter(
         step,
         device=plan.device,
@@ -123,7 +123,9 @@ def fit(
                     if plan.shard:
                         optimizer = sharding.unite(trained, optimizer, model, rebuild=task.build_optimizer)
                     optimizer = optim.resize(model, optimizer, new.size, rebuild=task.build_optimizer)
-                    trained, wrapped, optimizer, forward = distribute(task, optimizer, plan)
+                    if plan.compile:
+                        torch.compiler.reset()  # the recordings of the size before hold memory
+                    trained, wrapped, optimizer, forward = distribute(task, optimizer, plan, new)
                 stage = new
                 stream = until_stopped(on_device(task.batches(stage, step), plan.device), stop, world, meter)
                 while step < stage.stop:
@@ -183,7 +185,7 @@ def fit(
 
 
 def distribute(
-    task: Trainable, optimizer: AdamW, plan: Plan
+    task: Trainable, optimizer: AdamW, plan: Plan, stage: Stage
 ) -> tuple[nn.Module, nn.Module, AdamW, Callable[[Batch], Tensor]]:
     """The module whose weights are trained, the same from `World.wrap`, its optimiser, and its `make_forward`."""
     world, trained = plan.world, task.model
@@ -200,7 +202,14 @@ def distribute(
         trained,
         wrapped,
         optimizer,
-        make_forward(wrapped, task.prepare, plan.device, bf16=plan.bf16, compile=compile),
+        make_forward(
+            wrapped,
+            task.prepare,
+            plan.device,
+            bf16=plan.bf16,
+            compile=compile,
+            cuda_graphs=plan.cuda_graphs and stage.accumulation == 1,
+        ),
     )
 
 
@@ -211,15 +220,34 @@ def make_forward(
     *,
     bf16: bool,
     compile: bool,
+    cuda_graphs: bool = False,
 ) -> Callable[[Batch], Tensor]:
-    """Make the function that turns a batch on the device into its loss."""
+    """Make the function that turns a batch on the device into its loss.
+
+    Args:
+        model: Returns {"loss": ...}.
+        prepare: Makes its arguments of a batch.
+        device: Where both are.
+        bf16: Autocast to bfloat16.
+        compile: Compile both together.
+        cuda_graphs: Record the kernels of the compiled function and of its backward pass, and replay them. Gradients
+            lie in the recording's memory: they must be gone (None) before the next call.
+    """
 
     def forward(batch: Batch) -> Tensor:
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             return model(**prepare(batch))["loss"]
 
     # dynamic=False: sizes change only at a stage's start, and each size deserves its own kernels.
-    return torch.compile(forward, dynamic=False) if compile else forward
+    if not cuda_graphs:
+        return torch.compile(forward, dynamic=False) if compile else forward
+    recorded = torch.compile(forward, dynamic=False, options={"triton.cudagraphs": True})
+
+    def replay(batch: Batch) -> Tensor:
+        torch.compiler.cudagraph_mark_step_begin()
+        return recorded(batch)
+
+    return replay
 
 
 def train_step(

@@ -46,6 +46,8 @@ class Plan:
     notes: Sequence[str] = ()
     """What the user should know about these choices, a line each."""
     compile: bool
+    cuda_graphs: bool = False
+    """Replay the compiled step from a recording, in stages that take their batches at once."""
     shard: bool = False
     """Divide the model's state among the processes."""
     num_workers: int
@@ -122,8 +124,8 @@ class Plan:
             f"batch     {self.batch_size} images{copies}, {micro} at once{several}; "
             f"peak learning rate {self.peak_lr:.2e}",
             f"device    {self.device}, {'bf16' if self.bf16 else 'float32'}, "
-            f"{'compiled' if self.compile else 'eager'}, {self.num_workers} data workers"
-            + (f"; weights divided among {size} processes" if self.shard else ""),
+            f"{'compiled' if self.compile else 'eager'}{', CUDA graphs' if self.cuda_graphs else ''}, "
+            f"{self.num_workers} data workers" + (f"; weights divided among {size} processes" if self.shard else ""),
             *self.notes,
         ]
 
@@ -158,6 +160,12 @@ def make_plan(config: TrainConfig, source: Source, *, sizes: Sequence[tuple[int,
         for duration in (config.warmup, config.lr_drop or "100%")
     )
     device = world.device(config.device)
+    compile = device.type == "cuda" if config.compile is None else config.compile
+    if config.cuda_graphs and not (compile and device.type == "cuda" and world.size == 1):
+        raise RequestError(
+            f"cuda_graphs is True on {device} for {world.size} process{'es' if world.size > 1 else ''}"
+            f"{'' if compile else ' without compilation'}; expected one on a CUDA device, compiled: drop it"
+        )
     plan = Plan(
         num_images=len(source),
         batch_size=config.batch_size,
@@ -172,7 +180,8 @@ def make_plan(config: TrainConfig, source: Source, *, sizes: Sequence[tuple[int,
         device=device,
         bf16=devices.resolve_bf16(config.precision, device),
         notes=devices.precision_notes(config.precision, device),
-        compile=device.type == "cuda" if config.compile is None else config.compile,
+        compile=compile,
+        cuda_graphs=config.cuda_graphs,
         shard=config.shard and world.size > 1,
         num_workers=devices.resolve_workers(config.num_workers, sharing=world.local_size),
         world=world,

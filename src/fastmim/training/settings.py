@@ -116,6 +116,10 @@ class TrainConfig(ImageConfig):
     compile: bool | None = None
     """Compile the training step with torch.compile. [default: yes on CUDA, no elsewhere]"""
 
+    cuda_graphs: bool = False
+    """Replay the kernels of the compiled step from a recording instead of launching them one by one, so that a small
+    model need not wait for the processor; for one process on CUDA. Steps of several micro-batches are launched."""
+
     save_every: int = 500
     """Steps between checkpoints. Training waits only for a copy to host memory, 12 bytes a parameter."""
 
