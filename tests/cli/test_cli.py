@@ -265,6 +265,20 @@ def test_any_error_is_one_printable_line(
     assert ("Traceback (most recent call last):" in traceback) == (debug == "1") == bool(traceback)
 
 
+def test_remarks_of_the_compiler_are_not_passed_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def command(*_: object, **__: object) -> int:
+        warnings.warn("\nOnline softmax is disabled on the fly since ...", stacklevel=1)
+        warnings.warn("TensorFloat32 tensor cores for float32 matrix multiplication available ...", stacklevel=1)
+        return 0
+
+    monkeypatch.setattr("fastmim.cli.app.app", command)
+    with pytest.raises(SystemExit, match="0"):
+        cli.main([])
+    assert capsys.readouterr().err == ""
+
+
 def test_a_warning_is_one_line(tmp_path: Path, photos: Path) -> None:
     """For a truncated shard: its intact part is used, and the user is told once, without our source line."""
     whole = tmp_path / "whole.tar"

@@ -54,6 +54,26 @@ def test_the_time_left_is_told_from_the_first_step_on(tmp_path: Path, monkeypatc
     ]
 
 
+def test_the_time_that_compiling_takes_is_not_a_pace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text, clock = io.StringIO(), [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+    logs = Logs(RunDirectory(tmp_path), total_steps=2201, console=Console(file=text, width=200), compiled=True)
+    for step, now in ((1, 80.0), (2, 86.0), (3, 92.0)):
+        clock[0] = now
+        logs.advance(step)
+    clock[0] = 110.0
+    logs.log(5, METRICS | {"seconds_per_step": 22.0})  # 110 / 5
+    clock[0] = 140.0
+    logs.log(10, METRICS | {"seconds_per_step": 6.0})
+    logs.close()
+    assert text.getvalue().splitlines() == [
+        "step 1/2201  compiled in 80 s",
+        "step 3/2201  6 s a step  3:39:48 left",
+        "step 5/2201  epoch 1.5  loss 0.2500  1,234 images/s  data wait 43%  4:34:30 left",
+        "step 10/2201  epoch 1.5  loss 0.2500  1,234 images/s  data wait 43%  3:39:06 left",
+    ]
+
+
 @pytest.mark.parametrize("width", [40, 80, 120])
 def test_the_bar_fits_its_terminal(tmp_path: Path, width: int) -> None:
     text = io.StringIO()

@@ -136,11 +136,17 @@ _words: list[str] = []
 """The words of the command that runs now, for further processes of it."""
 
 
+_REMARKS = (r"\s*Online softmax is disabled on the fly", "TensorFloat32 tensor cores for float32")
+"""Beginnings of what torch.compile says of its own work, on which the user of a command cannot act."""
+
+
 def run(arguments: list[str] | None) -> int:
     """Run a command and return its exit status."""
     _words[:] = sys.argv[1:] if arguments is None else arguments
     with warnings.catch_warnings():
         warnings.showwarning = _warn  # type: ignore[assignment]
+        for remark in _REMARKS:
+            warnings.filterwarnings("ignore", remark)
         return _run(arguments)
 
 

@@ -35,6 +35,7 @@ class Logs:
         console: Where progress is shown: a live bar on a terminal, one changing line in a notebook, else a line every
             ten seconds.
         writes: False in the processes of a run that leave metrics.jsonl to the main one.
+        compiled: The first step compiles, which takes a minute or two: the time left is told from the second one on.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class Logs:
         trackers: list[Tracker] | None = None,
         console: Console | None = None,
         writes: bool = True,
+        compiled: bool = False,
     ) -> None:
         self.console = console or Console(stderr=False, highlight=False)
         self._total = total_steps
@@ -61,7 +63,7 @@ class Logs:
         self._task = self._bar.add_task("train", total=total_steps, completed=step, facts="starting", left="")
         self._pace: float | None = None  # seconds a step, as measured between log lines
         self._began, self._first = time.monotonic(), (0, 0.0)  # the first step, and when it was done
-        self._live = self.console.is_terminal
+        self._compiled, self._live = compiled, self.console.is_terminal
         self._place = Place() if in_notebook() and not self.console.quiet else None
         if self._live:
             self._bar.start()
@@ -72,13 +74,15 @@ class Logs:
             if self._live:
                 self._bar.update(self._task, completed=step, left=_left(self._pace * (self._total - step)))
             return
-        now = time.monotonic()
+        now, compiles = time.monotonic(), self._compiled and not self._first[0]
         pace = self._early_pace(step, now)
         facts, left = f"{pace:.2g} s a step", _left(pace * (self._total - step))
+        if compiles:
+            facts, left = f"compiled in {pace:.0f} s", ""
         if self._live:
             self._bar.update(self._task, completed=step, left=left, facts=facts)
         elif now - max(self._began, self._last_line) > self._interval:
-            self._print(f"step {step}/{self._total}  {facts}  {left}")
+            self._print(f"step {step}/{self._total}  {facts}  {left}".rstrip())
 
     def _early_pace(self, step: int, now: float) -> float:
         """Seconds a step so far; the first one, in which workers start and kernels compile, counts only on its own."""
@@ -98,7 +102,11 @@ class Logs:
             tracker.log(step, metrics)
         if "loss" not in metrics:
             return
-        facts, self._pace = describe(metrics), metrics["seconds_per_step"]
+        if self._compiled and self._pace is None and step > self._first[0] > 0:
+            self._pace = self._early_pace(step, time.monotonic())  # the metrics' includes compiling
+        else:
+            self._pace = metrics["seconds_per_step"]
+        facts = describe(metrics)
         left = _left(self._pace * (self._total - step))
         self._bar.update(self._task, completed=step, facts=facts, left=left)
         due = time.monotonic() - self._last_line > self._interval

@@ -119,7 +119,8 @@ def fit(
         try:
             while step < total:
                 if (new := stage_at(plan.stages, step)).size != stage.size:
-                    logs.say(f"stage: {stage.size} -> {new.size} pixels at step {step}")
+                    compiles = "; compiling anew" if plan.compile else ""
+                    logs.say(f"stage: {stage.size} -> {new.size} pixels at step {step}{compiles}")
                     if plan.shard:
                         optimizer = sharding.unite(trained, optimizer, model, rebuild=task.build_optimizer)
                     optimizer = optim.resize(model, optimizer, new.size, rebuild=task.build_optimizer)

@@ -358,8 +358,11 @@ def _train(task: Task[Any], found: Checkpoint | None) -> int:
         trackers=_trackers(task, step) if task.world.main else [],
         console=task.console,
         writes=task.world.main,
+        compiled=task.plan.compile,
     )
     with logs:
+        if task.plan.compile:
+            logs.say("compiling: the first step takes a minute or more")
         step = fit(task, config, task.plan, logs=logs, resume_from=found, faster_data=task.faster_data)
         if task.bad_images:
             logs.say(task.bad_images.describe())
