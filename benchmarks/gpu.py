@@ -5,18 +5,27 @@
     python benchmarks/gpu.py --device cpu --toy     # every part at its smallest, to try the script
 
 A case that stands in today's record of the same device is not run again. The exit status is 1 if a case failed.
+
+Compiling a model takes a minute or two of one core, timing it a few seconds. So several processes save time on a
+machine with many cores: they compile side by side, time in turn, and share the records. With `timeout`, send KILL.
+
+    for model in vit_base swin_base pvt_v2; do
+        python benchmarks/gpu.py step replay --only $model --turn /tmp/turn &
+    done; wait
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 
 import gpu_checks
 import gpu_replay
@@ -53,8 +62,11 @@ def main(words: Sequence[str] | None = None) -> int:
             if time.monotonic() > end:
                 print("out of time: the same command goes on with the rest")
                 return 1
-            record["summary"][name] = found = records.rounded(attempt(case))
-            files.write_json(path(part, options), record)
+            found = records.rounded(attempt(case))
+            with FileLock(Path(tempfile.gettempdir(), f"{record_name(part, options)}.lock")):
+                record = load(part, claim, options)  # others may have added to it
+                record["summary"][name] = found
+                files.write_json(path(part, options), record)
             failed += "error" in found
             print(f"{part}: {name}: {found}", flush=True)
     return int(failed > 0)

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import copy
-import fcntl
 import statistics
 import time
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -18,6 +16,7 @@ from torch import Tensor, nn
 from fastmim.bench import steps
 from fastmim.bench.cases import Case
 from fastmim.bench.timing import ratios, take_turns
+from gpu_speed import synchronize, turn
 
 WANTED = (
     ("vit_base_patch16_224", "drop"),
@@ -109,19 +108,3 @@ def memory(options: Namespace) -> dict[str, float]:
     torch.cuda.empty_cache()
     held = torch.cuda.memory_reserved() / 2**20
     return {"held_between_steps_mib": held}
-
-
-@contextmanager
-def turn(options: Namespace) -> Iterator[None]:
-    """Wait until no other process that was given the same file is timing."""
-    if options.turn is None:
-        yield
-        return
-    with options.turn.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def synchronize(options: Namespace) -> None:
-    if options.device != "cpu":
-        torch.accelerator.synchronize()

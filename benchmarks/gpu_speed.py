@@ -8,11 +8,13 @@ import time
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 
 from fastmim.bench import corpus, end_to_end, flops, hog, memory, steps
 from fastmim.bench.cases import METHODS, Case
@@ -60,7 +62,12 @@ MASKINGS: tuple[Any, ...] = ("in-place", "drop")
 def step(case: Case, batch_size: int, options: Namespace) -> dict[str, Any]:
     """The forms of a training step, taking turns."""
     summary, _ = steps.measure(
-        case, device=options.device, batch_size=batch_size, rounds=options.rounds, peaks=peaks(options)
+        case,
+        device=options.device,
+        batch_size=batch_size,
+        rounds=options.rounds,
+        peaks=peaks(options),
+        turn=turn(options),
     )
     return summary
 
@@ -106,7 +113,9 @@ def methods(backbone: str, options: Namespace) -> dict[str, Any]:
             continue
         operations[method] = flops.count_flops(model, case.img_size, device)
         sides[method] = steps.fastmim_step(model, steps.synthetic_batch(batch, case.img_size, device), form)
-    times = take_turns(sides, rounds=options.rounds, device=device, warm_up=1 if device == "cpu" else 3)
+    steps.warm_up(sides, device)
+    with turn(options):
+        times = take_turns(sides, rounds=options.rounds, device=device)
     rates = times.rates(batch)
     found = {
         method: rates[method]
@@ -257,6 +266,11 @@ def _copy_rate(device: str, num_floats: int) -> float:
     target = torch.empty_like(source)
     times = take_turns({"copy": lambda: target.copy_(source)}, rounds=9, device=device, warm_up=2)
     return 2 * source.nbytes / statistics.median(times.wall["copy"]) / 1e9
+
+
+def turn(options: Namespace) -> AbstractContextManager[Any]:
+    """Wait until no other process that was given the same file is timing."""
+    return nullcontext() if options.turn is None else FileLock(options.turn)
 
 
 def synchronize(options: Namespace) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -105,6 +106,7 @@ def measure(
     peaks: dict[str, float],
     precision: str = "auto",
     alone: bool = False,
+    turn: AbstractContextManager[Any] | None = None,
 ) -> tuple[dict[str, Any], Times]:
     """Time the forms of a case in turns, against the plain form of their precision.
 
@@ -116,6 +118,7 @@ def measure(
         peaks: `flops.matmul_tflops` by precision.
         precision: As in `forms`.
         alone: Leave out the plain form, and the memory.
+        turn: Entered when all forms have compiled and run, to time them.
 
     Returns:
         The case's summary, and the times.
@@ -130,8 +133,15 @@ def measure(
         compared = reference(ours[-1], device)
         sides[f"plain {compared}"] = reference_step(plain(model), batch, compared)
     sides |= {form.name: fastmim_step(model, batch, form) for form in ours}
-    times = take_turns(sides, rounds=rounds, device=device, warm_up=1 if device == "cpu" else 3)
-    return summarise(sides, times, device=device, batch_size=batch_size, gflop=gflop, peaks=peaks), times
+    warm_up(sides, device)
+    with turn or nullcontext():
+        times = take_turns(sides, rounds=rounds, device=device, warm_up=0)
+        return summarise(sides, times, device=device, batch_size=batch_size, gflop=gflop, peaks=peaks), times
+
+
+def warm_up(sides: Sides, device: str) -> None:
+    """Compile, allocate and fill caches: on a device three steps of each side, on a CPU one."""
+    take_turns(sides, rounds=0, device=device, warm_up=1 if device == "cpu" else 3)
 
 
 def summarise(
