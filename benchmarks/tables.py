@@ -283,6 +283,22 @@ def adaptation() -> str:
     return f"{made}\n\n({records.machine(record)}; [{path.name}](../../benchmarks/records/{path.name}).)"
 
 
+def gpu_steps() -> str:
+    """The table of a compiled step on a GPU, by network and batch."""
+    path = records.newest(FOLDER, "gpu-step-cuda")
+    assert path is not None
+    record, rows = files.read_json(path), []
+    for name, case in record["summary"].items():
+        backbone, masking, batch = name.split(", ")
+        found = case["forms"][case["fastmim"]]
+        cells = (f"{found['images_per_s']:,.0f}", f"{found['memory_mib'] / 1024:.1f}", f"{found['share_of_peak']:.0%}")
+        rows.append((int(batch.split()[1]), (f"{backbone}, {masking}", *cells)))
+    rows.sort(key=lambda row: (row[1][0], row[0]))
+    header = ("network at 128 px", "batch", "images a second", "GiB", "share of the rate of a large matrix product")
+    made = markdown(header, [(name, str(batch), *cells) for batch, (name, *cells) in rows], num_text=1)
+    return f"{made}\n\n({records.machine(record)}; [{path.name}](../../benchmarks/records/{path.name}).)"
+
+
 def _gain(ends: dict[str, float]) -> str:
     """A mean, and its interval if there are seeds enough for one."""
     return f"{ends['mean']:+.1f}" + (f" ({ends['low']:+.1f} to {ends['high']:+.1f})" if "low" in ends else "")
@@ -298,8 +314,12 @@ CONTENTS = {
     "# As published": lambda: parity() + choices(),
     "# Segmentation and detection": transfer,
     "# Adapt": adaptation,
+    "# On a GPU": gpu_steps,
 }
-DOCUMENTS = ("README.md", "docs/performance.md", "docs/as-published.md", "docs/downstream.md", "docs/guides/adapt.md")
+DOCUMENTS = (
+    "README.md",
+    *(f"docs/{name}.md" for name in ("performance", "as-published", "downstream", "guides/adapt", "guides/gpu")),
+)
 
 
 def updated(document: str) -> str:
