@@ -130,6 +130,25 @@ def test_compiled_is_eager(tmp_path: Path) -> None:
         assert torch.equal(b, c)
 
 
+def test_rates_leave_out_the_steps_that_compile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first step of each of two stages takes a minute, and the others a second, by a clock of their own."""
+    clock, sizes = [0.0], set()
+
+    def compile(function: Any, **_: Any) -> Any:
+        def run(batch: Any) -> Tensor:
+            clock[0] += 1.0 if batch["images"].shape[-1] in sizes else 60.0
+            sizes.add(batch["images"].shape[-1])
+            loss: Tensor = function(batch)
+            return loss
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", compile)
+    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
+    fit(tmp_path / "run", stages=[Stage(4, 0, 10, 1), Stage(7, 10, 20, 1)], compile=True, run={"log_every": 4})
+    assert [line["seconds_per_step"] for line in metrics(tmp_path / "run")] == [1.0] * 5
+
+
 def test_metrics_say_what_the_run_directory_promises(tmp_path: Path) -> None:
     fit(tmp_path / "run")
     line = metrics(tmp_path / "run")[-1]

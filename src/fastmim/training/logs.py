@@ -102,11 +102,7 @@ class Logs:
             tracker.log(step, metrics)
         if "loss" not in metrics:
             return
-        if self._compiled and self._pace is None and step > self._first[0] > 0:
-            self._pace = self._early_pace(step, time.monotonic())  # the metrics' includes compiling
-        else:
-            self._pace = metrics["seconds_per_step"]
-        facts = describe(metrics)
+        facts, self._pace = describe(metrics), metrics["seconds_per_step"]
         left = _left(self._pace * (self._total - step))
         self._bar.update(self._task, completed=step, facts=facts, left=left)
         due = time.monotonic() - self._last_line > self._interval

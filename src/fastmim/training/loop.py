@@ -109,6 +109,7 @@ def fit(
         **({"state": resume_from.manifest["meter"]} if resume_from and "meter" in resume_from.manifest else {}),
     )
     periodic = task.periodic(logs)
+    compiles = plan.compile  # the next step does
 
     def save() -> None:
         now = about | {"meter": meter.state()}
@@ -119,12 +120,13 @@ def fit(
         try:
             while step < total:
                 if (new := stage_at(plan.stages, step)).size != stage.size:
-                    compiles = "; compiling anew" if plan.compile else ""
-                    logs.say(f"stage: {stage.size} -> {new.size} pixels at step {step}{compiles}")
+                    compiles = plan.compile
+                    anew = "; compiling anew" if compiles else ""
+                    logs.say(f"stage: {stage.size} -> {new.size} pixels at step {step}{anew}")
                     if plan.shard:
                         optimizer = sharding.unite(trained, optimizer, model, rebuild=task.build_optimizer)
                     optimizer = optim.resize(model, optimizer, new.size, rebuild=task.build_optimizer)
-                    if plan.compile:
+                    if compiles:
                         torch.compiler.reset()  # the recordings of the size before hold memory
                     trained, wrapped, optimizer, forward = distribute(task, optimizer, plan, new)
                 stage = new
@@ -144,6 +146,9 @@ def fit(
                         world=world,
                     )
                     step += 1
+                    if compiles and step % config.log_every and step < total:  # or the line would have no step
+                        meter.restart(step)
+                    compiles = False
                     if hasattr(trained, "after_step"):
                         trained.after_step(step)  # type: ignore[operator]
                     logs.advance(step)

@@ -145,8 +145,12 @@ class Meter:
         )
         self.own = Own(self._seconds["loading"] / seconds, passes)
         self._sums[:2] = 0
-        self._from_step, self._start, self._seconds = step, now, dict.fromkeys(_KINDS, 0.0)
+        self.restart(step)
         return metrics
+
+    def restart(self, step: int) -> None:
+        """Leave the time until now out of the next line's rates, with the steps that were made in it."""
+        self._from_step, self._start, self._seconds = step, time.perf_counter(), dict.fromkeys(_KINDS, 0.0)
 
     def hint(self) -> str | None:
         """Return advice if the device is starved for data; at most once."""
