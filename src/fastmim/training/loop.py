@@ -214,7 +214,7 @@ def distribute(
             plan.device,
             bf16=plan.bf16,
             compile=compile,
-            cuda_graphs=plan.cuda_graphs and stage.accumulation == 1,
+            cuda_graphs=plan.cuda_graphs and stage.accumulation == 1,  # see pytorch/pytorch#169545
         ),
     )
 
