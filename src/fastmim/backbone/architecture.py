@@ -294,7 +294,7 @@ class Architecture:
         self._check_size(img_size)
         low, high = math.ceil(img_size * (1 - _NEAR)), math.floor(img_size * (1 + _NEAR))
         sizes = sorted(range(low, high + 1), key=lambda size: (size % self.reduction > 0, abs(size - img_size)))
-        others = sorted(range(32, 513, 16), key=lambda size: abs(size - img_size))
+        others = sorted(range(32, 513, 8), key=lambda size: (size % 16 > 0, abs(size - img_size)))
         for run in filter(None, map(self._dry_run, sizes)):
             return run
         taken = [str(run.size) for run in islice(filter(None, map(self._dry_run, others)), 3)]
