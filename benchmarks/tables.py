@@ -33,10 +33,10 @@ def data(claim: str, pipeline: str) -> Row:
     return Row(claim, "bench-data", ("pipelines", pipeline, "times_faster"))
 
 
-def step(name: str, case: str, precision: str) -> Row:
+def step(name: str, case: str, precision: str, record: str = "bench-step") -> Row:
     """A row on a CPU's training step, against the plain form of the same precision."""
     claim = f"Training step on a CPU, {name}: times the images per second of the plain form, both {precision}"
-    return Row(claim, "bench-step", ("cases", case, "forms", f"fastmim {precision}", "times_faster"))
+    return Row(claim, record, ("cases", case, "forms", f"fastmim {precision}", "times_faster"))
 
 
 def steps(name: str, case: str) -> tuple[Row, Row]:
@@ -117,6 +117,15 @@ MORE: tuple[Row, ...] = (
     gpu_step("Swin-B at 128 px, 256 images", "swin_base_patch4_window7_224, in-place, batch 256"),
     gpu_step("ConvNeXt-B at 128 px, 256 images", "convnext_base, in-place, batch 256"),
     gpu_step("PVTv2-B2 at 128 px, 256 images", "pvt_v2_b2, in-place, batch 256"),
+    *(
+        step(f"{name}, 64 images", case, "bf16", record="bench-step-vit-base")
+        for name, case in (
+            ("ViT-B at 128 px", VIT_B),
+            ("ViT-B at 128 px, dropped tokens", VIT_B.replace("in-place", "drop")),
+            ("MAE's recipe on ViT-B at 224 px", "vit_base_patch16_224, MAE 224"),
+            ("SimMIM's recipe on ViT-B at 192 px", "vit_base_patch16_224, SimMIM 192"),
+        )
+    ),
     *steps("ViT-S at 128 px", VIT_S),
     *steps("ViT-S at 128 px, dropped tokens", VIT_S.replace("in-place", "drop")),
     *steps("Swin-T at 128 px", SWIN_T),
