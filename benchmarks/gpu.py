@@ -6,7 +6,7 @@
 
 A case that stands in today's record of the same device is not run again. The exit status is 1 if a case failed.
 
-Compiling a model takes a minute or two of one core, timing it a few seconds. So several processes save time on a
+Compiling a model can take minutes of one core, timing it takes seconds. So several processes save time on a
 machine with many cores: they compile side by side, time in turn, and share the records. With `timeout`, send KILL.
 
     for model in vit_base swin_base pvt_v2; do

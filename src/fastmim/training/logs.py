@@ -35,7 +35,7 @@ class Logs:
         console: Where progress is shown: a live bar on a terminal, one changing line in a notebook, else a line every
             ten seconds.
         writes: False in the processes of a run that leave metrics.jsonl to the main one.
-        compiled: The first step compiles, which takes a minute or two: the time left is told from the second one on.
+        compiled: The first step compiles, which can take minutes: the time left is told from the second one on.
     """
 
     def __init__(

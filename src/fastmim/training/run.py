@@ -362,7 +362,7 @@ def _train(task: Task[Any], found: Checkpoint | None) -> int:
     )
     with logs:
         if task.plan.compile:
-            logs.say("compiling: the first step takes a minute or more")
+            logs.say("compiling: the first step can take minutes")
         step = fit(task, config, task.plan, logs=logs, resume_from=found, faster_data=task.faster_data)
         if task.bad_images:
             logs.say(task.bad_images.describe())
