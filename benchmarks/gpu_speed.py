@@ -115,7 +115,7 @@ def methods(backbone: str, options: Namespace) -> dict[str, Any]:
         sides[method] = steps.fastmim_step(model, steps.synthetic_batch(batch, case.img_size, device), form)
     steps.warm_up(sides, device)
     with turn(options):
-        times = take_turns(sides, rounds=options.rounds, device=device)
+        times = take_turns(sides, rounds=options.rounds, device=device, warm_up=0)
     rates = times.rates(batch)
     found = {
         method: rates[method]

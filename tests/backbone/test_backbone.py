@@ -214,6 +214,13 @@ def test_a_new_size_is_refused_where_timm_cannot_resample_the_weights():
     assert backbone(torch.randn(1, 3, 128, 128)).shape[-1] == 4
 
 
+@pytest.mark.slow
+def test_sizes_that_are_no_multiples_of_16_are_found_too():
+    args = {"depth": ((1, 1, 0),) * 3, "embed_dim": (24, 48)}
+    with pytest.raises(RequestError, match=r"cannot take images of 272 px: expected a size near 408, 120 px; choose"):
+        Backbone("crossvit_15_dagger_408", img_size=272, args=args)
+
+
 def test_a_size_that_the_backbone_cannot_take_is_refused():
     with pytest.raises(RequestError, match=r"cannot take images of 8 px: expected a size near 32, 48, 64 px; choose"):
         Backbone("vit_tiny_patch16_224", img_size=8, args={"depth": 1})

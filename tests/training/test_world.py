@@ -306,6 +306,10 @@ def test_a_plan_for_two_processes_is_printed_once(
     [
         ({"batch_size": 9}, "batch_size is 9; expected a multiple of the 2 processes: take 8 or 10"),
         (
+            {"cuda_graphs": True},
+            "cuda_graphs is True on cpu for 2 processes without compilation; expected one on a CUDA",
+        ),
+        (
             {"batch_size": 12, "masks_per_image": 4},
             "batch_size is 12; expected a multiple of the 2 processes times 4 copies of an image: take 8 or 16",
         ),
